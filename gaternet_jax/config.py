@@ -1,0 +1,134 @@
+"""Every field of a run, with its unit and source, and the check of their values.
+
+A run card (configs/) is `default()` with a few fields changed. Any field can be overridden on the command line:
+`--config.optimizer.learning_rate=0.05`.
+
+Sources: [P] the paper (arXiv 1811.11205), [C] the authors' released evaluation code, [He] He et al. 2016 (arXiv
+1512.03385) section 4.2; "assumed" marks what neither tells. The paper's learning rate, batch size, epochs, weight
+decay, schedule and lambda are not known: the defaults are the usual CIFAR ResNet recipe.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from gaternet_jax.errors import UserError
+
+Config = Any  # an ml_collections.ConfigDict; its fields are beyond a type checker
+
+
+def default() -> Config:
+    """The CIFAR recipe; unlocked, so that a run card can change it and lock it."""
+    config: Config = ConfigDict()
+    config.seed = 0  # initial parameters, shuffling, augmentation and gate noise all follow from it
+
+    config.model = ConfigDict(
+        dict(
+            backbone="resnet20",  # any of gaternet_jax.models.registry.known_backbones()
+            width=16,  # filters of the first stage [He, C]
+            num_classes=10,
+            channels=3,  # of the input images: 1 grayscale, 3 RGB
+            gating="residual",  # none | residual: second convolution of each block [C] | all: the first one too
+            dtype="float32",  # compute type: float32 [C] | bfloat16; parameters, BatchNorm and loss stay float32
+            gater=dict(
+                extractor="resnet20",  # [P, C] for CIFAR
+                width=16,  # filters of its first stage [C]
+                bottleneck=8,  # units between features and gate scores [C]
+                batch_norm=False,  # before the bottleneck's ReLU: False [C], True [P]
+            ),
+        )
+    )
+    config.data = ConfigDict(
+        dict(
+            name="cifar10",  # "digits", or the name of a prepared TFDS dataset
+            data_dir="",  # folder of prepared datasets; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets
+            train_split="train",
+            eval_split="test",
+            image_size=32,  # pixels, height and width
+            mean=(0.4914, 0.4822, 0.4465),  # per channel, of pixels in [0, 1] [C]
+            std=(0.2470, 0.2435, 0.2616),  # likewise [C]
+            crop_padding=4,  # pixels of zero padding before the random crop [He]
+            flip=True,  # random horizontal flip [He]
+        )
+    )
+    config.loss = ConfigDict(
+        dict(
+            gate_weight=0.1,  # lambda of lambda * mean(gates) [P has the term]; value assumed
+        )
+    )
+    config.optimizer = ConfigDict(
+        dict(
+            learning_rate=0.1,  # peak, at the configured batch size [He]
+            momentum=0.9,  # [He]; Nesterov, assumed
+            weight_decay=1e-4,  # on kernels only [He: 1e-4 on all parameters]
+            schedule="cosine",  # cosine to zero (assumed) | steps [He]
+            warmup_epochs=1.0,  # linear from zero; assumed
+            decay_at=(0.5, 0.75),  # "steps" only: fractions of the run at which the rate falls [He]
+            decay_factor=0.1,  # "steps" only [He]
+        )
+    )
+    config.train = ConfigDict(
+        dict(
+            batch_size=128,  # images per step over all devices [He]
+            epochs=200.0,  # may be a fraction; assumed [He: 164]
+            eval_batch_size=500,  # images per evaluation step over all devices
+            eval_every_epochs=1.0,  # a checkpoint follows each evaluation
+            log_every_steps=50,  # training metrics are means over this many steps
+        )
+    )
+    config.checkpoint = ConfigDict(
+        dict(
+            keep_latest=2,  # checkpoints; the best one (top-1 on eval_split) is kept besides
+            every_steps=0,  # more checkpoints between evaluations; 0: none
+        )
+    )
+    return config
+
+
+def validate(config: Config, num_devices: int) -> None:
+    """Checks ranges and combinations, before anything is compiled.
+
+    Raises:
+        UserError: naming every field that is wrong, its value and what is expected.
+    """
+    positive = (
+        "model.width model.num_classes model.channels model.gater.width model.gater.bottleneck data.image_size "
+        "train.batch_size train.epochs train.eval_batch_size train.eval_every_epochs train.log_every_steps "
+        "checkpoint.keep_latest"
+    )
+    non_negative = (
+        "data.crop_padding loss.gate_weight optimizer.learning_rate optimizer.momentum optimizer.weight_decay "
+        "optimizer.warmup_epochs checkpoint.every_steps"
+    )
+    fields = dict(flatten(config))
+    problems = [f"{f}={fields[f]} must be greater than 0" for f in positive.split() if not fields[f] > 0]
+    problems += [f"{f}={fields[f]} must be at least 0" for f in non_negative.split() if not fields[f] >= 0]
+    for field in ("train.batch_size", "train.eval_batch_size"):
+        if fields[field] % num_devices:
+            problems.append(f"{field}={fields[field]} must be a multiple of the number of devices, {num_devices}")
+    for field in ("data.mean", "data.std"):
+        if len(fields[field]) != config.model.channels:
+            problems.append(
+                f"{field}={fields[field]} needs one number per channel (model.channels={config.model.channels})"
+            )
+    if any(not std > 0 for std in config.data.std):
+        problems.append(f"data.std={config.data.std} must be greater than 0")
+    if config.optimizer.schedule not in ("cosine", "steps"):
+        problems.append(f"optimizer.schedule='{config.optimizer.schedule}' must be 'cosine' or 'steps'")
+    if config.optimizer.warmup_epochs >= config.train.epochs > 0:
+        problems.append(
+            f"optimizer.warmup_epochs={config.optimizer.warmup_epochs} must be less than "
+            f"train.epochs={config.train.epochs}"
+        )
+    if problems:
+        raise UserError("the config cannot be used:\n  " + "\n  ".join(problems))
+
+
+def flatten(config: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields ("model.gater.bottleneck", 8) and so on; sequences as tuples."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, tuple(value) if isinstance(value, (list, tuple)) else value

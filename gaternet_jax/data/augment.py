@@ -1,0 +1,41 @@
+"""Crop, flip and normalise: on the device, inside the jitted step, so that uint8 crosses the bus."""
+
+import jax
+import jax.numpy as jnp
+
+from gaternet_jax.config import Config
+
+
+def normalize(images: jax.Array, config: Config) -> jax.Array:
+    """uint8 [B, H, W, C] -> float32 [B, H, W, C]: (pixel / 255 - mean) / std, per channel."""
+    mean = jnp.asarray(config.mean, jnp.float32).reshape(1, 1, 1, -1)
+    std = jnp.asarray(config.std, jnp.float32).reshape(1, 1, 1, -1)
+    return (images.astype(jnp.float32) / 255.0 - mean) / std
+
+
+def augment(images: jax.Array, key: jax.Array, config: Config) -> jax.Array:
+    """Random crop after zero padding, then random horizontal flip, each image for itself (He et al. 2016, 4.2).
+
+    Args:
+        images: uint8 [B, H, W, C].
+        key: one typed PRNG key for the batch.
+        config: the `data` part of a run's config.
+
+    Returns:
+        uint8 [B, H, W, C].
+    """
+    crop_key, flip_key = jax.random.split(key)
+    batch, height, width, channels = images.shape
+    padding = config.crop_padding
+    if padding:
+        padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+        corners = jax.random.randint(crop_key, (batch, 2), 0, 2 * padding + 1)
+
+        def crop(image, corner):
+            return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (height, width, channels))
+
+        images = jax.vmap(crop)(padded, corners)
+    if config.flip:
+        flipped = jax.random.bernoulli(flip_key, 0.5, (batch, 1, 1, 1))
+        images = jnp.where(flipped, images[:, :, ::-1], images)
+    return images

@@ -1,0 +1,87 @@
+"""Exact evaluation over a split: every image once, whatever the batch size and the number of devices."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from gaternet_jax import checkpoint
+from gaternet_jax.config import Config, validate
+from gaternet_jax.data import memory
+from gaternet_jax.data.datasets import find_dataset
+from gaternet_jax.models.gaternet import GaterNet
+from gaternet_jax.parallel import make_mesh, replicated, to_devices
+from gaternet_jax.state import Tree, split_model
+from gaternet_jax.step import make_eval_step
+from gaternet_jax.workdir import load_config
+
+
+def make_evaluation(model: GaterNet, split: memory.Split, config: Config, mesh: Mesh) -> Callable[[Tree, Tree], dict]:
+    """Builds the function (params, stats) -> metrics over a split.
+
+    Args:
+        model: gives the structure; it is left in evaluation mode.
+        split: the images.
+        config: the whole config of the run.
+        mesh: the devices.
+
+    Returns:
+        A function whose result has: images (their number); loss (cross-entropy, nats); top1 and top5, fractions;
+        and for a model with gates gates_on, the mean fraction of open gates, and gates_input_dependent, the
+        fraction of gates that are open for some images and closed for others. It raises RuntimeError if the
+        images it counted are not those of the split (a defect, not the user's doing).
+    """
+    model.eval()
+    graphdef, _, _ = split_model(model)
+    eval_step = make_eval_step(graphdef, config, mesh)
+
+    def evaluation(params: Tree, stats: Tree) -> dict:
+        batches = to_devices(memory.eval_batches(split, config.train.eval_batch_size), mesh)
+        sums = jax.device_get([eval_step(params, stats, batch) for batch in batches])
+        total = jax.tree.map(lambda *parts: np.sum(parts, axis=0, dtype=np.float64), *sums)
+        images = int(total["images"])
+        if images != len(split.labels):
+            raise RuntimeError(f"evaluation counted {images} images of {len(split.labels)}")
+        metrics = {"images": images} | {name: float(total[name] / images) for name in ("loss", "top1", "top5")}
+        open_rate = total["open_per_gate"] / images
+        if open_rate.size:
+            metrics["gates_on"] = float(open_rate.mean())
+            metrics["gates_input_dependent"] = float(((open_rate > 0) & (open_rate < 1)).mean())
+        return metrics
+
+    return evaluation
+
+
+def evaluate(workdir: str | Path, data_dir: str = "") -> dict:
+    """Evaluates the best checkpoint of a workdir on its evaluation split.
+
+    Args:
+        workdir: of a training run or a conversion.
+        data_dir: overrides the config's folder of prepared datasets, unless empty.
+
+    Returns:
+        Metrics as of `make_evaluation`.
+
+    Raises:
+        UserError: no checkpoint there, or its dataset is not prepared.
+    """
+    config = load_config(workdir)
+    mesh = make_mesh()
+    validate(config, mesh.size)
+    model = checkpoint.load_model(workdir)
+    builder = find_dataset(config.data.name, data_dir or config.data.data_dir)
+    split = memory.load_split(builder, config.data.eval_split, config)
+    _, params, stats = split_model(model)
+    params, stats = jax.device_put((params, stats), replicated(mesh))
+    return make_evaluation(model, split, config, mesh)(params, stats)
+
+
+def describe(metrics: dict) -> str:
+    """One line for people."""
+    parts = [f"loss {metrics['loss']:.3f}", f"top-1 {metrics['top1']:.2%}", f"top-5 {metrics['top5']:.2%}"]
+    if "gates_on" in metrics:
+        parts.append(f"open gates {metrics['gates_on']:.1%}")
+        parts.append(f"input-dependent gates {metrics['gates_input_dependent']:.1%}")
+    return ", ".join(parts)

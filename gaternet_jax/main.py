@@ -1,0 +1,114 @@
+"""Trains or evaluates a GaterNet.
+
+    python -m gaternet_jax.main --config=configs/digits.py
+    python -m gaternet_jax.main --config=configs/cifar10.py:resnet56 --data_dir=DIR --config.train.epochs=100
+    python -m gaternet_jax.main --workdir=runs/digits --mode=evaluate
+
+The same command again goes on from the latest checkpoint.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from gaternet_jax.errors import UserError
+from gaternet_jax.evaluate import describe, evaluate
+from gaternet_jax.metrics import NonFiniteError
+from gaternet_jax.train import train
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "A run card, configs/X.py or configs/X.py:VARIANT; override fields by --config.FIELD=VALUE.",
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run: checkpoints, metrics. Default: runs/X or runs/X-VARIANT."
+)
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "Train, or evaluate the best checkpoint.")
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Folder of prepared TFDS datasets. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets."
+)
+
+
+def main(_) -> None:
+    try:
+        if _MODE.value == "evaluate":
+            run_evaluation()
+        else:
+            run_training()
+    except (UserError, NonFiniteError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted. The same command goes on from the latest checkpoint.")
+
+
+def run_training() -> None:
+    config = _CONFIG.value
+    if config is None:
+        raise UserError("say what to train: --config=configs/X.py (see configs/)")
+    if _DATA_DIR.value:
+        config.data.data_dir = _DATA_DIR.value
+    workdir = Path(_WORKDIR.value or default_workdir())
+    print(f"Training {config.model.backbone} (gating: {config.model.gating}) on {config.data.name} in {workdir}")
+    metrics = train(config, workdir)
+    print(summary(workdir, metrics))
+
+
+def run_evaluation() -> None:
+    if _WORKDIR.value is None and _CONFIG.value is None:
+        raise UserError("say what to evaluate: --workdir=DIR of a training run or a conversion")
+    metrics = evaluate(_WORKDIR.value or default_workdir(), _DATA_DIR.value or "")
+    print(f"{metrics['images']} images: {describe(metrics)}")
+    print(json.dumps(metrics))
+
+
+def default_workdir() -> str:
+    """configs/cifar10.py:resnet56 -> runs/cifar10-resnet56"""
+    card, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    return f"runs/{Path(card).stem}" + (f"-{variant}" if variant else "")
+
+
+def summary(workdir: Path, metrics: dict) -> str:
+    """What a person wants to know when the run has ended."""
+    gates = ""
+    if "gates_on" in metrics:
+        gates = (
+            f"\n  open gates   {metrics['gates_on']:.1%} on average; "
+            f"{metrics['gates_input_dependent']:.1%} of the gates depend on the image"
+        )
+    return f"""
+Done after step {metrics["step"]}.
+  top-1        {metrics["top1"]:.2%} of {metrics["images"]} test images{gates}
+  checkpoints  {workdir}/checkpoints
+  metrics      {workdir}/metrics.jsonl
+  TensorBoard  {workdir}/tensorboard
+Next:
+  python -m gaternet_jax.main --workdir={workdir} --mode=evaluate
+  python -m gaternet_jax.tools.predict --workdir={workdir} IMAGE
+"""
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses the command line; a mistake in it ends in a sentence, not in a traceback."""
+    flags.FLAGS.set_default("verbosity", -1)  # warnings and worse; --verbosity=0 shows what libraries report too
+    try:
+        remaining = app.parse_flags_with_usage(argv)
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__ or cause.__context__
+        sys.exit(f"error: {cause or error}")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # --verbosity=0 shows what the libraries report
+    return remaining
+
+
+def run() -> None:
+    app.run(main, flags_parser=parse_flags)
+
+
+if __name__ == "__main__":
+    run()

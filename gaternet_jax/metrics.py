@@ -1,0 +1,137 @@
+"""Metrics to metrics.jsonl and TensorBoard; training metrics fetched late, so that devices never wait."""
+
+import contextlib
+import json
+import math
+import time
+from collections import deque
+from pathlib import Path
+
+import jax
+from tensorboardX import SummaryWriter
+
+
+class NonFiniteError(RuntimeError):
+    """Loss or gradient became NaN or infinite."""
+
+
+class MetricWriter:
+    """Appends to workdir/metrics.jsonl and to TensorBoard files in workdir/tensorboard.
+
+    Args:
+        workdir: the run's folder.
+        resume_step: lines of steps beyond this one are removed; the run computes them again.
+    """
+
+    def __init__(self, workdir: Path, resume_step: int):
+        self.path = workdir / "metrics.jsonl"
+        _drop_lines_after(self.path, resume_step)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+
+    def write(self, step: int, split: str, values: dict[str, float | int]) -> None:
+        """Writes one line: step, split, and the values."""
+        line = {"step": step, "split": split} | values
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+        self._tensorboard.close()
+
+
+class TrainMetrics:
+    """Collects the metrics of training steps without making the devices wait.
+
+    The values of a step are fetched when `lag` further steps have been dispatched: by then they are there, and the
+    host never runs further ahead than that.
+    """
+
+    def __init__(self, lag: int = 2):
+        self.lag = lag
+        self.window: dict = {"steps": 0, "sums": {}}  # since the last `mean`; goes into checkpoints
+        self._pending: deque[tuple[int, dict[str, jax.Array]]] = deque()
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of step number `step`, the first being 1.
+
+        Raises:
+            NonFiniteError: an earlier step's loss or gradient is not finite.
+        """
+        for value in metrics.values():
+            value.copy_to_host_async()
+        self._pending.append((step, metrics))
+        if len(self._pending) > self.lag:
+            self._fetch()
+
+    def wait(self) -> None:
+        """Waits for all steps so far.
+
+        Raises:
+            NonFiniteError: a step's loss or gradient is not finite.
+        """
+        while self._pending:
+            self._fetch()
+
+    def mean(self) -> dict[str, float]:
+        """Waits, and returns the mean of each metric over the steps since the last call."""
+        self.wait()
+        steps, sums = self.window["steps"], self.window["sums"]
+        self.window = {"steps": 0, "sums": {}}
+        return {name: total / steps for name, total in sums.items()}
+
+    def _fetch(self) -> None:
+        step, metrics = self._pending.popleft()
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        for name in ("loss", "gradient_norm"):
+            if not math.isfinite(values[name]):
+                raise NonFiniteError(f"{name} is {values[name]} at step {step}")
+        sums = self.window["sums"]
+        self.window["steps"] += 1
+        self.window["sums"] = {name: sums.get(name, 0.0) + value for name, value in values.items()}
+
+
+class Throughput:
+    """Images per second, without the time spent in `paused`."""
+
+    def __init__(self):
+        self._images = 0
+        self._start = time.perf_counter()
+
+    def add(self, images: int) -> None:
+        self._images += images
+
+    @contextlib.contextmanager
+    def paused(self):
+        """Time in this context does not count."""
+        before = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - before
+
+    def measure(self) -> float:
+        """Images per second since the last call."""
+        now = time.perf_counter()
+        rate = self._images / (now - self._start)
+        self._images, self._start = 0, now
+        return rate
+
+
+def _drop_lines_after(path: Path, last_step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            step = json.loads(line)["step"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue  # the run was killed while it wrote this line
+        if step <= last_step:
+            kept.append(line + "\n")
+    part = path.with_suffix(".part")
+    part.write_text("".join(kept), encoding="utf-8")
+    part.replace(path)

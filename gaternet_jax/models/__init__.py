@@ -1,0 +1,1 @@
+"""Models, in the order that data flows: gater -> gate scores -> gates -> backbone -> logits."""

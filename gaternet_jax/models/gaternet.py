@@ -1,0 +1,81 @@
+"""GaterNet: a gater and a backbone, wired.
+
+    image -> gater -> gate scores -> gates -> backbone -> logits
+       \\__________________________________/
+
+Z. Chen, Y. Li, S. Bengio, S. Si, "You Look Twice: GaterNet for Dynamic Filter Selection in CNNs", CVPR 2019.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gaternet_jax.models.backbone import Backbone
+from gaternet_jax.models.gater import Gater
+from gaternet_jax.models.gates import GateSite
+from gaternet_jax.models.semhash import binary_gates, sampled_gates
+
+
+class Outputs(NamedTuple):
+    """What a model returns. A model without gates has G = 0.
+
+    Attributes:
+        logits: float32 [B, K].
+        gates: float32 [B, G]; 0 or 1 in evaluation mode, in [0, 1] in training mode.
+        gate_scores: float32 [B, G], before noise and threshold.
+    """
+
+    logits: jax.Array
+    gates: jax.Array
+    gate_scores: jax.Array
+
+
+class GaterNet(nnx.Module):
+    """A backbone whose filters are selected per image by a gater; without a gater, the plain backbone.
+
+    In training mode (until `.eval()`) gates are sampled and a PRNG key is needed; in evaluation mode they are
+    binary and deterministic.
+    """
+
+    def __init__(self, backbone: Backbone, gater: Gater | None):
+        self.gater = gater
+        self.backbone = backbone
+        self.deterministic = False  # set by .train() and .eval()
+
+    @property
+    def gate_sites(self) -> tuple[GateSite, ...]:
+        """The gated convolutions of the backbone, in forward order."""
+        return self.backbone.gate_sites
+
+    def __call__(self, images: jax.Array, *, key: jax.Array | None = None) -> Outputs:
+        """Predicts.
+
+        Args:
+            images: float32 [B, H, W, C], already normalised.
+            key: PRNG key of the gate noise; needed in training mode, ignored in evaluation mode.
+
+        Raises:
+            ValueError: images of another shape or type, or training mode without a key.
+        """
+        self._check_images(images)
+        if self.gater is None:
+            no_gates = jnp.zeros((images.shape[0], 0), jnp.float32)
+            return Outputs(self.backbone(images), no_gates, no_gates)
+        scores = self.gater(images)
+        if self.deterministic:
+            gates = binary_gates(scores)
+        elif key is not None:
+            gates = sampled_gates(scores, key)
+        else:
+            raise ValueError("in training mode gates are sampled: pass key=..., or call model.eval() first")
+        return Outputs(self.backbone(images, gates), gates, scores)
+
+    def _check_images(self, images: jax.Array) -> None:
+        channels = self.backbone.channels
+        if images.ndim != 4 or images.shape[-1] != channels or not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(
+                f"images must be normalised floats of shape [batch, height, width, {channels}]; "
+                f"got {images.dtype} {list(images.shape)}"
+            )

@@ -1,0 +1,70 @@
+r"""Improved SemHash: gate scores to binary gates, with a straight-through gradient.
+
+    training     s' = s + e,  e ~ N(0, 1)             v = clip(1.2 sigmoid(s') - 0.1, 0, 1)
+                 g = 1[v > 0.49999] or v, per sample, each with probability 1/2
+    evaluation   g = 1[v > 0.49999], without noise
+    backward     dg/ds' = dv/ds'                      (the threshold passes gradients unchanged)
+
+Source: GaterNet section 3.2 and released code; Kaiser and Bengio, "Discrete Autoencoders for Sequence Models"
+(2018), and tensor2tensor.
+"""
+
+import jax
+import jax.numpy as jnp
+
+# Released code. The sigmoid is stretched to (-0.1, 1.1) before the clip, so that gates reach exactly 0 and 1.
+STRETCH = 1.2
+SHIFT = 0.1
+# Released code: just below 1/2, so that a score of exactly 0 (a dead bottleneck with zero bias) opens the gate.
+THRESHOLD = 0.49999
+
+
+def saturating_sigmoid(scores: jax.Array) -> jax.Array:
+    """v = clip(1.2 sigmoid(s) - 0.1, 0, 1); the gradient is zero where v is clipped."""
+    return jnp.clip(STRETCH * jax.nn.sigmoid(scores) - SHIFT, 0.0, 1.0)
+
+
+@jax.custom_vjp
+def straight_through_threshold(values: jax.Array) -> jax.Array:
+    """b = 1[v > 0.49999], in the type of `values`; backward, the gradient of b is passed to v unchanged."""
+    return (values > THRESHOLD).astype(values.dtype)
+
+
+def _threshold_forward(values):
+    return straight_through_threshold(values), None
+
+
+def _threshold_backward(_, gradient):
+    return (gradient,)
+
+
+straight_through_threshold.defvjp(_threshold_forward, _threshold_backward)
+
+
+def binary_gates(scores: jax.Array) -> jax.Array:
+    """Gates in evaluation: deterministic, 0 or 1.
+
+    Args:
+        scores: gate scores, float32 [B, G].
+
+    Returns:
+        Gates, float32 [B, G].
+    """
+    return straight_through_threshold(saturating_sigmoid(scores))
+
+
+def sampled_gates(scores: jax.Array, key: jax.Array) -> jax.Array:
+    """Gates in training: noisy; for each sample all binary or all real-valued, each with probability 1/2.
+
+    Args:
+        scores: gate scores, float32 [B, G].
+        key: one typed PRNG key.
+
+    Returns:
+        Gates in [0, 1], float32 [B, G].
+    """
+    noise_key, mix_key = jax.random.split(key)
+    noisy = scores + jax.random.normal(noise_key, scores.shape, scores.dtype)
+    values = saturating_sigmoid(noisy)
+    take_binary = jax.random.bernoulli(mix_key, 0.5, (scores.shape[0], 1))
+    return jnp.where(take_binary, straight_through_threshold(values), values)

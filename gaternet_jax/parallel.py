@@ -1,0 +1,36 @@
+"""Data parallelism: one mesh axis, "data"; batches are split over it, the training state is on every device."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+
+def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh over the given devices, or over all."""
+    devices = devices or jax.devices()
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split_by_batch(mesh: Mesh) -> NamedSharding:
+    """The leading axis split over the devices."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def to_devices(batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, ahead: int = 2) -> Iterator[dict[str, jax.Array]]:
+    """Sends batches to the devices, `ahead` of them before they are needed; transfers overlap computation."""
+    sharding = split_by_batch(mesh)
+    queue: deque[dict[str, jax.Array]] = deque()
+    for batch in batches:
+        queue.append({k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()})
+        if len(queue) > ahead:
+            yield queue.popleft()
+    yield from queue

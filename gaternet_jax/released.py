@@ -1,0 +1,127 @@
+"""The authors' released checkpoints: names and shapes to ours.
+
+The format: a PyTorch pickle {"backbone_state_dict": {...}, "gater_state_dict": {...}} of ResNet-Gated on CIFAR, keys
+such as "module.stage2.block1.conv1.weight" (released code).
+"""
+
+import re
+
+import jax
+import numpy as np
+from flax import nnx
+
+from gaternet_jax.config import Config
+from gaternet_jax.errors import UserError
+from gaternet_jax.models.registry import build_model
+from gaternet_jax.state import Tree, split_model
+
+# Ours -> theirs, where the paths differ by more than the leaf's name.
+_MODULES = {
+    "gater.extractor": "gater.resnet",
+    "gater.head.bottleneck": "gater.resnet.newfc",
+    "gater.head.scores": "gater.fnn.fc.0",
+}
+_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+
+
+def infer_model(tensors: dict[str, np.ndarray], config: Config) -> Config:
+    """Fills in a `model` config from the shapes: depths, widths, bottleneck, classes.
+
+    Args:
+        tensors: from `flatten_released`.
+        config: the `model` part of a run's config, changed in place.
+
+    Raises:
+        UserError: the tensors that tell these are missing.
+    """
+    try:
+        config.num_classes, _ = tensors["backbone.fc.weight"].shape
+        config.width, config.channels = tensors["backbone.conv.weight"].shape[:2]
+        config.gater.width = tensors["gater.resnet.conv.weight"].shape[0]
+        config.gater.bottleneck, _ = tensors["gater.resnet.newfc.weight"].shape
+    except (KeyError, ValueError) as error:
+        raise UserError(f"not a released GaterNet checkpoint: {error} is missing or has another shape") from None
+    config.backbone = f"resnet{_depth(tensors, 'backbone')}"
+    config.gater.extractor = f"resnet{_depth(tensors, 'gater.resnet')}"
+    config.gater.batch_norm = False
+    config.gating = "residual"
+    return config
+
+
+def _depth(tensors: dict[str, np.ndarray], prefix: str) -> int:
+    """6n + 2, with n the highest block number of the first stage."""
+    pattern = re.compile(re.escape(prefix) + r"\.stage1\.block(\d+)\.")
+    blocks = [int(match[1]) for name in tensors if (match := pattern.match(name))]
+    if not blocks:
+        raise UserError(f"not a released GaterNet checkpoint: it has no {prefix}.stage1.block1")
+    return 6 * max(blocks) + 2
+
+
+def flatten_released(checkpoint: object) -> dict[str, np.ndarray]:
+    """{"backbone.stage1.block1.conv1.weight": array, ...} of a released checkpoint's contents.
+
+    Raises:
+        UserError: contents of another kind.
+    """
+    expected = {"backbone_state_dict", "gater_state_dict"}
+    if not isinstance(checkpoint, dict) or not expected <= checkpoint.keys():
+        found = sorted(map(str, checkpoint)) if isinstance(checkpoint, dict) else type(checkpoint).__name__
+        raise UserError(f"not a released GaterNet checkpoint: expected the keys {sorted(expected)}, found {found}")
+    tensors = {}
+    for network in ("backbone", "gater"):
+        for name, value in checkpoint[f"{network}_state_dict"].items():
+            if not name.endswith("num_batches_tracked"):  # a PyTorch counter; nothing here depends on it
+                tensors[f"{network}.{name.removeprefix('module.')}"] = np.asarray(value)
+    return tensors
+
+
+def convert_released(tensors: dict[str, np.ndarray], config: Config) -> tuple[Tree, Tree]:
+    """Parameters and BatchNorm statistics of the model that `config` describes.
+
+    Args:
+        tensors: from `flatten_released`.
+        config: from `infer_model`.
+
+    Raises:
+        UserError: missing tensors, ones that the model does not have, or wrong shapes; all are named.
+    """
+    _, params, stats = split_model(nnx.eval_shape(lambda: build_model(config)))
+    remaining, problems = dict(tensors), []
+
+    def take(path, like):
+        name = _released_name([entry.key for entry in path])
+        if name not in remaining:
+            problems.append(f"missing: {name} {_released_shape(like.shape)}")
+            return None
+        tensor = remaining.pop(name)
+        if tensor.shape != _released_shape(like.shape):
+            problems.append(f"wrong shape: {name} {tensor.shape}, expected {_released_shape(like.shape)}")
+            return None
+        return jax.numpy.asarray(np.transpose(tensor, (2, 3, 1, 0) if tensor.ndim == 4 else None), like.dtype)
+
+    params = jax.tree_util.tree_map_with_path(take, params)
+    stats = jax.tree_util.tree_map_with_path(take, stats)
+    problems += [f"unknown: {name} {tensor.shape}" for name, tensor in remaining.items()]
+    if problems:
+        raise UserError(f"the checkpoint does not fit {config.backbone}-Gated:\n  " + "\n  ".join(problems))
+    return params, stats
+
+
+def _released_name(path: list[str]) -> str:
+    *modules, leaf = path
+    name = ".".join(modules)
+    for ours, theirs in _MODULES.items():
+        if name == ours or name.startswith(ours + "."):
+            name = theirs + name.removeprefix(ours)
+    return f"{name}.{_LEAVES[leaf]}"
+
+
+def _released_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """[kh, kw, in, out] -> [out, in, kh, kw]; [in, out] -> [out, in]."""
+    return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape[::-1]

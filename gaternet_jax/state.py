@@ -1,0 +1,50 @@
+"""What is trained and saved."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from gaternet_jax.models.gaternet import GaterNet
+
+Tree = Any  # nested dicts of arrays, keyed by the names of submodules
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that a step changes.
+
+    Attributes:
+        step: number of steps done, int32.
+        params: parameters, float32.
+        stats: running statistics of BatchNorm, float32.
+        opt_state: the optimiser's.
+    """
+
+    step: jax.Array
+    params: Tree
+    stats: Tree
+    opt_state: optax.OptState
+
+
+def split_model(model: GaterNet) -> tuple[nnx.GraphDef, Tree, Tree]:
+    """Splits a model into its structure (which includes training or evaluation mode), parameters and statistics.
+
+    `merge_model` is the inverse.
+    """
+    graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
+
+
+def merge_model(graphdef: nnx.GraphDef, params: Tree, stats: Tree) -> GaterNet:
+    """A model of its own variables; safe to call within a gradient."""
+    return nnx.merge(graphdef, params, stats, copy=True)
+
+
+def init_state(params: Tree, stats: Tree, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))

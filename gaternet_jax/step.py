@@ -1,0 +1,94 @@
+"""One training step and one evaluation step, as pure functions.
+
+state, batch, key -> augment -> model -> loss -> gradient -> update -> state, metrics
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from gaternet_jax import losses
+from gaternet_jax.config import Config
+from gaternet_jax.data.augment import augment, normalize
+from gaternet_jax.parallel import replicated, split_by_batch
+from gaternet_jax.state import TrainState, Tree, merge_model, split_model
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def make_train_step(
+    graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, config: Config, mesh: Mesh
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
+    """Builds the jitted training step; the state given to it is donated.
+
+    Args:
+        graphdef: of the model in training mode, from `split_model`.
+        optimizer: from `make_optimizer`.
+        config: the whole config of the run.
+        mesh: the devices; batches are split over them, hence BatchNorm sees the whole batch.
+    """
+
+    def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        augment_key, gate_key = jax.random.split(jax.random.fold_in(key, state.step))
+        images = normalize(augment(batch["image"], augment_key, config.data), config.data)
+
+        def loss_function(params):
+            model = merge_model(graphdef, params, state.stats)
+            outputs = model(images, key=gate_key)
+            _, _, stats = split_model(model)
+            return losses.training_loss(outputs, batch["label"], config.loss), (stats, outputs)
+
+        gradient_of = jax.value_and_grad(loss_function, has_aux=True)
+        (loss, (stats, outputs)), gradients = gradient_of(state.params)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss": loss,
+            "top1": (outputs.logits.argmax(-1) == batch["label"]).mean(),
+            "gradient_norm": optax.global_norm(gradients),
+        }
+        if outputs.gates.size:
+            metrics["gates_on"] = (outputs.gates > 0.5).mean()
+        return TrainState(state.step + 1, params, stats, opt_state), metrics
+
+    everywhere, by_batch = replicated(mesh), split_by_batch(mesh)
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        in_shardings=(everywhere, by_batch, everywhere),
+        out_shardings=everywhere,
+    )
+
+
+def make_eval_step(graphdef: nnx.GraphDef, config: Config, mesh: Mesh) -> Callable[[Tree, Tree, Batch], Metrics]:
+    """Builds the jitted evaluation step: sums over the images whose mask is True.
+
+    Args:
+        graphdef: of the model in evaluation mode.
+        config: the whole config of the run.
+        mesh: the devices.
+    """
+
+    def eval_step(params: Tree, stats: Tree, batch: Batch) -> Metrics:
+        model = merge_model(graphdef, params, stats)
+        outputs = model(normalize(batch["image"], config.data))
+        labels, mask = batch["label"], batch["mask"]
+        # Ties count against the model, so that constant (or non-finite) logits are never right.
+        of_label = jnp.take_along_axis(outputs.logits, labels[:, None], axis=-1)
+        better_or_equal = (outputs.logits >= of_label).sum(-1)
+        finite = jnp.isfinite(of_label[:, 0])
+        return {
+            "images": mask.sum(),
+            "loss": jnp.where(mask, losses.cross_entropy(outputs.logits, labels), 0.0).sum(),
+            "top1": (mask & finite & (better_or_equal <= 1)).sum(),
+            "top5": (mask & finite & (better_or_equal <= 5)).sum(),
+            "open_per_gate": jnp.where(mask[:, None], outputs.gates, 0.0).sum(0),
+        }
+
+    everywhere, by_batch = replicated(mesh), split_by_batch(mesh)
+    return jax.jit(eval_step, in_shardings=(everywhere, everywhere, by_batch), out_shardings=everywhere)

@@ -1,0 +1,1 @@
+"""Thin command lines over the package; `python -m gaternet_jax.tools.X --help` tells what each does."""

@@ -1,0 +1,73 @@
+"""Converts a released GaterNet checkpoint (PyTorch) into a folder that `load_model` takes.
+
+    python -m gaternet_jax.tools.convert --checkpoint=FILE.pth --out=DIR
+
+Needs PyTorch to read the file: pip install 'gaternet-jax[torch]'. Depth and class count are inferred.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from gaternet_jax.checkpoint import Checkpoints
+from gaternet_jax.config import Config, default
+from gaternet_jax.errors import UserError
+from gaternet_jax.released import convert_released, flatten_released, infer_model
+from gaternet_jax.workdir import save_config
+
+CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+def read_pickle(path: Path) -> object:
+    """The contents of a PyTorch file; code in it is not run.
+
+    Raises:
+        UserError: no PyTorch, no such file, or one that PyTorch cannot read safely.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise UserError("reading a .pth file needs PyTorch: pip install 'gaternet-jax[torch]'") from None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except Exception as error:  # PyTorch raises whatever its unpickler meets in a file of another kind
+        raise UserError(f"{path} is not a PyTorch checkpoint of tensors: {error}") from None
+
+
+def convert(checkpoint: Path, out: Path) -> Config:
+    """Writes `out`/config.json, labels.txt and checkpoints/0, or nothing if anything is wrong.
+
+    Raises:
+        UserError: `out` is not empty, or the checkpoint cannot be converted.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is not an empty folder; choose another --out")
+    tensors = flatten_released(read_pickle(checkpoint))
+    config = default()
+    config.model = infer_model(tensors, config.model)
+    params, stats = convert_released(tensors, config.model)
+    classes = config.model.num_classes
+    labels = CIFAR10_CLASSES if classes == 10 else [f"class {label}" for label in range(classes)]
+    save_config(config, labels, out)
+    with Checkpoints(out) as checkpoints:
+        checkpoints.save_model(params, stats)
+    return config
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="the released .pth file")
+    parser.add_argument("--out", type=Path, required=True, help="a new or empty folder")
+    arguments = parser.parse_args(argv)
+    try:
+        config = convert(arguments.checkpoint, arguments.out)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    print(f"Converted {config.model.backbone}-Gated ({config.model.num_classes} classes) into {arguments.out}")
+    print(f"Next: python -m gaternet_jax.main --workdir={arguments.out} --mode=evaluate")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""A run's folder: whose it is, its config and the names of its classes.
+
+workdir/config.json        the resolved config
+workdir/labels.txt         the names of the classes, one a line
+workdir/metrics.jsonl      see metrics.py
+workdir/tensorboard/       the same for TensorBoard
+workdir/checkpoints/STEP/  see checkpoint.py
+"""
+
+import json
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from gaternet_jax.config import Config, flatten
+from gaternet_jax.errors import UserError
+
+# Fields that a resumed run may change. All others decide what the run computes.
+MAY_CHANGE = (
+    "data.data_dir",
+    "train.epochs",
+    "train.eval_batch_size",
+    "train.eval_every_epochs",
+    "train.log_every_steps",
+    "checkpoint.keep_latest",
+    "checkpoint.every_steps",
+)
+
+
+def check_workdir(workdir: Path, given: Config) -> None:
+    """Checks that a workdir is new or empty, or holds the run that `given` describes.
+
+    Raises:
+        UserError: it holds something else, or a run with other values in fields beyond MAY_CHANGE, which are named.
+    """
+    if not workdir.exists() or (workdir.is_dir() and not any(workdir.iterdir())):
+        return
+    if not (workdir / "config.json").is_file():
+        raise UserError(f"{workdir} holds something that is not a run (no config.json); choose another --workdir")
+    saved = load_config(workdir)
+    before, now = dict(flatten(saved)), dict(flatten(given))
+    differing = [
+        f"{field}: {before.get(field, '(absent)')} in the workdir, {now.get(field, '(absent)')} given"
+        for field in sorted(before.keys() | now.keys())
+        if field not in MAY_CHANGE and before.get(field, before) != now.get(field, now)
+    ]
+    if differing:
+        raise UserError(
+            f"{workdir} holds a run with another config:\n  "
+            + "\n  ".join(differing)
+            + "\nGive the same config to go on with it, or another --workdir. "
+            f"Fields that may change: {', '.join(MAY_CHANGE)}"
+        )
+
+
+def save_config(config: Config, labels: list[str], workdir: Path) -> None:
+    """Writes workdir/config.json, and the names of the classes to workdir/labels.txt, one a line."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    _write(workdir / "labels.txt", "".join(f"{label}\n" for label in labels))
+    _write(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    """A crash leaves the old file or the new one, never a part."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def load_config(workdir: str | Path) -> Config:
+    """Reads workdir/config.json.
+
+    Raises:
+        UserError: no such file, or not a config.
+    """
+    path = Path(workdir) / "config.json"
+    try:
+        config = ConfigDict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise UserError(
+            f"{workdir} is not a run: it has no config.json. Give the --workdir of a training run or the --out of "
+            "a conversion"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a config: {error}") from None
+    return config.lock()
+
+
+def load_labels(workdir: str | Path) -> list[str]:
+    """The names of the classes, by label."""
+    return (Path(workdir) / "labels.txt").read_text(encoding="utf-8").splitlines()
