@@ -27,7 +27,7 @@ def default() -> Config:
         dict(
             backbone="resnet20",  # any of gaternet_jax.models.registry.known_backbones()
             width=16,  # filters of the first stage [He, C]
-            num_classes=10,
+            num_classes=10,  # of the dataset
             channels=3,  # of the input images: 1 grayscale, 3 RGB
             gating="residual",  # none | residual: second convolution of each block [C] | all: the first one too
             dtype="float32",  # compute type: float32 [C] | bfloat16; parameters, BatchNorm and loss stay float32
@@ -112,6 +112,11 @@ def validate(config: Config, num_devices: int) -> None:
             problems.append(
                 f"{field}={fields[field]} needs one number per channel (model.channels={config.model.channels})"
             )
+    if config.model.channels not in (1, 3):
+        problems.append(f"model.channels={config.model.channels} must be 1 (grayscale) or 3 (RGB)")
+    decay_at = tuple(config.optimizer.decay_at)
+    if any(not 0 < at < 1 for at in decay_at) or list(decay_at) != sorted(set(decay_at)):
+        problems.append(f"optimizer.decay_at={decay_at} must be increasing fractions between 0 and 1")
     if any(not std > 0 for std in config.data.std):
         problems.append(f"data.std={config.data.std} must be greater than 0")
     if config.optimizer.schedule not in ("cosine", "steps"):

@@ -51,7 +51,7 @@ def run_training() -> None:
         raise UserError("say what to train: --config=configs/X.py (see configs/)")
     if _DATA_DIR.value:
         config.data.data_dir = _DATA_DIR.value
-    workdir = Path(_WORKDIR.value or default_workdir())
+    workdir = get_workdir()
     print(f"Training {config.model.backbone} (gating: {config.model.gating}) on {config.data.name} in {workdir}")
     metrics = train(config, workdir)
     print(summary(workdir, metrics))
@@ -60,14 +60,18 @@ def run_training() -> None:
 def run_evaluation() -> None:
     if _WORKDIR.value is None and _CONFIG.value is None:
         raise UserError("say what to evaluate: --workdir=DIR of a training run or a conversion")
-    metrics = evaluate(_WORKDIR.value or default_workdir(), _DATA_DIR.value or "")
+    metrics = evaluate(get_workdir(), _DATA_DIR.value or "")
     print(f"{metrics['images']} images: {describe(metrics)}")
     print(json.dumps(metrics))
 
 
-def default_workdir() -> str:
+def get_workdir() -> Path:
+    return Path(_WORKDIR.value or workdir_of(config_flags.get_config_filename(flags.FLAGS["config"])))
+
+
+def workdir_of(config_name: str) -> str:
     """configs/cifar10.py:resnet56 -> runs/cifar10-resnet56"""
-    card, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    card, _, variant = config_name.partition(":")
     return f"runs/{Path(card).stem}" + (f"-{variant}" if variant else "")
 
 
@@ -93,14 +97,17 @@ Next:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; a mistake in it ends in a sentence, not in a traceback."""
-    flags.FLAGS.set_default("verbosity", -1)  # warnings and worse; --verbosity=0 shows what libraries report too
     try:
         remaining = app.parse_flags_with_usage(argv)
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, UserError):
-            cause = cause.__cause__ or cause.__context__
-        sys.exit(f"error: {cause or error}")
+        if _CONFIG.value is not None:
+            _CONFIG.value.lock()  # a config that could not be loaded says so only when it is used
+    except UserError as error:  # of a run card's get_config
+        sys.exit(f"error: {error}")
+    except OSError:
+        cards = ", ".join(sorted(str(path) for path in Path("configs").glob("[a-z]*.py") if path.stem != "common"))
+        sys.exit(f"error: the file that --config names cannot be read; run cards here: {cards or '(no configs/ here)'}")
+    except (AttributeError, KeyError) as error:
+        sys.exit(f"error: unknown field in --config.FIELD=VALUE: {error}. Fields: gaternet_jax/config.py")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # --verbosity=0 shows what the libraries report
     return remaining

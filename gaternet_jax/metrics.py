@@ -12,7 +12,7 @@ from tensorboardX import SummaryWriter
 
 
 class NonFiniteError(RuntimeError):
-    """Loss or gradient became NaN or infinite."""
+    """Loss, gradient or parameters became NaN or infinite."""
 
 
 class MetricWriter:
@@ -61,7 +61,7 @@ class TrainMetrics:
         """Takes the metrics of step number `step`, the first being 1.
 
         Raises:
-            NonFiniteError: an earlier step's loss or gradient is not finite.
+            NonFiniteError: a metric of an earlier step is NaN or infinite.
         """
         for value in metrics.values():
             value.copy_to_host_async()
@@ -73,7 +73,7 @@ class TrainMetrics:
         """Waits for all steps so far.
 
         Raises:
-            NonFiniteError: a step's loss or gradient is not finite.
+            NonFiniteError: a metric of a step is NaN or infinite.
         """
         while self._pending:
             self._fetch()
@@ -88,9 +88,9 @@ class TrainMetrics:
     def _fetch(self) -> None:
         step, metrics = self._pending.popleft()
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        for name in ("loss", "gradient_norm"):
-            if not math.isfinite(values[name]):
-                raise NonFiniteError(f"{name} is {values[name]} at step {step}")
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise NonFiniteError(f"{name} is {value} at step {step}")
         sums = self.window["sums"]
         self.window["steps"] += 1
         self.window["sums"] = {name: sums.get(name, 0.0) + value for name, value in values.items()}

@@ -50,7 +50,8 @@ def make_train_step(
         metrics = {
             "loss": loss,
             "top1": (outputs.logits.argmax(-1) == batch["label"]).mean(),
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": optax.tree.norm(gradients),
+            "parameter_norm": optax.tree.norm(params),
         }
         if outputs.gates.size:
             metrics["gates_on"] = (outputs.gates > 0.5).mean()

@@ -1,5 +1,6 @@
 """The training loop, and only the loop."""
 
+import contextlib
 import itertools
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from gaternet_jax.data import memory
 from gaternet_jax.data.datasets import class_names, find_dataset
 from gaternet_jax.errors import UserError
 from gaternet_jax.evaluate import describe, make_evaluation
-from gaternet_jax.metrics import MetricWriter, Throughput, TrainMetrics
+from gaternet_jax.metrics import MetricWriter, NonFiniteError, Throughput, TrainMetrics
 from gaternet_jax.models.registry import build_model
 from gaternet_jax.optimizer import learning_rate_schedule, make_optimizer
 from gaternet_jax.parallel import make_mesh, replicated, to_devices
@@ -66,10 +67,9 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None) ->
     train_step = make_train_step(graphdef, optimizer, config, mesh)
     evaluation = make_evaluation(model, eval_split, config, mesh)
     state, key = jax.device_put((init_state(params, stats, optimizer), jax.random.key(config.seed)), replicated(mesh))
-    train_metrics, eval_metrics = TrainMetrics(), None
-
     save_config(config, labels, workdir)
     with Checkpoints(workdir, config.checkpoint.keep_latest) as checkpoints:
+        train_metrics, eval_metrics = TrainMetrics(), None
         if checkpoints.latest is not None:
             state, train_metrics.window = checkpoints.restore(state)
             print(f"Going on from step {checkpoints.latest} of {num_steps} in {workdir}", flush=True)
@@ -77,9 +77,11 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None) ->
         batches = to_devices(memory.train_batches(train_split, batch_size, config.seed, done), mesh)
         if done < last_step:
             train_step, batches = _compile(train_step, state, batches, key)
+
         with (
             MetricWriter(workdir, resume_step=done) as writer,
-            progress_bar("Training", num_steps, unit=" steps", initial=done) as bar,
+            progress_bar("Training", num_steps, unit="step", initial=done) as bar,
+            _explain_non_finite(checkpoints, workdir),
         ):
             throughput = Throughput()
             for step in range(done + 1, last_step + 1):
@@ -87,12 +89,12 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None) ->
                 train_metrics.add(step, metrics)
                 throughput.add(batch_size)
                 bar.update()
-                epoch = step / steps_per_epoch
 
+                position = {"epoch": step / steps_per_epoch}
                 if step % log_every == 0 or step == num_steps:
-                    values = {"epoch": epoch, "learning_rate": float(np.asarray(schedule(step - 1)))}
-                    values |= train_metrics.mean() | {"images_per_second": throughput.measure()}
-                    writer.write(step, "train", values)
+                    values = train_metrics.mean() | {"images_per_second": throughput.measure()}
+                    values["learning_rate"] = float(np.asarray(schedule(step - 1)))
+                    writer.write(step, "train", position | values)
                     bar.set_postfix_str(f"loss {values['loss']:.3f}, {values['images_per_second']:,.0f} images/s")
 
                 evaluate_now = step % eval_every == 0 or step == num_steps
@@ -101,10 +103,22 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None) ->
                         train_metrics.wait()  # raises before anything that came of a NaN is saved
                         eval_metrics = evaluation(state.params, state.stats) if evaluate_now else None
                         if eval_metrics:
-                            writer.write(step, "eval", {"epoch": epoch} | eval_metrics)
-                            bar.write(f"epoch {epoch:6.1f}  step {step:7d}  {describe(eval_metrics)}")
+                            writer.write(step, "eval", position | eval_metrics)
+                            bar.write(f"epoch {position['epoch']:6.1f}  step {step:7d}  {describe(eval_metrics)}")
                         checkpoints.save(state, window=train_metrics.window, metrics=eval_metrics)
     return (eval_metrics or evaluation(state.params, state.stats)) | {"step": int(state.step)}
+
+
+@contextlib.contextmanager
+def _explain_non_finite(checkpoints: Checkpoints, workdir: Path):
+    try:
+        yield
+    except NonFiniteError as error:
+        kept = f"the last good checkpoint is step {checkpoints.latest}" if checkpoints.steps else "no checkpoint yet"
+        raise NonFiniteError(
+            f"training stopped: {error} ({kept}, in {workdir}). Start again in another --workdir with a lower "
+            "--config.optimizer.learning_rate or a longer --config.optimizer.warmup_epochs"
+        ) from None
 
 
 def _compile(train_step, state, batches, key):

@@ -40,13 +40,13 @@ def load_split(builder: tfds.core.DatasetBuilder, split: str, config: Config) ->
         source = as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     except (ValueError, KeyError) as error:
         splits = ", ".join(builder.info.splits)
-        raise UserError(f"dataset '{builder.name}' has no split '{split}'; it has {splits} ({error})") from None
-    if len(source) == 0:
-        raise UserError(f"split '{split}' of dataset '{builder.name}' is empty")
+        raise UserError(
+            f"dataset '{builder.name}' has no images in split '{split}'; its splits are {splits} ({error})"
+        ) from None
     size, channels = config.data.image_size, config.model.channels
     images = np.empty((len(source), size, size, channels), np.uint8)
     labels = np.empty(len(source), np.int32)
-    with progress_bar(f"Decoding {builder.name}/{split}", len(source), unit=" images") as bar:
+    with progress_bar(f"Decoding {builder.name}/{split}", len(source), unit="image") as bar:
         for start in range(0, len(source), READ_SIZE):
             indices = range(start, min(start + READ_SIZE, len(source)))
             for index, record in zip(indices, source.__getitems__(list(indices)), strict=True):

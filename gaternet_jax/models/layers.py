@@ -34,6 +34,11 @@ def linear(in_features: int, out_features: int, *, rngs: nnx.Rngs) -> nnx.Linear
     return nnx.Linear(in_features, out_features, kernel_init=LINEAR_UNIFORM, rngs=rngs)
 
 
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """bfloat16 to float32; float64 (gradient checks) stays."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 class BatchNorm(nnx.BatchNorm):
     """BatchNorm over all axes but the last, in float32, returned in the type of its input.
 
@@ -46,7 +51,7 @@ class BatchNorm(nnx.BatchNorm):
         super().__init__(channels, momentum=0.9, epsilon=1e-5, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:  # pyright: ignore[reportIncompatibleMethodOverride]
-        inputs = x.astype(jnp.float32)
+        inputs = at_least_float32(x)
         if self.use_running_average:
             mean, variance = self.mean.get_value(), self.var.get_value()
         else:

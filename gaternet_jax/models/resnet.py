@@ -10,7 +10,7 @@ from flax import nnx
 
 from gaternet_jax.models.backbone import Backbone
 from gaternet_jax.models.gates import GateTable, apply_gates
-from gaternet_jax.models.layers import BatchNorm, conv, linear
+from gaternet_jax.models.layers import BatchNorm, at_least_float32, conv, linear
 
 
 class Shortcut(nnx.Module):
@@ -124,7 +124,7 @@ class ResNet(Backbone):
         x = self.stage1(x, gates)
         x = self.stage2(x, gates)
         x = self.stage3(x, gates)
-        return x.astype(jnp.float32).mean((1, 2))
+        return at_least_float32(x).mean((1, 2))
 
     def __call__(self, images: jax.Array, gates: jax.Array | None = None) -> jax.Array:
         if self.fc is None:

@@ -1,0 +1,99 @@
+import ml_collections
+import pytest
+
+from configs import cifar10, cifar100, digits
+from gaternet_jax.config import default, flatten, validate
+from gaternet_jax.errors import UserError
+from gaternet_jax.models.registry import known_backbones
+
+CARDS = {"cifar10": cifar10, "cifar100": cifar100, "digits": digits}
+
+
+@pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
+@pytest.mark.parametrize("variant", ["", "plain", *known_backbones(), "resnet56-plain"])
+def test_every_card_and_variant_is_valid(card, variant):
+    config = card.get_config(variant)
+    validate(config, num_devices=1)
+    assert config.is_locked
+    assert config.model.gating == ("none" if variant.endswith("plain") else digits_or("residual", card))
+    if variant.startswith("resnet"):
+        assert config.model.backbone == variant.removesuffix("-plain")
+
+
+def digits_or(gating, card):
+    return "all" if card is digits else gating
+
+
+def test_cards_differ_where_they_should():
+    assert cifar100.get_config().model.num_classes == 100
+    assert cifar100.get_config().data.name == "cifar100"
+    assert digits.get_config().model.channels == 1
+
+
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        ("resnet21", "unknown part 'resnet21' of the config variant 'resnet21'.*MODEL one of resnet8, resnet20"),
+        ("resnet20-fancy", "unknown part 'fancy' of the config variant 'resnet20-fancy'; known: plain"),
+        ("vgg", "unknown part 'vgg'"),
+    ],
+)
+def test_unknown_variant_lists_what_exists(variant, message):
+    with pytest.raises(UserError, match=message):
+        cifar10.get_config(variant)
+
+
+def test_every_field_has_a_comment():
+    """Unit or source stands beside each number, in the file where it is set."""
+    from pathlib import Path
+
+    import gaternet_jax.config as module
+
+    lines = Path(module.__file__).read_text().splitlines()
+    for field, value in flatten(default()):
+        if isinstance(value, bool | int | float | tuple) or field in ("model.gating", "model.dtype"):
+            name = field.split(".")[-1]
+            assert [line for line in lines if f"{name}=" in line or f".{name} =" in line if "#" in line], field
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("train.batch_size", 0, "train.batch_size=0 must be greater than 0"),
+        ("train.batch_size", 12, "train.batch_size=12 must be a multiple of the number of devices, 8"),
+        ("train.eval_batch_size", 12, "train.eval_batch_size=12 must be a multiple of the number of devices, 8"),
+        ("train.epochs", -1.0, "train.epochs=-1.0 must be greater than 0"),
+        ("optimizer.learning_rate", -0.1, "optimizer.learning_rate=-0.1 must be at least 0"),
+        ("optimizer.learning_rate", float("nan"), "optimizer.learning_rate=nan must be at least 0"),
+        ("optimizer.schedule", "linear", "optimizer.schedule='linear' must be 'cosine' or 'steps'"),
+        ("optimizer.warmup_epochs", 200.0, "warmup_epochs=200.0 must be less than train.epochs=200.0"),
+        ("data.mean", (0.5,), r"data.mean=\(0.5,\) needs one number per channel \(model.channels=3\)"),
+        ("data.std", (0.5, 0.5, 0.0), "must be greater than 0"),
+        ("model.channels", 4, r"model.channels=4 must be 1 \(grayscale\) or 3 \(RGB\)"),
+        ("optimizer.decay_at", (0.75, 0.5), r"decay_at=\(0.75, 0.5\) must be increasing fractions"),
+    ],
+)
+def test_values_out_of_range_are_named(field, value, message):
+    config = default()
+    config.train.update(batch_size=128, eval_batch_size=800)
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=message):
+        validate(config, num_devices=8)
+
+
+def test_all_problems_are_reported_at_once():
+    config = default()
+    config.update_from_flattened_dict({"train.batch_size": -1, "loss.gate_weight": -2.0})
+    with pytest.raises(UserError, match=r"(?s)train.batch_size=-1.*loss.gate_weight=-2"):
+        validate(config, num_devices=1)
+
+
+def test_config_survives_its_file(tmp_path):
+    from gaternet_jax.workdir import check_workdir, load_config, save_config
+
+    config = cifar10.get_config("resnet56")
+    save_config(config, ["a", "b"], tmp_path)
+    loaded = load_config(tmp_path)
+    assert isinstance(loaded, ml_collections.ConfigDict)
+    assert dict(flatten(loaded)) == dict(flatten(config))
+    check_workdir(tmp_path, config)

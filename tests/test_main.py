@@ -1,0 +1,117 @@
+"""The command line, as a process of its own."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*arguments, cwd=ROOT):
+    command = [sys.executable, "-m", "gaternet_jax.main", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data_dir):
+    workdir = tmp_path_factory.mktemp("cli") / "run"
+    result = run(
+        "--config=configs/digits.py:resnet8",
+        f"--workdir={workdir}",
+        "--config.model.width=4",
+        "--config.model.gater.width=4",
+        "--config.train.epochs=2",
+        "--config.train.eval_every_epochs=1",
+    )
+    return workdir, result
+
+
+def test_training_shows_progress_and_ends_with_a_summary(trained):
+    workdir, result = trained
+    assert result.returncode == 0, result.stderr
+    for pattern in (
+        r"Training resnet8 \(gating: all\) on digits in ",
+        r"epoch    1\.0  step      22  loss .* top-1 .* open gates .*%",
+        r"Done after step 44",
+        r"top-1 +\d+\.\d\d% of 360 test images",
+        r"open gates +\d+\.\d% on average; \d+\.\d% of the gates depend on the image",
+        rf"checkpoints +{workdir}/checkpoints",
+        rf"metrics +{workdir}/metrics\.jsonl",
+        rf"TensorBoard +{workdir}/tensorboard",
+        r"Next:\n +python -m gaternet_jax\.main .* --mode=evaluate",
+    ):
+        assert re.search(pattern, result.stdout), pattern
+    assert "images/s" in result.stderr, "the progress line"
+    assert not re.search(r"^[IWE]\d{4} ", result.stdout + result.stderr, re.M), "no library chatter"
+
+
+def test_same_command_again_goes_on(trained):
+    workdir, _ = trained
+    result = run(
+        "--config=configs/digits.py:resnet8",
+        f"--workdir={workdir}",
+        "--config.model.width=4",
+        "--config.model.gater.width=4",
+        "--config.train.epochs=3",
+    )
+    assert result.returncode == 0, result.stderr
+    assert f"Going on from step 44 of 66 in {workdir}" in result.stdout
+    assert "Done after step 66" in result.stdout
+
+
+def test_evaluate_needs_only_the_workdir(trained):
+    workdir, _ = trained
+    result = run(f"--workdir={workdir}", "--mode=evaluate")
+    assert result.returncode == 0, result.stderr
+    metrics = json.loads(result.stdout.splitlines()[-1])
+    assert metrics["images"] == 360 and 0 <= metrics["top1"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "say what to train: --config=configs/X.py"),
+        (["--mode=evaluate"], "say what to evaluate: --workdir=DIR"),
+        (["--config=configs/digits.py:resnet21"], "unknown part 'resnet21' of the config variant 'resnet21'; a variant"),
+        (["--config=configs/nothing.py"], "the file that --config names cannot be read; run cards here: configs/cifar10.py"),
+        (["--config=configs/digits.py", "--config.model.backbone=vgg"], "unknown model 'vgg'; known models: resnet8"),
+        (["--config=configs/digits.py", "--config.data.name=x"], "unknown dataset 'x'"),
+        (["--config=configs/digits.py", "--config.train.epoch=3"], "Did you mean \"epochs\" instead of \"epoch\"?"),
+        (["--config=configs/digits.py", "--config.train.epochs=many"], "could not convert string to float: 'many'"),
+    ],
+    ids=str,
+)
+def test_mistakes_end_in_a_sentence(arguments, message, tmp_path):
+    if arguments and arguments[0] != "--mode=evaluate":
+        arguments = [*arguments, f"--workdir={tmp_path / 'run'}"]
+    result = run(*arguments)
+    assert result.returncode != 0
+    assert message in result.stderr, result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "workdir"),
+    [
+        ("configs/cifar10.py:resnet56", "runs/cifar10-resnet56"),
+        ("configs/cifar10.py", "runs/cifar10"),
+        ("/some/where/digits.py:plain", "runs/digits-plain"),
+    ],
+)
+def test_default_workdir(config, workdir):
+    from gaternet_jax.main import workdir_of
+
+    assert workdir_of(config) == workdir
+
+
+def test_help_helps():
+    result = subprocess.run(
+        [sys.executable, "-m", "gaternet_jax.main", "--helpshort"], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    for flag in ("--config", "--workdir", "--mode", "--data_dir"):
+        assert flag in result.stdout

@@ -1,0 +1,127 @@
+"""Released checkpoints: the converted model computes what PyTorch computes."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gaternet_jax import load_model
+from gaternet_jax.config import default
+from gaternet_jax.data.augment import normalize
+from gaternet_jax.errors import UserError
+from gaternet_jax.models.registry import build_model
+from gaternet_jax.released import convert_released, flatten_released, infer_model
+from gaternet_jax.state import merge_model, split_model
+from gaternet_jax.tools import convert
+from gaternet_jax.workdir import load_config
+
+GOLDEN = Path(__file__).parent / "golden" / "released_resnet8.npz"
+# A folder with resnet20_gated.pth and .npz of the authors' evaluation code; not part of the repository.
+AUTHORS_GOLDEN = os.environ.get("GATERNET_GOLDEN", "")
+
+
+@pytest.fixture
+def golden():
+    with np.load(GOLDEN) as file:
+        return dict(file)
+
+
+@pytest.fixture
+def checkpoint(golden):
+    """The contents of the .pth file, without needing PyTorch."""
+    parts = {"backbone_state_dict": {}, "gater_state_dict": {}}
+    for name, value in golden.items():
+        if "/" in name:
+            part, key = name.split("/")
+            parts[part][key] = value
+    return parts
+
+
+def assert_golden(model, golden, config):
+    model.eval()
+    outputs = model(normalize(golden["images"], config))
+    np.testing.assert_allclose(outputs.gate_scores, golden["gate_scores"], atol=1e-4)
+    clear = np.abs(golden["gate_scores"]) > 1e-3
+    np.testing.assert_array_equal(np.asarray(outputs.gates)[clear], golden["gates"][clear])
+    agree = (np.asarray(outputs.gates) == golden["gates"]).all(axis=1)
+    assert agree.mean() > 0.9
+    np.testing.assert_allclose(np.asarray(outputs.logits)[agree], golden["logits"][agree], atol=1e-4)
+    assert 0.2 < golden["gates"].mean() < 0.8 and np.abs(golden["logits"]).max() > 0.1, "the golden values say much"
+
+
+def test_converted_model_gives_the_golden_outputs(golden, checkpoint):
+    tensors, config = flatten_released(checkpoint), default()
+    infer_model(tensors, config.model)
+    assert (config.model.backbone, config.model.width, config.model.num_classes) == ("resnet8", 4, 10)
+    assert (config.model.gater.extractor, config.model.gater.width) == ("resnet8", 4)
+    graphdef, _, _ = split_model(build_model(config.model))
+    assert_golden(merge_model(graphdef, *convert_released(tensors, config.model)), golden, config.data)
+
+
+def test_convert_writes_what_load_model_takes(golden, tmp_path, capsys):
+    pytest.importorskip("torch")
+    out = tmp_path / "converted"
+    convert.main([f"--checkpoint={GOLDEN.with_suffix('.pth')}", f"--out={out}"])
+    assert "Converted resnet8-Gated (10 classes)" in capsys.readouterr().out
+    assert_golden(load_model(out), golden, load_config(out).data)
+
+
+@pytest.mark.skipif(not AUTHORS_GOLDEN, reason="GATERNET_GOLDEN names no folder with the authors' golden outputs")
+def test_authors_golden_outputs(tmp_path):
+    pytest.importorskip("torch")
+    convert.main([f"--checkpoint={AUTHORS_GOLDEN}/resnet20_gated.pth", f"--out={tmp_path / 'out'}"])
+    golden = dict(np.load(f"{AUTHORS_GOLDEN}/resnet20_gated.npz"))
+    assert_golden(load_model(tmp_path / "out"), golden, load_config(tmp_path / "out").data)
+
+
+def test_missing_unknown_and_misshapen_tensors_are_all_named(checkpoint):
+    backbone = checkpoint["backbone_state_dict"]
+    del backbone["module.stage2.block1.bn1.running_var"]
+    backbone["module.stage2.block1.extra.weight"] = np.zeros(3, np.float32)
+    backbone["module.stage3.block1.conv1.weight"] = np.zeros((16, 8, 5, 5), np.float32)
+    tensors, config = flatten_released(checkpoint), default()
+    infer_model(tensors, config.model)
+    with pytest.raises(UserError) as error:
+        convert_released(tensors, config.model)
+    for part in (
+        "missing: backbone.stage2.block1.bn1.running_var (8,)",
+        "unknown: backbone.stage2.block1.extra.weight (3,)",
+        "wrong shape: backbone.stage3.block1.conv1.weight (16, 8, 5, 5), expected (16, 8, 3, 3)",
+    ):
+        assert part in str(error.value)
+
+
+def test_contents_of_another_kind(checkpoint):
+    with pytest.raises(UserError, match=r"expected the keys .*backbone_state_dict.*, found \['model'\]"):
+        flatten_released({"model": 1})
+    with pytest.raises(UserError, match="found list"):
+        flatten_released([1, 2])
+    del checkpoint["backbone_state_dict"]["module.fc.weight"]
+    with pytest.raises(UserError, match=r"not a released GaterNet checkpoint: 'backbone\.fc\.weight' is missing"):
+        infer_model(flatten_released(checkpoint), default().model)
+
+
+@pytest.mark.parametrize("contents", [b"", b"text, not tensors", b"\x80\x02}q\x00."], ids=["empty", "text", "pickle"])
+def test_files_of_another_kind_write_nothing(tmp_path, contents):
+    pytest.importorskip("torch")
+    (tmp_path / "x.pth").write_bytes(contents)
+    with pytest.raises(SystemExit, match="^error: .*not a (PyTorch|released GaterNet) checkpoint"):
+        convert.main([f"--checkpoint={tmp_path / 'x.pth'}", f"--out={tmp_path / 'out'}"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_truncated_checkpoint_and_missing_file(tmp_path):
+    pytest.importorskip("torch")
+    (tmp_path / "x.pth").write_bytes(GOLDEN.with_suffix(".pth").read_bytes()[:5000])
+    with pytest.raises(SystemExit, match="is not a PyTorch checkpoint"):
+        convert.main([f"--checkpoint={tmp_path / 'x.pth'}", f"--out={tmp_path / 'out'}"])
+    with pytest.raises(SystemExit, match="does not exist"):
+        convert.main([f"--checkpoint={tmp_path / 'y.pth'}", f"--out={tmp_path / 'out'}"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_folder_in_use_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="is not an empty folder; choose another --out"):
+        convert.main([f"--checkpoint={GOLDEN.with_suffix('.pth')}", f"--out={tmp_path}"])
