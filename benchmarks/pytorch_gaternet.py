@@ -1,3 +1,4 @@
+# pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false, reportMissingImports=false
 """A plain PyTorch GaterNet, the peer that benchmarks and golden values are made with.
 
 Module names are those of the released checkpoints, so that its state dicts have their format. Written from the

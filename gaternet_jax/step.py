@@ -3,8 +3,6 @@
 state, batch, key -> augment -> model -> loss -> gradient -> update -> state, metrics
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -23,8 +21,8 @@ Metrics = dict[str, jax.Array]
 
 def make_train_step(
     graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, config: Config, mesh: Mesh
-) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
-    """Builds the jitted training step; the state given to it is donated.
+) -> jax.stages.Wrapped:
+    """Builds the jitted training step (state, batch, key) -> (state, metrics); the state given to it is donated.
 
     Args:
         graphdef: of the model in training mode, from `split_model`.
@@ -66,8 +64,8 @@ def make_train_step(
     )
 
 
-def make_eval_step(graphdef: nnx.GraphDef, config: Config, mesh: Mesh) -> Callable[[Tree, Tree, Batch], Metrics]:
-    """Builds the jitted evaluation step: sums over the images whose mask is True.
+def make_eval_step(graphdef: nnx.GraphDef, config: Config, mesh: Mesh) -> jax.stages.Wrapped:
+    """Builds the jitted evaluation step (params, stats, batch) -> sums over the images whose mask is True.
 
     Args:
         graphdef: of the model in evaluation mode.

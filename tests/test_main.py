@@ -76,11 +76,17 @@ def test_evaluate_needs_only_the_workdir(trained):
     [
         ([], "say what to train: --config=configs/X.py"),
         (["--mode=evaluate"], "say what to evaluate: --workdir=DIR"),
-        (["--config=configs/digits.py:resnet21"], "unknown part 'resnet21' of the config variant 'resnet21'; a variant"),
-        (["--config=configs/nothing.py"], "the file that --config names cannot be read; run cards here: configs/cifar10.py"),
+        (
+            ["--config=configs/digits.py:resnet21"],
+            "unknown part 'resnet21' of the config variant 'resnet21'; a variant",
+        ),
+        (
+            ["--config=configs/nothing.py"],
+            "the file that --config names cannot be read; run cards here: configs/cifar10.py",
+        ),
         (["--config=configs/digits.py", "--config.model.backbone=vgg"], "unknown model 'vgg'; known models: resnet8"),
         (["--config=configs/digits.py", "--config.data.name=x"], "unknown dataset 'x'"),
-        (["--config=configs/digits.py", "--config.train.epoch=3"], "Did you mean \"epochs\" instead of \"epoch\"?"),
+        (["--config=configs/digits.py", "--config.train.epoch=3"], 'Did you mean "epochs" instead of "epoch"?'),
         (["--config=configs/digits.py", "--config.train.epochs=many"], "could not convert string to float: 'many'"),
     ],
     ids=str,
@@ -111,7 +117,11 @@ def test_default_workdir(config, workdir):
 
 def test_help_helps():
     result = subprocess.run(
-        [sys.executable, "-m", "gaternet_jax.main", "--helpshort"], capture_output=True, text=True, cwd=ROOT, check=False
+        [sys.executable, "-m", "gaternet_jax.main", "--helpshort"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
     )
     for flag in ("--config", "--workdir", "--mode", "--data_dir"):
         assert flag in result.stdout

@@ -106,7 +106,7 @@ def test_contents_of_another_kind(checkpoint):
 def test_files_of_another_kind_write_nothing(tmp_path, contents):
     pytest.importorskip("torch")
     (tmp_path / "x.pth").write_bytes(contents)
-    with pytest.raises(SystemExit, match="^error: .*not a (PyTorch|released GaterNet) checkpoint"):
+    with pytest.raises(SystemExit, match=r"^error: .*not a (PyTorch|released GaterNet) checkpoint"):
         convert.main([f"--checkpoint={tmp_path / 'x.pth'}", f"--out={tmp_path / 'out'}"])
     assert not (tmp_path / "out").exists()
 

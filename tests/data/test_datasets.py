@@ -56,7 +56,7 @@ def test_data_are_prepared_and_read_without_tensorflow(tmp_path):
 
 
 def test_missing_data_end_in_one_sentence_that_says_how_to_prepare_them(tmp_path):
-    with pytest.raises(UserError, match=f"tfds build cifar10 --data_dir={tmp_path} --file_format=array_record"):
+    with pytest.raises(UserError, match=rf"tfds build cifar10 --data_dir={tmp_path} --file_format=array_record"):
         find_dataset("cifar10", str(tmp_path))
 
 
@@ -73,7 +73,7 @@ def test_unknown_dataset_lists_what_is_there(data_dir, digits):
 
 def test_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot prepare 'digits'.*--data_dir"):
+    with pytest.raises(UserError, match=r"cannot prepare 'digits'.*--data_dir"):
         find_dataset("digits", str(tmp_path / "file"))
 
 

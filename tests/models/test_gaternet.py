@@ -143,11 +143,11 @@ def test_gradient_through_the_real_valued_gates_equals_finite_differences(monkey
             direction = structure.unflatten(
                 [jax.random.normal(k, p.shape, jnp.float64) for k, p in zip(keys, leaves, strict=True)]
             )
-            moved = lambda t, part=part, direction=direction: {  # noqa: E731
-                **params,
-                part: jax.tree.map(lambda p, d: p + t * d, params[part], direction),
-            }
-            numeric = (loss(moved(1e-6)) - loss(moved(-1e-6))) / 2e-6
+            moved = [
+                {**params, part: jax.tree.map(lambda p, d, t=t: p + t * d, params[part], direction)}
+                for t in (1e-6, -1e-6)
+            ]
+            numeric = (loss(moved[0]) - loss(moved[1])) / 2e-6
             products = jax.tree.map(lambda g, d: (g * d).sum(), gradient[part], direction)
             analytic = sum(jax.tree.leaves(products))
             assert abs(float(analytic)) > 1e-4
@@ -208,9 +208,7 @@ def test_training_mode_without_a_key_is_refused(model):
         model(images())
 
 
-@pytest.mark.parametrize(
-    "bad", [jnp.zeros((4, 8, 8, 1)), jnp.zeros((8, 8, 3)), jnp.zeros((4, 8, 8, 3), jnp.uint8)]
-)
+@pytest.mark.parametrize("bad", [jnp.zeros((4, 8, 8, 1)), jnp.zeros((8, 8, 3)), jnp.zeros((4, 8, 8, 3), jnp.uint8)])
 def test_images_of_another_shape_or_type_are_refused(model, bad):
     model.eval()
     with pytest.raises(ValueError, match=r"normalised floats of shape \[batch, height, width, 3\]"):

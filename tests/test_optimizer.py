@@ -1,0 +1,61 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gaternet_jax.config import default
+from gaternet_jax.optimizer import kernels_only, learning_rate_schedule, make_optimizer
+
+
+def config(**fields):
+    optimizer = default().optimizer
+    optimizer.update(fields)
+    return optimizer
+
+
+def test_cosine_with_warmup():
+    schedule = learning_rate_schedule(config(learning_rate=0.4, warmup_epochs=2.0), steps_per_epoch=10, num_steps=120)
+    np.testing.assert_allclose([schedule(step) for step in (0, 5, 10, 20)], [0, 0.1, 0.2, 0.4], rtol=1e-6)
+    np.testing.assert_allclose(schedule(70), 0.2, rtol=1e-5)
+    np.testing.assert_allclose(schedule(120), 0.0, atol=1e-7)
+    assert schedule(119) > 0
+
+
+def test_steps_fall_at_fractions_of_the_run():
+    fields = config(schedule="steps", learning_rate=1.0, warmup_epochs=1.0, decay_at=(0.5, 0.75), decay_factor=0.1)
+    schedule = learning_rate_schedule(fields, steps_per_epoch=10, num_steps=100)
+    rates = [float(schedule(step)) for step in (10, 49, 51, 74, 76, 99)]
+    np.testing.assert_allclose(rates, [1, 1, 0.1, 0.1, 0.01, 0.01], rtol=1e-5)
+
+
+def test_no_warmup_starts_at_the_peak():
+    schedule = learning_rate_schedule(config(learning_rate=0.3, warmup_epochs=0.0), steps_per_epoch=10, num_steps=100)
+    np.testing.assert_allclose(schedule(0), 0.3)
+
+
+def test_sgd_with_nesterov_momentum_and_decay_of_kernels_only():
+    """Against PyTorch's formulas: d = g + w p;  m = mu m + d;  p -= lr (d + mu m)."""
+    optimizer = make_optimizer(config(momentum=0.9, weight_decay=0.1), lambda _: 0.5)
+    params = {"conv": {"kernel": jnp.array([1.0, -2.0])}, "bn": {"scale": jnp.array([3.0]), "bias": jnp.array([1.0])}}
+    state = optimizer.init(params)
+    expected = {"kernel": np.array([1.0, -2.0]), "scale": np.array([3.0]), "bias": np.array([1.0])}
+    momentum = dict.fromkeys(expected, 0.0)
+    for step in range(3):
+        gradient = 0.1 * (step + 1)
+        gradients = {
+            "conv": {"kernel": jnp.full(2, gradient)},
+            "bn": {"scale": jnp.full(1, gradient), "bias": jnp.full(1, gradient)},
+        }
+        updates, state = optimizer.update(gradients, state, params)
+        params = {m: {n: params[m][n] + updates[m][n] for n in params[m]} for m in params}
+        for name in expected:
+            direction = gradient + (0.1 * expected[name] if name == "kernel" else 0.0)
+            momentum[name] = 0.9 * momentum[name] + direction
+            expected[name] = expected[name] - 0.5 * (direction + 0.9 * momentum[name])
+    np.testing.assert_allclose(params["conv"]["kernel"], expected["kernel"], rtol=1e-5)
+    np.testing.assert_allclose(params["bn"]["scale"], expected["scale"], rtol=1e-5)
+    np.testing.assert_allclose(params["bn"]["bias"], expected["bias"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("leaf", ["scale", "bias", "kernel"])
+def test_mask(leaf):
+    assert kernels_only({"module": {leaf: jnp.zeros(1)}})["module"][leaf] == (leaf == "kernel")

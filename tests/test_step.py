@@ -1,0 +1,140 @@
+"""One training step: golden values, the compiled program, and the state that comes out."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gaternet_jax.config import default
+from gaternet_jax.models.registry import build_model
+from gaternet_jax.optimizer import make_optimizer
+from gaternet_jax.parallel import make_mesh, replicated, split_by_batch
+from gaternet_jax.state import init_state, split_model
+from gaternet_jax.step import make_eval_step, make_train_step
+from tests.helpers import model_config
+
+GOLDEN = Path(__file__).parent / "golden" / "steps.json"
+UPDATE = bool(os.environ.get("UPDATE_GOLDEN"))
+
+
+def setup(devices=1, **model_fields):
+    """A small model, its step, its state and a batch."""
+    config = default()
+    config.model = model_config(**model_fields)
+    mesh = make_mesh(jax.devices()[:devices])
+    model = build_model(config.model)
+    graphdef, params, stats = split_model(model)
+    optimizer = make_optimizer(config.optimizer, lambda _: 0.1)
+    state = jax.device_put(init_state(params, stats, optimizer), replicated(mesh))
+    random = np.random.default_rng(0)
+    batch = {
+        "image": random.integers(0, 256, (8, 16, 16, 3), np.uint8),
+        "label": random.integers(0, 10, 8).astype(np.int32),
+        "mask": np.ones(8, bool),
+    }
+    batch = jax.device_put(batch, split_by_batch(mesh))
+    return make_train_step(graphdef, optimizer, config, mesh), state, batch, config, model, mesh
+
+
+@pytest.mark.parametrize("gating", ["none", "residual", "all"])
+def test_golden_values_of_two_steps(gating):
+    step, state, batch, *_ = setup(gating=gating)
+    found = []
+    for _ in range(2):
+        state, metrics = step(state, batch, jax.random.key(0))
+        found.append({name: float(value) for name, value in sorted(metrics.items())})
+    golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    name = f"resnet8-{gating}"
+    if UPDATE:
+        GOLDEN.write_text(json.dumps(golden | {name: found}, indent=1, sort_keys=True) + "\n")
+        pytest.skip("golden values written")
+    for wanted, got in zip(golden[name], found, strict=True):
+        assert wanted.keys() == got.keys()
+        for metric in wanted:
+            np.testing.assert_allclose(
+                got[metric],
+                wanted[metric],
+                rtol=1e-4,
+                err_msg=f"{name}: {metric} changed. Legitimate only if the model, the loss, the initialisation, the "
+                "augmentation or JAX's random numbers were meant to change; then UPDATE_GOLDEN=1 pytest "
+                "tests/test_step.py, and say so in CHANGELOG.md",
+            )
+
+
+def test_step_changes_what_it_should():
+    step, state, batch, *_ = setup(gating="all")
+    before = jax.tree.map(np.asarray, state)
+    after, metrics = step(state, batch, jax.random.key(0))
+    assert int(after.step) == 1
+    for tree in ("params", "stats"):
+        for old, new in zip(jax.tree.leaves(getattr(before, tree)), jax.tree.leaves(getattr(after, tree)), strict=True):
+            assert old.dtype == new.dtype == jnp.float32 and old.shape == new.shape
+    changed = jax.tree_util.tree_map(lambda a, b: not np.array_equal(a, b), before.params, after.params)
+    assert all(jax.tree.leaves(changed["backbone"]))
+    assert all(jax.tree.leaves(changed["gater"]))
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: not np.array_equal(a, b), before.stats, after.stats)))
+    assert set(metrics) == {"loss", "top1", "gradient_norm", "parameter_norm", "gates_on"}
+
+
+def test_randomness_follows_from_key_and_step_alone():
+    step, state, batch, *_ = setup(gating="all")
+    copy = lambda: jax.tree.map(jnp.copy, state)  # noqa: E731  (the step takes its state's memory)
+    loss = lambda state, key: float(step(state, batch, jax.random.key(key))[1]["loss"])  # noqa: E731
+    assert loss(copy(), 0) == loss(copy(), 0)
+    assert loss(copy(), 0) != loss(copy(), 1)
+    later = copy()
+    later = type(later)(later.step + 1, later.params, later.stats, later.opt_state)
+    assert loss(copy(), 0) != loss(later, 0)
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    step, state, batch, *_ = setup(devices=8, gating="all")
+    return step.lower(state, batch, jax.random.key(0)).compile()
+
+
+def test_only_reductions_cross_devices(compiled):
+    """Gradients, BatchNorm and metrics are summed; no activation, image or parameter travels."""
+    collectives = set(re.findall(r"\b(all-\w+|collective-\w+|reduce-scatter)(?:-start)?\(", compiled.as_text()))
+    assert collectives == {"all-reduce"}
+
+
+def test_state_is_updated_in_place(compiled):
+    memory = compiled.memory_analysis()
+    assert memory.alias_size_in_bytes > 0.99 * memory.output_size_in_bytes - 1024
+
+
+def test_images_travel_as_bytes(compiled):
+    (_, batch, _), _ = compiled.in_avals
+    assert batch["image"].dtype == jnp.uint8
+
+
+def test_evaluation_ignores_masked_images():
+    _, state, batch, config, model, mesh = setup(gating="all")
+    model.eval()
+    step = make_eval_step(split_model(model)[0], config, mesh)
+    params, stats = state.params, state.stats
+    whole = step(params, stats, batch)
+    half = step(params, stats, batch | {"mask": np.arange(8) < 4})
+    rest = step(params, stats, batch | {"mask": np.arange(8) >= 4})
+    assert int(half["images"]) == 4
+    for name in whole:
+        np.testing.assert_allclose(half[name] + rest[name], whole[name], rtol=1e-5)
+    spoiled = {"image": np.where(np.arange(8).reshape(-1, 1, 1, 1) < 4, batch["image"], 0), "label": batch["label"]}
+    again = step(params, stats, spoiled | {"mask": np.arange(8) < 4})
+    np.testing.assert_allclose(again["loss"], half["loss"], rtol=1e-6)
+
+
+def test_constant_or_broken_logits_are_never_right():
+    _, state, batch, config, model, mesh = setup(gating="none")
+    model.eval()
+    step = make_eval_step(split_model(model)[0], config, mesh)
+    for value in (0.0, float("nan")):
+        params = jax.tree.map(lambda x, value=value: jnp.full_like(x, value), state.params)
+        result = step(params, state.stats, batch)
+        assert int(result["top1"]) == 0 and int(result["top5"]) == 0

@@ -1,0 +1,91 @@
+import re
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from gaternet_jax.checkpoint import Checkpoints
+from gaternet_jax.models.registry import build_model
+from gaternet_jax.state import split_model
+from gaternet_jax.tools import predict
+from gaternet_jax.workdir import save_config
+from tests.helpers import digits_config
+
+
+@pytest.fixture(scope="module", params=["all", "none"])
+def workdir(request, tmp_path_factory):
+    """An untrained digits model, saved; its third logit is raised."""
+    folder = tmp_path_factory.mktemp("predict") / request.param
+    config = digits_config(**{"model.gating": request.param})
+    model = build_model(config.model)
+    assert model.backbone.fc is not None
+    model.backbone.fc.bias.set_value(model.backbone.fc.bias.get_value().at[2].add(50.0))
+    save_config(config, [f"digit {i}" for i in range(10)], folder)
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save_model(*split_model(model)[1:])
+    return folder
+
+
+@pytest.fixture
+def images(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    paths = []
+    for name, mode in (("gray.png", "L"), ("colour.jpg", "RGB"), ("alpha.png", "RGBA"), ("ein Büld.webp", "RGB")):
+        paths.append(tmp_path / name)
+        Image.fromarray(pixels).convert(mode).save(paths[-1])
+    paths.append(tmp_path / "small.png")
+    Image.new("L", (3, 5)).save(paths[-1])
+    return paths
+
+
+def test_images_of_any_kind_and_size(workdir, images, capsys):
+    predict.main([f"--workdir={workdir}", "--top=3", *map(str, images)])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 * len(images)
+    for i, path in enumerate(images):
+        block = lines[4 * i : 4 * i + 4]
+        gates = r"  \(open gates \d+\.\d%\)" if workdir.name == "all" else ""
+        assert re.fullmatch(re.escape(str(path)) + gates, block[0])
+        assert re.fullmatch(r" +\d+\.\d\d%  digit 2", block[1])
+        probabilities = [float(line.split("%")[0]) for line in block[1:]]
+        assert probabilities == sorted(probabilities, reverse=True)
+
+
+def test_more_images_than_a_batch(workdir, images, capsys, monkeypatch):
+    monkeypatch.setattr(predict, "BATCH_SIZE", 2)
+    predict.main([f"--workdir={workdir}", "--top=1", *map(str, images)])
+    assert [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")] == list(
+        _paths(images, workdir, capsys)
+    )
+
+
+def _paths(images, workdir, capsys):
+    for path in images:
+        predict.main([f"--workdir={workdir}", "--top=1", str(path)])
+        yield capsys.readouterr().out.splitlines()[0]
+
+
+def test_truncated_and_missing_files_are_named(workdir, images):
+    images[1].write_bytes(images[1].read_bytes()[:200])
+    with pytest.raises(SystemExit, match=rf"^error: {re.escape(str(images[1]))} cannot be read as an image"):
+        predict.main([f"--workdir={workdir}", *map(str, images)])
+    with pytest.raises(SystemExit, match=r"^error: nothing\.png cannot be read: No such file"):
+        predict.main([f"--workdir={workdir}", "nothing.png"])
+
+
+def test_folder_without_a_run(tmp_path, images):
+    with pytest.raises(SystemExit, match="is not a run"):
+        predict.main([f"--workdir={tmp_path}", str(images[0])])
+
+
+def test_help_helps(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        predict.main(["--help"])
+    assert exit_.value.code == 0
+    assert "Any format that Pillow reads" in capsys.readouterr().out
+
+
+def test_one_device_is_enough(workdir, images):
+    assert len(jax.devices()) == 8
+    assert "digit 2" in predict.predict(workdir, images[:1], top=1)
