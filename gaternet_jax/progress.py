@@ -5,16 +5,20 @@ import sys
 from tqdm import tqdm
 
 
+class _Lines:
+    """Writes each state of a bar as a line of its own, for log files."""
+
+    def write(self, text: str) -> None:
+        if text := text.strip("\r\n "):
+            print(text, file=sys.stderr, flush=True)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 def progress_bar(title: str, total: int, *, unit: str, initial: int = 0) -> tqdm:
     """A bar with speed and time left: live on a terminal, a line now and then in a log file."""
-    live = sys.stderr.isatty()
-    return tqdm(
-        desc=title,
-        total=total,
-        initial=initial,
-        unit=unit,
-        dynamic_ncols=live,
-        ascii=not live,
-        mininterval=0.1 if live else 20.0,
-        maxinterval=10.0 if live else 60.0,
-    )
+    common = dict(desc=title, total=total, initial=initial, unit=unit)
+    if sys.stderr.isatty():
+        return tqdm(**common, dynamic_ncols=True)
+    return tqdm(**common, file=_Lines(), ascii=True, ncols=100, mininterval=15.0, maxinterval=15.0)

@@ -95,7 +95,8 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None) ->
                     values = train_metrics.mean() | {"images_per_second": throughput.measure()}
                     values["learning_rate"] = float(np.asarray(schedule(step - 1)))
                     writer.write(step, "train", position | values)
-                    bar.set_postfix_str(f"loss {values['loss']:.3f}, {values['images_per_second']:,.0f} images/s")
+                    speed = f"{values['images_per_second']:,.0f} images/s"
+                    bar.set_postfix_str(f"loss {values['loss']:.3f}, {speed}", refresh=False)
 
                 evaluate_now = step % eval_every == 0 or step == num_steps
                 if evaluate_now or step % save_every == 0 or step == last_step:
