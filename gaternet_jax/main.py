@@ -8,6 +8,7 @@ The same command again goes on from the latest checkpoint.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -77,6 +78,8 @@ def workdir_of(config_name: str) -> str:
 
 def summary(workdir: Path, metrics: dict) -> str:
     """What a person wants to know when the run has ended."""
+    # The interpreter of this run, by the shortest name: after `make demo` no virtual environment is active.
+    python = os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"
     gates = ""
     if "gates_on" in metrics:
         gates = (
@@ -90,8 +93,8 @@ Done after step {metrics["step"]}.
   metrics      {workdir}/metrics.jsonl
   TensorBoard  {workdir}/tensorboard
 Next:
-  python -m gaternet_jax.main --workdir={workdir} --mode=evaluate
-  python -m gaternet_jax.tools.predict --workdir={workdir} IMAGE
+  {python} -m gaternet_jax.main --workdir={workdir} --mode=evaluate
+  {python} -m gaternet_jax.tools.predict --workdir={workdir} IMAGE
 """
 
 

@@ -42,7 +42,7 @@ def test_training_shows_progress_and_ends_with_a_summary(trained):
         rf"checkpoints +{workdir}/checkpoints",
         rf"metrics +{workdir}/metrics\.jsonl",
         rf"TensorBoard +{workdir}/tensorboard",
-        r"Next:\n +python -m gaternet_jax\.main .* --mode=evaluate",
+        r"Next:\n +\S+ -m gaternet_jax\.main .* --mode=evaluate",
     ):
         assert re.search(pattern, result.stdout), pattern
     assert "images/s" in result.stderr, "the progress line"
