@@ -1,6 +1,7 @@
 """Progress bars."""
 
 import sys
+from typing import Any
 
 from tqdm import tqdm
 
@@ -18,7 +19,8 @@ class _Lines:
 
 def progress_bar(title: str, total: int, *, unit: str, initial: int = 0) -> tqdm:
     """A bar with speed and time left: live on a terminal, a line now and then in a log file."""
-    common = dict(desc=title, total=total, initial=initial, unit=unit)
+    common: Any = dict(desc=title, total=total, initial=initial, unit=unit)
     if sys.stderr.isatty():
         return tqdm(**common, dynamic_ncols=True)
-    return tqdm(**common, file=_Lines(), ascii=True, ncols=100, mininterval=15.0, maxinterval=15.0)
+    lines: Any = _Lines()
+    return tqdm(**common, file=lines, ascii=True, ncols=100, mininterval=15.0, maxinterval=15.0)
