@@ -13,7 +13,7 @@ demo: $(VENV)/installed          ## set up, then train a GaterNet on handwritten
 	$(PY) -m gaternet_jax.main --config=configs/digits.py
 
 test: $(VENV)/installed-test lint          ## set up, lint, type-check, and run the test suite
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2
 
 lint: $(VENV)/installed-test          ## ruff and pyright
 	$(VENV)/bin/ruff check .

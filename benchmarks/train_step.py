@@ -18,6 +18,8 @@ import numpy as np
 from tqdm import tqdm
 
 from gaternet_jax.config import default
+from gaternet_jax.losses import make_gate_loss
+from gaternet_jax.models.macs import MacCounter
 from gaternet_jax.models.registry import build_model
 from gaternet_jax.optimizer import make_optimizer
 from gaternet_jax.parallel import make_mesh, replicated, split_by_batch
@@ -40,10 +42,12 @@ def jax_training(config, batch: int) -> Callable[[], object]:
     """A whole training step of the model that `config` describes, augmentation included."""
     mesh = make_mesh(jax.devices()[:1])
     optimizer = make_optimizer(config.optimizer, lambda _: 0.1)
-    graphdef, params, stats = split_model(build_model(config.model))
+    model = build_model(config.model)
+    gate_loss = make_gate_loss(config.loss, model.gate_sites, MacCounter(model, config.data.image_size))
+    graphdef, params, stats = split_model(model)
     state = jax.device_put(init_state(params, stats, optimizer), replicated(mesh))
     data = jax.device_put(images(batch), split_by_batch(mesh))
-    step, key = make_train_step(graphdef, optimizer, config, mesh), jax.random.key(0)
+    step, key = make_train_step(graphdef, optimizer, lambda _: 0.1, gate_loss, config, mesh), jax.random.key(0)
 
     def run():
         nonlocal state

@@ -1,1 +1,1 @@
-"""Run cards: one short file per dataset, each a difference over common.py."""
+"""Run cards: one short file per dataset, each a difference over gaternet_jax.config.default()."""

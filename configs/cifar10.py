@@ -8,8 +8,8 @@ Variants: [resnet8|resnet20|resnet32|resnet44|resnet56|resnet110][-plain]. The d
 200 epochs of 390 steps.
 """
 
-from configs.common import apply_variant
 from gaternet_jax.config import default
+from gaternet_jax.variants import apply_variant
 
 
 def get_config(variant: str = ""):

@@ -6,8 +6,8 @@
 Variants as for CIFAR-10. The data must be prepared (see README). 200 epochs of 390 steps.
 """
 
-from configs.common import apply_variant
 from gaternet_jax.config import default
+from gaternet_jax.variants import apply_variant
 
 
 def get_config(variant: str = ""):

@@ -6,8 +6,8 @@ ResNet-8-Gated with both convolutions of each block gated. For trying things: ev
 about a minute on two CPU cores. Variants as for CIFAR-10.
 """
 
-from configs.common import apply_variant
 from gaternet_jax.config import default
+from gaternet_jax.variants import apply_variant
 
 
 def get_config(variant: str = ""):

@@ -1,10 +1,11 @@
 """Checkpoints of a workdir (Orbax): the latest few and the best, saved in the background.
 
-    workdir/checkpoints/STEP/  "model" (params, stats) and "training" (step, opt_state)
+    workdir/checkpoints/STEP/  "model" (params, or their moving average; stats) and "training"
 
 A converted checkpoint has the same form without "training".
 """
 
+import copy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,16 +72,14 @@ class Checkpoints:
             metrics: of an evaluation of this state.
         """
         step = int(state.step)
-        if step == self.latest:
-            return
         self._orbax.save_checkpointables_async(
             step,
             {
-                "model": {"params": state.params, "stats": state.stats},
-                "training": {"step": state.step, "opt_state": state.opt_state},
+                "model": {"params": state.eval_params, "stats": state.stats},
+                "training": _training_part(state),
             },
             metrics=metrics,
-            custom_metadata={"window": window},
+            custom_metadata={"window": copy.deepcopy(window)},  # written later, in the background,
         )
 
     def save_model(self, params: Tree, stats: Tree) -> None:
@@ -95,12 +94,15 @@ class Checkpoints:
         """
         assert self.latest is not None
         like = {
-            "model": {"params": state.params, "stats": state.stats},
-            "training": {"step": state.step, "opt_state": state.opt_state},
+            "model": {"params": state.eval_params, "stats": state.stats},
+            "training": _training_part(state),
         }
         restored = self._load(self.latest, like)
+        model, training = restored["model"], restored["training"]
+        params, ema = (model["params"], None) if state.ema is None else (training["params"], model["params"])
+        restored = TrainState(training["step"], params, model["stats"], training["opt_state"], ema)
         metadata: Any = self._orbax.checkpointables_metadata(self.latest).custom_metadata
-        return TrainState(**restored["model"], **restored["training"]), metadata["window"]
+        return restored, metadata["window"]
 
     def restore_model(self, step: int, params: Tree, stats: Tree) -> tuple[Tree, Tree]:
         """Parameters and statistics at a step, placed as those given.
@@ -144,6 +146,12 @@ class Checkpoints:
         self.close()
 
 
+def _training_part(state: TrainState) -> dict:
+    """What a resumed run needs besides the model; the raw parameters only where the model holds their average."""
+    part = {"step": state.step, "opt_state": state.opt_state}
+    return part if state.ema is None else part | {"params": state.params}
+
+
 class _Always:
     """The training loop decides when to save."""
 
@@ -172,6 +180,8 @@ def load_model(workdir: str | Path, checkpoint: Literal["best", "latest"] | int 
     model = build_model(load_config(workdir).model)
     model.eval()
     graphdef, params, stats = split_model(model)
+    if not (Path(workdir) / "checkpoints").is_dir():
+        raise UserError(f"{workdir} has no checkpoint yet; train with --workdir={workdir}")
     with Checkpoints(workdir) as checkpoints:
         step: Any = checkpoint if isinstance(checkpoint, int) else getattr(checkpoints, checkpoint)
         if step not in checkpoints.steps:

@@ -26,15 +26,19 @@ def default() -> Config:
     config.model = ConfigDict(
         dict(
             backbone="resnet20",  # any of gaternet_jax.models.registry.known_backbones()
-            width=16,  # filters of the first stage [He, C]
+            width=0,  # filters of the first stage (DenseNet: growth rate); 0: the model's own (ResNet: 16 [He, C])
             num_classes=10,  # of the dataset
             channels=3,  # of the input images: 1 grayscale, 3 RGB
             gating="residual",  # none | residual: second convolution of each block [C] | all: the first one too
             dtype="float32",  # compute type: float32 [C] | bfloat16; parameters, BatchNorm and loss stay float32
+            squeeze_ratio=0,  # of squeeze-and-excitation in each block (Hu et al. 2018: 16); 0: none
+            zero_init_residual=False,  # last BatchNorm scale of each residual block starts at 0 (Goyal et al. 2017)
             gater=dict(
+                scope="global",  # global: one gater decides all [P, C] | local: each block decides for itself
                 extractor="resnet20",  # [P, C] for CIFAR
-                width=16,  # filters of its first stage [C]
-                bottleneck=8,  # units between features and gate scores [C]
+                width=0,  # filters of its first stage; 0: the extractor's own (ResNet-20: 16 [C])
+                bottleneck=8,  # units between features and gate scores [C]; in local scope: in each block's head
+                pretrained="",  # workdir of a plain run of the extractor to start from (an option of [P], unconfirmed)
                 batch_norm=False,  # before the bottleneck's ReLU: False [C], True [P]
             ),
         )
@@ -50,11 +54,16 @@ def default() -> Config:
             std=(0.2470, 0.2435, 0.2616),  # likewise [C]
             crop_padding=4,  # pixels of zero padding before the random crop [He]
             flip=True,  # random horizontal flip [He]
+            cutout=0,  # pixels, side of the square that is blanked at random (DeVries and Taylor 2017: 16); 0: none
         )
     )
     config.loss = ConfigDict(
         dict(
-            gate_weight=0.1,  # lambda of lambda * mean(gates) [P has the term]; value assumed
+            gate="l1",  # l1: mean(gates) [P] | target: (open fraction - t)^2 | macs: (fraction of dense MACs - t)^2
+            gate_weight=0.1,  # lambda, the weight of that term [P has it for l1]; value assumed
+            gate_target=0.5,  # t, for target and macs; assumed
+            gate_target_scope="overall",  # target only: the open fraction overall | of each site
+            label_smoothing=0.0,  # probability mass spread over all classes; 0: none [He]
         )
     )
     config.optimizer = ConfigDict(
@@ -66,13 +75,15 @@ def default() -> Config:
             warmup_epochs=1.0,  # linear from zero; assumed
             decay_at=(0.5, 0.75),  # "steps" only: fractions of the run at which the rate falls [He]
             decay_factor=0.1,  # "steps" only [He]
+            clip_norm=0.0,  # the gradient's norm is cut to this; 0: never [He]
         )
     )
     config.train = ConfigDict(
         dict(
             batch_size=128,  # images per step over all devices [He]
             epochs=200.0,  # may be a fraction; assumed [He: 164]
-            eval_batch_size=500,  # images per evaluation step over all devices
+            ema_decay=0.0,  # moving average of parameters, used for evaluation; a usual value is 0.9999; 0: none [He]
+            eval_batch_size=512,  # images per evaluation step over all devices
             eval_every_epochs=1.0,  # a checkpoint follows each evaluation
             log_every_steps=50,  # training metrics are means over this many steps
         )
@@ -86,24 +97,34 @@ def default() -> Config:
     return config
 
 
+POSITIVE = """
+    model.num_classes model.channels model.gater.bottleneck data.image_size train.batch_size train.epochs
+    train.eval_batch_size train.eval_every_epochs train.log_every_steps checkpoint.keep_latest
+"""
+NON_NEGATIVE = """
+    seed model.width model.gater.width model.squeeze_ratio data.crop_padding data.cutout loss.gate_weight
+    optimizer.clip_norm optimizer.learning_rate optimizer.weight_decay optimizer.warmup_epochs
+    checkpoint.every_steps
+"""
+CHOICES = {
+    "model.gating": ("none", "residual", "all"),
+    "model.gater.scope": ("global", "local"),
+    "model.dtype": ("float32", "bfloat16"),
+    "loss.gate": ("l1", "target", "macs"),
+    "loss.gate_target_scope": ("overall", "site"),
+    "optimizer.schedule": ("cosine", "steps"),
+}
+
+
 def validate(config: Config, num_devices: int) -> None:
     """Checks ranges and combinations, before anything is compiled.
 
     Raises:
         UserError: naming every field that is wrong, its value and what is expected.
     """
-    positive = (
-        "model.width model.num_classes model.channels model.gater.width model.gater.bottleneck data.image_size "
-        "train.batch_size train.epochs train.eval_batch_size train.eval_every_epochs train.log_every_steps "
-        "checkpoint.keep_latest"
-    )
-    non_negative = (
-        "data.crop_padding loss.gate_weight optimizer.learning_rate optimizer.momentum optimizer.weight_decay "
-        "optimizer.warmup_epochs checkpoint.every_steps"
-    )
     fields = dict(flatten(config))
-    problems = [f"{f}={fields[f]} must be greater than 0" for f in positive.split() if not fields[f] > 0]
-    problems += [f"{f}={fields[f]} must be at least 0" for f in non_negative.split() if not fields[f] >= 0]
+    problems = [f"{f}={fields[f]} must be greater than 0" for f in POSITIVE.split() if not fields[f] > 0]
+    problems += [f"{f}={fields[f]} must be at least 0" for f in NON_NEGATIVE.split() if not fields[f] >= 0]
     for field in ("train.batch_size", "train.eval_batch_size"):
         if fields[field] % num_devices:
             problems.append(f"{field}={fields[field]} must be a multiple of the number of devices, {num_devices}")
@@ -119,8 +140,18 @@ def validate(config: Config, num_devices: int) -> None:
         problems.append(f"optimizer.decay_at={decay_at} must be increasing fractions between 0 and 1")
     if any(not std > 0 for std in config.data.std):
         problems.append(f"data.std={config.data.std} must be greater than 0")
-    if config.optimizer.schedule not in ("cosine", "steps"):
-        problems.append(f"optimizer.schedule='{config.optimizer.schedule}' must be 'cosine' or 'steps'")
+    for field, choices in CHOICES.items():
+        if fields[field] not in choices:
+            problems.append(f"{field}='{fields[field]}' must be one of {', '.join(choices)}")
+    if not config.train.epochs < float("inf"):
+        problems.append(f"train.epochs={config.train.epochs} must be finite")
+    if not 0 < config.optimizer.decay_factor < 1:
+        problems.append(f"optimizer.decay_factor={config.optimizer.decay_factor} must be between 0 and 1")
+    for field in ("optimizer.momentum", "loss.label_smoothing", "train.ema_decay"):
+        if not 0 <= fields[field] < 1:
+            problems.append(f"{field}={fields[field]} must be at least 0 and less than 1")
+    if not 0 < config.loss.gate_target <= 1:
+        problems.append(f"loss.gate_target={config.loss.gate_target} must be greater than 0 and at most 1")
     if config.optimizer.warmup_epochs >= config.train.epochs > 0:
         problems.append(
             f"optimizer.warmup_epochs={config.optimizer.warmup_epochs} must be less than "

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,32 +11,40 @@ from jax.sharding import Mesh
 from gaternet_jax import checkpoint
 from gaternet_jax.config import Config, validate
 from gaternet_jax.data import memory
-from gaternet_jax.data.datasets import find_dataset
+from gaternet_jax.data.datasets import find_classes
+from gaternet_jax.errors import UserError
 from gaternet_jax.models.gaternet import GaterNet
+from gaternet_jax.models.macs import MacCounter
 from gaternet_jax.parallel import make_mesh, replicated, to_devices
 from gaternet_jax.state import Tree, split_model
 from gaternet_jax.step import make_eval_step
 from gaternet_jax.workdir import load_config
 
+MAY_OVERRIDE = ("data.data_dir", "data.eval_split", "train.eval_batch_size")
 
-def make_evaluation(model: GaterNet, split: memory.Split, config: Config, mesh: Mesh) -> Callable[[Tree, Tree], dict]:
+
+def make_evaluation(
+    model: GaterNet, macs: MacCounter, split: memory.Split, config: Config, mesh: Mesh
+) -> Callable[[Tree, Tree], dict]:
     """Builds the function (params, stats) -> metrics over a split.
 
     Args:
         model: gives the structure; it is left in evaluation mode.
+        macs: of the model.
         split: the images.
         config: the whole config of the run.
         mesh: the devices.
 
     Returns:
         A function whose result has: images (their number); loss (cross-entropy, nats); top1 and top5, fractions;
-        and for a model with gates gates_on, the mean fraction of open gates, and gates_input_dependent, the
-        fraction of gates that are open for some images and closed for others. It raises RuntimeError if the
+        and for a model with gates gates_on, the mean fraction of open gates, gates_input_dependent, the fraction of
+        gates that are open for some images and closed for others, and macs, the mean multiply-accumulates of the
+        backbone with the open filters relative to the dense backbone. It raises RuntimeError if the
         images it counted are not those of the split (a defect, not the user's doing).
     """
     model.eval()
     graphdef, _, _ = split_model(model)
-    eval_step = make_eval_step(graphdef, config, mesh)
+    eval_step = make_eval_step(graphdef, macs, config, mesh)
 
     def evaluation(params: Tree, stats: Tree) -> dict:
         batches = to_devices(memory.eval_batches(split, config.train.eval_batch_size), mesh)
@@ -49,33 +58,40 @@ def make_evaluation(model: GaterNet, split: memory.Split, config: Config, mesh: 
         if open_rate.size:
             metrics["gates_on"] = float(open_rate.mean())
             metrics["gates_input_dependent"] = float(((open_rate > 0) & (open_rate < 1)).mean())
+            metrics["macs"] = float(total["macs"] / images)
         return metrics
 
     return evaluation
 
 
-def evaluate(workdir: str | Path, data_dir: str = "") -> dict:
+def evaluate(workdir: str | Path, overrides: dict[str, Any] | None = None) -> dict:
     """Evaluates the best checkpoint of a workdir on its evaluation split.
 
     Args:
         workdir: of a training run or a conversion.
-        data_dir: overrides the config's folder of prepared datasets, unless empty.
+        overrides: values for fields of its config, e.g. {"data.eval_split": "train"}; only those in MAY_OVERRIDE.
 
     Returns:
         Metrics as of `make_evaluation`.
 
     Raises:
-        UserError: no checkpoint there, or its dataset is not prepared.
+        UserError: no checkpoint there, its dataset is not prepared, or a field that evaluation cannot change.
     """
+    overrides = overrides or {}
+    refused = sorted(overrides.keys() - set(MAY_OVERRIDE))
+    if refused:
+        raise UserError(f"evaluation cannot change {', '.join(refused)}; it can change {', '.join(MAY_OVERRIDE)}")
     config = load_config(workdir)
+    config.update_from_flattened_dict(overrides)
     mesh = make_mesh()
     validate(config, mesh.size)
     model = checkpoint.load_model(workdir)
-    builder = find_dataset(config.data.name, data_dir or config.data.data_dir)
+    builder, _ = find_classes(config)
     split = memory.load_split(builder, config.data.eval_split, config)
     _, params, stats = split_model(model)
     params, stats = jax.device_put((params, stats), replicated(mesh))
-    return make_evaluation(model, split, config, mesh)(params, stats)
+    macs = MacCounter(model, config.data.image_size)
+    return make_evaluation(model, macs, split, config, mesh)(params, stats)
 
 
 def describe(metrics: dict) -> str:
@@ -84,4 +100,5 @@ def describe(metrics: dict) -> str:
     if "gates_on" in metrics:
         parts.append(f"open gates {metrics['gates_on']:.1%}")
         parts.append(f"input-dependent gates {metrics['gates_input_dependent']:.1%}")
+        parts.append(f"MACs {metrics['macs']:.1%} of dense")
     return ", ".join(parts)

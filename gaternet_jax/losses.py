@@ -1,30 +1,58 @@
-"""The training loss: cross-entropy + lambda ||G(x)||_1 / c (GaterNet eq. 7)."""
+"""The training loss: cross-entropy + lambda times a gate loss.
+
+l1      ||G(x)||_1 / c, the mean gate (GaterNet eq. 7)
+target  (open fraction - t)^2, over the batch, overall or for each site (assumed; for a chosen openness)
+macs    (expected multiply-accumulates / those of the dense backbone - t)^2, over the batch (assumed; for a budget)
+"""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from gaternet_jax.config import Config
-from gaternet_jax.models.gaternet import Outputs
+from gaternet_jax.models.gates import GateSite
+from gaternet_jax.models.macs import MacCounter
+
+GateLoss = Callable[[jax.Array], jax.Array]  # gates [B, G] -> scalar
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Cross-entropy of each image, in nats, float32 [B], of logits [B, K] and labels int [B]."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
-
-
-def gate_penalty(gates: jax.Array) -> jax.Array:
-    """||G(x)||_1 / c, over the batch: the mean of gates [B, G]; 0 for a model without gates."""
-    return gates.mean() if gates.size else jnp.zeros((), jnp.float32)
-
-
-def training_loss(outputs: Outputs, labels: jax.Array, config: Config) -> jax.Array:
-    """The scalar that is minimised, weight decay aside.
+def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
+    """Cross-entropy of each image, in nats, float32 [B].
 
     Args:
-        outputs: of the model in training mode.
+        logits: [B, K].
         labels: int [B].
-        config: the `loss` part of a run's config.
+        smoothing: probability mass that the target spreads over all classes (Szegedy et al. 2016).
     """
-    data_term = cross_entropy(outputs.logits, labels).mean()
-    return data_term + config.gate_weight * gate_penalty(outputs.gates)
+    logits = logits.astype(jnp.float32)
+    if not smoothing:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
+    return optax.softmax_cross_entropy(logits, targets)
+
+
+def make_gate_loss(config: Config, sites: tuple[GateSite, ...], macs: MacCounter) -> GateLoss:
+    """The weighted gate term of the loss, as a function of the gates; 0 for a model without gates.
+
+    Args:
+        config: the `loss` part of a run's config.
+        sites: of the model.
+        macs: of the model, at the size of its images.
+    """
+    weight, target = config.gate_weight, config.gate_target
+    if not sites:
+        return lambda gates: jnp.zeros((), jnp.float32)
+    if config.gate == "l1":
+        return lambda gates: weight * gates.mean()
+    if config.gate == "macs":
+        return lambda gates: weight * (macs.fraction(gates).mean() - target) ** 2
+    if config.gate_target_scope == "overall":
+        return lambda gates: weight * (gates.mean() - target) ** 2
+
+    def per_site(gates: jax.Array) -> jax.Array:
+        fractions = jnp.stack([gates[:, site.gates].mean() for site in sites])
+        return weight * ((fractions - target) ** 2).mean()
+
+    return per_site

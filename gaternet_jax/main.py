@@ -12,9 +12,11 @@ import os
 import sys
 from pathlib import Path
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from gaternet_jax.checkpoint import Checkpoints
 from gaternet_jax.errors import UserError
 from gaternet_jax.evaluate import describe, evaluate
 from gaternet_jax.metrics import NonFiniteError
@@ -43,13 +45,15 @@ def main(_) -> None:
     except (UserError, NonFiniteError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("\nInterrupted. The same command goes on from the latest checkpoint.")
+        sys.exit("\nEnded at once. The same command goes on from the latest checkpoint.")
 
 
 def run_training() -> None:
     config = _CONFIG.value
     if config is None:
         raise UserError("say what to train: --config=configs/X.py (see configs/)")
+    if jax.process_count() > 1:
+        raise UserError("training on several hosts is not there yet; run one process")
     if _DATA_DIR.value:
         config.data.data_dir = _DATA_DIR.value
     workdir = get_workdir()
@@ -61,7 +65,10 @@ def run_training() -> None:
 def run_evaluation() -> None:
     if _WORKDIR.value is None and _CONFIG.value is None:
         raise UserError("say what to evaluate: --workdir=DIR of a training run or a conversion")
-    metrics = evaluate(get_workdir(), _DATA_DIR.value or "")
+    overrides = config_flags.get_override_values(flags.FLAGS["config"]) if _CONFIG.value else {}
+    if _DATA_DIR.value:
+        overrides["data.data_dir"] = _DATA_DIR.value
+    metrics = evaluate(get_workdir(), overrides)
     print(f"{metrics['images']} images: {describe(metrics)}")
     print(json.dumps(metrics))
 
@@ -86,10 +93,17 @@ def summary(workdir: Path, metrics: dict) -> str:
             f"\n  open gates   {metrics['gates_on']:.1%} on average; "
             f"{metrics['gates_input_dependent']:.1%} of the gates depend on the image"
         )
+    with Checkpoints(workdir) as checkpoints:
+        best = f"the best, which load_model takes: step {checkpoints.best}"
+    end = (
+        f"Done after step {metrics['step']}."
+        if metrics["finished"]
+        else (f"Interrupted after step {metrics['step']}; the same command goes on from there.")
+    )
     return f"""
-Done after step {metrics["step"]}.
+{end}
   top-1        {metrics["top1"]:.2%} of {metrics["images"]} test images{gates}
-  checkpoints  {workdir}/checkpoints
+  checkpoints  {workdir}/checkpoints ({best})
   metrics      {workdir}/metrics.jsonl
   TensorBoard  {workdir}/tensorboard
 Next:
@@ -106,11 +120,11 @@ def parse_flags(argv: list[str]) -> list[str]:
             _CONFIG.value.lock()  # a config that could not be loaded says so only when it is used
     except UserError as error:  # of a run card's get_config
         sys.exit(f"error: {error}")
-    except OSError:
-        cards = ", ".join(sorted(str(path) for path in Path("configs").glob("[a-z]*.py") if path.stem != "common"))
+    except (OSError, SyntaxError):
+        cards = ", ".join(sorted(str(path) for path in Path("configs").glob("[a-z]*.py")))
         sys.exit(f"error: the file that --config names cannot be read; run cards here: {cards or '(no configs/ here)'}")
     except (AttributeError, KeyError) as error:
-        sys.exit(f"error: unknown field in --config.FIELD=VALUE: {error}. Fields: gaternet_jax/config.py")
+        sys.exit(f"error: the config cannot be used: {error}. The fields there are: gaternet_jax/config.py")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # --verbosity=0 shows what the libraries report
     return remaining

@@ -5,6 +5,7 @@ import json
 import math
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -46,15 +47,21 @@ class MetricWriter:
 
 
 class TrainMetrics:
-    """Collects the metrics of training steps without making the devices wait.
+    """Collects the metrics of training steps without making the devices wait, and gives their means now and then.
 
     The values of a step are fetched when `lag` further steps have been dispatched: by then they are there, and the
     host never runs further ahead than that.
+
+    Args:
+        emit: called with (step, means) when the window of steps that ends with this step is complete.
+        every: a window ends at each multiple of this many steps.
+        last_step: the last window ends here.
+        lag: see above.
     """
 
-    def __init__(self, lag: int = 2):
-        self.lag = lag
-        self.window: dict = {"steps": 0, "sums": {}}  # since the last `mean`; goes into checkpoints
+    def __init__(self, emit: Callable[[int, dict[str, float]], None], *, every: int, last_step: int, lag: int = 2):
+        self.window: dict = {"steps": 0, "sums": {}}  # since the last means; goes into checkpoints
+        self._emit, self._every, self._last_step, self._lag = emit, every, last_step, lag
         self._pending: deque[tuple[int, dict[str, jax.Array]]] = deque()
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
@@ -66,7 +73,7 @@ class TrainMetrics:
         for value in metrics.values():
             value.copy_to_host_async()
         self._pending.append((step, metrics))
-        if len(self._pending) > self.lag:
+        if len(self._pending) > self._lag:
             self._fetch()
 
     def wait(self) -> None:
@@ -78,46 +85,42 @@ class TrainMetrics:
         while self._pending:
             self._fetch()
 
-    def mean(self) -> dict[str, float]:
-        """Waits, and returns the mean of each metric over the steps since the last call."""
-        self.wait()
-        steps, sums = self.window["steps"], self.window["sums"]
-        self.window = {"steps": 0, "sums": {}}
-        return {name: total / steps for name, total in sums.items()}
-
     def _fetch(self) -> None:
         step, metrics = self._pending.popleft()
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         for name, value in values.items():
             if not math.isfinite(value):
                 raise NonFiniteError(f"{name} is {value} at step {step}")
-        sums = self.window["sums"]
-        self.window["steps"] += 1
-        self.window["sums"] = {name: sums.get(name, 0.0) + value for name, value in values.items()}
+        steps, sums = self.window["steps"] + 1, self.window["sums"]
+        self.window = {"steps": steps, "sums": {name: sums.get(name, 0.0) + value for name, value in values.items()}}
+        if step % self._every == 0 or step == self._last_step:
+            means = {name: total / steps for name, total in self.window["sums"].items()}
+            self.window = {"steps": 0, "sums": {}}
+            self._emit(step, means)
 
 
 class Throughput:
-    """Images per second, without the time spent in `paused`."""
+    """Steps per second, without the time spent in `paused`."""
 
     def __init__(self):
-        self._images = 0
-        self._start = time.perf_counter()
+        self.start(0)
 
-    def add(self, images: int) -> None:
-        self._images += images
+    def start(self, step: int) -> None:
+        """Begins to measure, when `step` steps are done."""
+        self._step, self._since = step, time.perf_counter()
 
     @contextlib.contextmanager
     def paused(self):
         """Time in this context does not count."""
         before = time.perf_counter()
         yield
-        self._start += time.perf_counter() - before
+        self._since += time.perf_counter() - before
 
-    def measure(self) -> float:
-        """Images per second since the last call."""
+    def measure(self, step: int) -> float:
+        """Steps per second since the last call, when `step` steps are done."""
         now = time.perf_counter()
-        rate = self._images / (now - self._start)
-        self._images, self._start = 0, now
+        rate = (step - self._step) / (now - self._since)
+        self._step, self._since = step, now
         return rate
 
 

@@ -31,8 +31,10 @@ def kernels_only(params):
 
 
 def make_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """The optimiser; its weight decay is L2, added to the gradient before momentum, as in PyTorch's SGD."""
+    """The optimiser; its weight decay is L2, added to the (clipped) gradient before momentum, as in PyTorch's SGD."""
+    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     return optax.chain(
+        *clip,
         optax.add_decayed_weights(config.weight_decay, mask=kernels_only),
         optax.sgd(schedule, momentum=config.momentum, nesterov=True),
     )

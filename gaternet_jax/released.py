@@ -45,8 +45,14 @@ def infer_model(tensors: dict[str, np.ndarray], config: Config) -> Config:
         config.width, config.channels = tensors["backbone.conv.weight"].shape[:2]
         config.gater.width = tensors["gater.resnet.conv.weight"].shape[0]
         config.gater.bottleneck, _ = tensors["gater.resnet.newfc.weight"].shape
-    except (KeyError, ValueError) as error:
-        raise UserError(f"not a released GaterNet checkpoint: {error} is missing or has another shape") from None
+    except KeyError as error:
+        raise UserError(f"not a released GaterNet checkpoint: {error} is missing") from None
+    except ValueError:
+        raise UserError("not a released GaterNet checkpoint: a weight has another number of dimensions") from None
+    if config.channels != 3:
+        raise UserError(
+            f"a released GaterNet sees RGB images; this one's first convolution has {config.channels} channels"
+        )
     config.backbone = f"resnet{_depth(tensors, 'backbone')}"
     config.gater.extractor = f"resnet{_depth(tensors, 'gater.resnet')}"
     config.gater.batch_norm = False
@@ -75,9 +81,15 @@ def flatten_released(checkpoint: object) -> dict[str, np.ndarray]:
         raise UserError(f"not a released GaterNet checkpoint: expected the keys {sorted(expected)}, found {found}")
     tensors = {}
     for network in ("backbone", "gater"):
-        for name, value in checkpoint[f"{network}_state_dict"].items():
+        state = checkpoint[f"{network}_state_dict"]
+        if not isinstance(state, dict):
+            raise UserError(f"not a released GaterNet checkpoint: {network}_state_dict is a {type(state).__name__}")
+        for name, value in state.items():
             if not name.endswith("num_batches_tracked"):  # a PyTorch counter; nothing here depends on it
-                tensors[f"{network}.{name.removeprefix('module.')}"] = np.asarray(value)
+                try:
+                    tensors[f"{network}.{name.removeprefix('module.')}"] = np.asarray(value, np.float32)
+                except (TypeError, ValueError, RuntimeError) as error:
+                    raise UserError(f"{network}'s {name} is not a tensor of ordinary floats: {error}") from None
     return tensors
 
 

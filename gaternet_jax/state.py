@@ -23,12 +23,19 @@ class TrainState:
         params: parameters, float32.
         stats: running statistics of BatchNorm, float32.
         opt_state: the optimiser's.
+        ema: moving average of the parameters, float32; None without one.
     """
 
     step: jax.Array
     params: Tree
     stats: Tree
     opt_state: optax.OptState
+    ema: Tree | None
+
+    @property
+    def eval_params(self) -> Tree:
+        """The parameters to evaluate and to publish: the moving average where there is one."""
+        return self.params if self.ema is None else self.ema
 
 
 def split_model(model: GaterNet) -> tuple[nnx.GraphDef, Tree, Tree]:
@@ -45,6 +52,14 @@ def merge_model(graphdef: nnx.GraphDef, params: Tree, stats: Tree) -> GaterNet:
     return nnx.merge(graphdef, params, stats, copy=True)
 
 
-def init_state(params: Tree, stats: Tree, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
-    return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
+def init_state(params: Tree, stats: Tree, optimizer: optax.GradientTransformation, *, ema: bool = False) -> TrainState:
+    """The state before the first step.
+
+    Args:
+        params: parameters.
+        stats: BatchNorm statistics.
+        optimizer: from `make_optimizer`.
+        ema: whether to keep a moving average of the parameters.
+    """
+    average = jax.tree.map(jnp.copy, params) if ema else None
+    return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params), average)

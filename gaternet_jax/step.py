@@ -9,9 +9,10 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from gaternet_jax import losses
 from gaternet_jax.config import Config
 from gaternet_jax.data.augment import augment, normalize
+from gaternet_jax.losses import GateLoss, cross_entropy
+from gaternet_jax.models.macs import MacCounter
 from gaternet_jax.parallel import replicated, split_by_batch
 from gaternet_jax.state import TrainState, Tree, merge_model, split_model
 
@@ -20,40 +21,52 @@ Metrics = dict[str, jax.Array]
 
 
 def make_train_step(
-    graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, config: Config, mesh: Mesh
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    gate_loss: GateLoss,
+    config: Config,
+    mesh: Mesh,
 ) -> jax.stages.Wrapped:
     """Builds the jitted training step (state, batch, key) -> (state, metrics); the state given to it is donated.
 
     Args:
         graphdef: of the model in training mode, from `split_model`.
         optimizer: from `make_optimizer`.
+        schedule: the learning rate that the optimiser follows, for the metrics.
+        gate_loss: from `make_gate_loss`.
         config: the whole config of the run.
         mesh: the devices; batches are split over them, hence BatchNorm sees the whole batch.
     """
 
     def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         augment_key, gate_key = jax.random.split(jax.random.fold_in(key, state.step))
-        images = normalize(augment(batch["image"], augment_key, config.data), config.data)
+        images = augment(batch["image"], augment_key, config.data)
 
         def loss_function(params):
             model = merge_model(graphdef, params, state.stats)
             outputs = model(images, key=gate_key)
             _, _, stats = split_model(model)
-            return losses.training_loss(outputs, batch["label"], config.loss), (stats, outputs)
+            loss = cross_entropy(outputs.logits, batch["label"], config.loss.label_smoothing).mean()
+            return loss + gate_loss(outputs.gates), (stats, outputs, loss)
 
         gradient_of = jax.value_and_grad(loss_function, has_aux=True)
-        (loss, (stats, outputs)), gradients = gradient_of(state.params)
+        (total_loss, (stats, outputs, loss)), gradients = gradient_of(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": loss,
+            "total_loss": total_loss,
+            "learning_rate": schedule(state.step),
             "top1": (outputs.logits.argmax(-1) == batch["label"]).mean(),
             "gradient_norm": optax.tree.norm(gradients),
             "parameter_norm": optax.tree.norm(params),
         }
         if outputs.gates.size:
             metrics["gates_on"] = (outputs.gates > 0.5).mean()
-        return TrainState(state.step + 1, params, stats, opt_state), metrics
+        decay = config.train.ema_decay
+        ema = None if state.ema is None else optax.incremental_update(params, state.ema, 1 - decay)
+        return TrainState(state.step + 1, params, stats, opt_state, ema), metrics
 
     everywhere, by_batch = replicated(mesh), split_by_batch(mesh)
     return jax.jit(
@@ -64,11 +77,12 @@ def make_train_step(
     )
 
 
-def make_eval_step(graphdef: nnx.GraphDef, config: Config, mesh: Mesh) -> jax.stages.Wrapped:
+def make_eval_step(graphdef: nnx.GraphDef, macs: MacCounter, config: Config, mesh: Mesh) -> jax.stages.Wrapped:
     """Builds the jitted evaluation step (params, stats, batch) -> sums over the images whose mask is True.
 
     Args:
         graphdef: of the model in evaluation mode.
+        macs: of the model.
         config: the whole config of the run.
         mesh: the devices.
     """
@@ -80,12 +94,13 @@ def make_eval_step(graphdef: nnx.GraphDef, config: Config, mesh: Mesh) -> jax.st
         # Ties count against the model, so that constant (or non-finite) logits are never right.
         of_label = jnp.take_along_axis(outputs.logits, labels[:, None], axis=-1)
         better_or_equal = (outputs.logits >= of_label).sum(-1)
-        finite = jnp.isfinite(of_label[:, 0])
+        finite = jnp.isfinite(outputs.logits).all(-1)
         return {
             "images": mask.sum(),
-            "loss": jnp.where(mask, losses.cross_entropy(outputs.logits, labels), 0.0).sum(),
+            "loss": jnp.where(mask, cross_entropy(outputs.logits, labels), 0.0).sum(),
             "top1": (mask & finite & (better_or_equal <= 1)).sum(),
             "top5": (mask & finite & (better_or_equal <= 5)).sum(),
+            "macs": jnp.where(mask, macs.fraction(outputs.gates), 0.0).sum(),
             "open_per_gate": jnp.where(mask[:, None], outputs.gates, 0.0).sum(0),
         }
 

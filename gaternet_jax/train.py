@@ -6,18 +6,21 @@ import time
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from gaternet_jax.checkpoint import Checkpoints
 from gaternet_jax.config import Config, validate
 from gaternet_jax.data import memory
-from gaternet_jax.data.datasets import class_names, find_dataset
+from gaternet_jax.data.datasets import find_classes
 from gaternet_jax.errors import UserError
 from gaternet_jax.evaluate import describe, make_evaluation
+from gaternet_jax.interrupt import interruptible
+from gaternet_jax.losses import make_gate_loss
 from gaternet_jax.metrics import MetricWriter, NonFiniteError, Throughput, TrainMetrics
+from gaternet_jax.models.macs import MacCounter
 from gaternet_jax.models.registry import build_model
 from gaternet_jax.optimizer import learning_rate_schedule, make_optimizer
 from gaternet_jax.parallel import make_mesh, replicated, to_devices
+from gaternet_jax.pretrained import load_extractor
 from gaternet_jax.progress import progress_bar
 from gaternet_jax.state import init_state, split_model
 from gaternet_jax.step import make_train_step
@@ -27,34 +30,32 @@ from gaternet_jax.workdir import check_workdir, save_config
 def train(config: Config, workdir: str | Path, *, stop_at: int | None = None) -> dict:
     """Trains in a workdir, from its latest checkpoint if it has one.
 
+    SIGINT or SIGTERM end it with a checkpoint after the current step.
+
     Args:
         config: the resolved config.
         workdir: a new or empty folder, or that of the same run.
         stop_at: end with a checkpoint after this step, as if the run were interrupted there.
 
     Returns:
-        The metrics at the end (see `make_evaluation`), and step.
+        The metrics at the end (see `make_evaluation`); step, the last one; and whether the run is finished.
 
     Raises:
         UserError: config, data or workdir cannot be used.
-        NonFiniteError: loss or gradient became NaN or infinite; nothing of it was saved.
+        NonFiniteError: loss, gradient or parameters became NaN or infinite; nothing of it was saved.
     """
     workdir = Path(workdir)
     mesh = make_mesh()
     validate(config, mesh.size)
     check_workdir(workdir, config)
     model = build_model(config.model, config.seed)
-    builder = find_dataset(config.data.name, config.data.data_dir)
-    labels = class_names(builder)
-    if len(labels) != config.model.num_classes:
-        raise UserError(
-            f"dataset '{config.data.name}' has {len(labels)} classes, "
-            f"but config.model.num_classes={config.model.num_classes}"
-        )
+    if config.model.gater.pretrained:
+        load_extractor(model, config.model.gater.pretrained)
+    builder, labels = find_classes(config)
     train_split = memory.load_split(builder, config.data.train_split, config)
     eval_split = memory.load_split(builder, config.data.eval_split, config)
 
-    batch_size, log_every = config.train.batch_size, config.train.log_every_steps
+    batch_size = config.train.batch_size
     steps_per_epoch = memory.steps_per_epoch(len(train_split.labels), batch_size)
     num_steps = max(round(config.train.epochs * steps_per_epoch), 1)
     last_step = min(num_steps, stop_at or num_steps)
@@ -63,51 +64,76 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None) ->
 
     schedule = learning_rate_schedule(config.optimizer, steps_per_epoch, num_steps)
     optimizer = make_optimizer(config.optimizer, schedule)
+    macs = MacCounter(model, config.data.image_size)
+    gate_loss = make_gate_loss(config.loss, model.gate_sites, macs)
     graphdef, params, stats = split_model(model)
-    train_step = make_train_step(graphdef, optimizer, config, mesh)
-    evaluation = make_evaluation(model, eval_split, config, mesh)
-    state, key = jax.device_put((init_state(params, stats, optimizer), jax.random.key(config.seed)), replicated(mesh))
-    save_config(config, labels, workdir)
-    with Checkpoints(workdir, config.checkpoint.keep_latest) as checkpoints:
-        train_metrics, eval_metrics = TrainMetrics(), None
+    train_step = make_train_step(graphdef, optimizer, schedule, gate_loss, config, mesh)
+    evaluation = make_evaluation(model, macs, eval_split, config, mesh)
+    state = init_state(params, stats, optimizer, ema=config.train.ema_decay > 0)
+    state, key = jax.device_put((state, jax.random.key(config.seed)), replicated(mesh))
+
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint.keep_latest))
+        window = None
         if checkpoints.latest is not None:
-            state, train_metrics.window = checkpoints.restore(state)
+            state, window = checkpoints.restore(state)
             print(f"Going on from step {checkpoints.latest} of {num_steps} in {workdir}", flush=True)
         done = int(state.step)
+        if done > num_steps:
+            raise UserError(
+                f"{workdir} has done {done} steps already; train.epochs={config.train.epochs} asks for less"
+            )
+        save_config(config, labels, workdir)
         batches = to_devices(memory.train_batches(train_split, batch_size, config.seed, done), mesh)
         if done < last_step:
             train_step, batches = _compile(train_step, state, batches, key)
 
-        with (
-            MetricWriter(workdir, resume_step=done) as writer,
-            progress_bar("Training", num_steps, unit="step", initial=done) as bar,
-            _explain_non_finite(checkpoints, workdir),
-        ):
-            throughput = Throughput()
-            for step in range(done + 1, last_step + 1):
-                state, metrics = train_step(state, next(batches), key)
-                train_metrics.add(step, metrics)
-                throughput.add(batch_size)
-                bar.update()
+        writer = stack.enter_context(MetricWriter(workdir, resume_step=done))
+        bar = stack.enter_context(progress_bar("Training", num_steps, unit="step", initial=done))
+        throughput = Throughput()
 
-                position = {"epoch": step / steps_per_epoch}
-                if step % log_every == 0 or step == num_steps:
-                    values = train_metrics.mean() | {"images_per_second": throughput.measure()}
-                    values["learning_rate"] = float(np.asarray(schedule(step - 1)))
-                    writer.write(step, "train", position | values)
-                    speed = f"{values['images_per_second']:,.0f} images/s"
-                    bar.set_postfix_str(f"loss {values['loss']:.3f}, {speed}", refresh=False)
+        def log(step: int, means: dict[str, float]) -> None:
+            speed = throughput.measure(step)
+            values = {"epoch": step / steps_per_epoch} | means | {"images_per_second": speed * batch_size}
+            writer.write(step, "train", values)
+            bar.set_postfix_str(f"loss {means['loss']:.3f}, {speed * batch_size:,.0f} images/s", refresh=False)
 
-                evaluate_now = step % eval_every == 0 or step == num_steps
-                if evaluate_now or step % save_every == 0 or step == last_step:
-                    with throughput.paused():
-                        train_metrics.wait()  # raises before anything that came of a NaN is saved
-                        eval_metrics = evaluation(state.params, state.stats) if evaluate_now else None
-                        if eval_metrics:
-                            writer.write(step, "eval", position | eval_metrics)
-                            bar.write(f"epoch {position['epoch']:6.1f}  step {step:7d}  {describe(eval_metrics)}")
-                        checkpoints.save(state, window=train_metrics.window, metrics=eval_metrics)
-    return (eval_metrics or evaluation(state.params, state.stats)) | {"step": int(state.step)}
+        train_metrics = TrainMetrics(log, every=config.train.log_every_steps, last_step=num_steps)
+        if window:
+            train_metrics.window = window
+        stack.enter_context(_explain_non_finite(checkpoints, workdir))
+        interrupted = stack.enter_context(interruptible())
+        throughput.start(done)
+        step, eval_metrics, stop = done, None, False
+        while step < last_step and not stop:
+            state, metrics = train_step(state, next(batches), key)
+            step += 1
+            train_metrics.add(step, metrics)
+            bar.update()
+            evaluate_now = step % eval_every == 0 or step == num_steps
+            stop = interrupted() or step == last_step
+            if evaluate_now or step % save_every == 0 or stop:
+                train_metrics.wait()  # raises before anything that came of a NaN is saved
+                with throughput.paused():
+                    eval_metrics = evaluation(state.eval_params, state.stats) if evaluate_now else None
+                    if eval_metrics:
+                        epoch = step / steps_per_epoch
+                        writer.write(step, "eval", {"epoch": epoch} | eval_metrics)
+                        bar.write(f"epoch {epoch:6.1f}  step {step:7d}  {describe(eval_metrics)}")
+                    checkpoints.save(state, window=train_metrics.window, metrics=eval_metrics)
+    if eval_metrics is None:
+        eval_metrics = evaluation(state.eval_params, state.stats)
+    return eval_metrics | {"step": step, "finished": step == num_steps}
+
+
+def _compile(train_step, state, batches, key):
+    """Compiles ahead of the loop, so that the first steps' speed is that of steps."""
+    print("Compiling the training step ...", flush=True)
+    start = time.perf_counter()
+    first = next(batches)
+    compiled = train_step.lower(state, first, key).compile()
+    print(f"Compiled in {time.perf_counter() - start:.1f} s", flush=True)
+    return compiled, itertools.chain([first], batches)
 
 
 @contextlib.contextmanager
@@ -120,13 +146,3 @@ def _explain_non_finite(checkpoints: Checkpoints, workdir: Path):
             f"training stopped: {error} ({kept}, in {workdir}). Start again in another --workdir with a lower "
             "--config.optimizer.learning_rate or a longer --config.optimizer.warmup_epochs"
         ) from None
-
-
-def _compile(train_step, state, batches, key):
-    """Compiles ahead of the loop, so that the first steps' speed is that of steps."""
-    print("Compiling the training step ...", flush=True)
-    start = time.perf_counter()
-    first = next(batches)
-    compiled = train_step.lower(state, first, key).compile()
-    print(f"Compiled in {time.perf_counter() - start:.1f} s", flush=True)
-    return compiled, itertools.chain([first], batches)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from gaternet_jax.config import Config, flatten
+from gaternet_jax.config import Config, default, flatten
 from gaternet_jax.errors import UserError
 
 # Fields that a resumed run may change. All others decide what the run computes.
@@ -33,10 +33,16 @@ def check_workdir(workdir: Path, given: Config) -> None:
     Raises:
         UserError: it holds something else, or a run with other values in fields beyond MAY_CHANGE, which are named.
     """
-    if not workdir.exists() or (workdir.is_dir() and not any(workdir.iterdir())):
+    for path in (workdir, *workdir.parents):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is a file; choose another --workdir")
+    if not workdir.exists() or not any(workdir.iterdir()):
         return
     if not (workdir / "config.json").is_file():
         raise UserError(f"{workdir} holds something that is not a run (no config.json); choose another --workdir")
+    checkpoints = workdir / "checkpoints"
+    if not checkpoints.is_dir() or not any(path.name.isdigit() for path in checkpoints.iterdir()):
+        return  # a start that failed before its first checkpoint
     saved = load_config(workdir)
     before, now = dict(flatten(saved)), dict(flatten(given))
     differing = [
@@ -75,7 +81,7 @@ def load_config(workdir: str | Path) -> Config:
     """
     path = Path(workdir) / "config.json"
     try:
-        config = ConfigDict(json.loads(path.read_text()))
+        content = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(
             f"{workdir} is not a run: it has no config.json. Give the --workdir of a training run or the --out of "
@@ -83,9 +89,18 @@ def load_config(workdir: str | Path) -> Config:
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a config: {error}") from None
-    return config.lock()
+    known = {field for field, _ in flatten(default())}
+    missing = known - {field for field, _ in flatten(ConfigDict(content))} if isinstance(content, dict) else known
+    if missing:
+        raise UserError(
+            f"{path} is of another version of gaternet-jax, or no config: it lacks {', '.join(sorted(missing))}"
+        )
+    return ConfigDict(content).lock()
 
 
 def load_labels(workdir: str | Path) -> list[str]:
-    """The names of the classes, by label."""
-    return (Path(workdir) / "labels.txt").read_text(encoding="utf-8").splitlines()
+    """The names of the classes, by label; their numbers where the workdir does not tell."""
+    path = Path(workdir) / "labels.txt"
+    if not path.exists():
+        return [f"class {label}" for label in range(load_config(workdir).model.num_classes)]
+    return path.read_text(encoding="utf-8").splitlines()

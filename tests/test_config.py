@@ -13,7 +13,8 @@ CARDS = {"cifar10": cifar10, "cifar100": cifar100, "digits": digits}
 @pytest.mark.parametrize("variant", ["", "plain", *known_backbones(), "resnet56-plain"])
 def test_every_card_and_variant_is_valid(card, variant):
     config = card.get_config(variant)
-    validate(config, num_devices=1)
+    for devices in (1, 2, 4, 8):
+        validate(config, devices)
     assert config.is_locked
     assert config.model.gating == ("none" if variant.endswith("plain") else digits_or("residual", card))
     if variant.startswith("resnet"):
@@ -33,14 +34,32 @@ def test_cards_differ_where_they_should():
 @pytest.mark.parametrize(
     ("variant", "message"),
     [
-        ("resnet21", "unknown part 'resnet21' of the config variant 'resnet21'.*MODEL one of resnet8, resnet20"),
-        ("resnet20-fancy", "unknown part 'fancy' of the config variant 'resnet20-fancy'; known: plain"),
+        (
+            "resnet20-wide",
+            "unknown part 'wide' of the config variant 'resnet20-wide'.*BASELINE one of plain, wider, se, local",
+        ),
+        ("resnet20-plain-se", "'resnet20-plain-se' has two parts of one kind; give one of plain, se"),
+        ("resnet20-all-residual", "has two parts of one kind"),
         ("vgg", "unknown part 'vgg'"),
     ],
 )
 def test_unknown_variant_lists_what_exists(variant, message):
     with pytest.raises(UserError, match=message):
         cifar10.get_config(variant)
+
+
+def test_parts_of_a_variant_combine():
+    local = cifar10.get_config("resnet56-all-local").model
+    assert (local.backbone, local.gating, local.gater.scope) == ("resnet56", "all", "local")
+    squeezed = cifar10.get_config("densenet100-se").model
+    assert (squeezed.backbone, squeezed.gating, squeezed.squeeze_ratio) == ("densenet100", "none", 16)
+    assert cifar100.get_config("shake26_2x96d").model.backbone == "shake26_2x96d"
+
+
+def test_wider_has_nearly_the_gated_models_parameters(capsys):
+    config = cifar10.get_config("resnet20-wider").model
+    assert (config.width, config.gating) == (23, "none")
+    assert "Width 23: 561,371 parameters (the gated model: 547,842)" in capsys.readouterr().err
 
 
 def test_every_field_has_a_comment():
@@ -63,9 +82,15 @@ def test_every_field_has_a_comment():
         ("train.batch_size", 12, "train.batch_size=12 must be a multiple of the number of devices, 8"),
         ("train.eval_batch_size", 12, "train.eval_batch_size=12 must be a multiple of the number of devices, 8"),
         ("train.epochs", -1.0, "train.epochs=-1.0 must be greater than 0"),
+        ("train.epochs", float("inf"), "train.epochs=inf must be finite"),
+        ("seed", -1, "seed=-1 must be at least 0"),
+        ("optimizer.momentum", 1.0, "optimizer.momentum=1.0 must be at least 0 and less than 1"),
+        ("train.ema_decay", 1.0, "train.ema_decay=1.0 must be at least 0 and less than 1"),
+        ("loss.gate", "l2", "loss.gate='l2' must be one of l1, target, macs"),
+        ("loss.gate_target", 0.0, "loss.gate_target=0.0 must be greater than 0 and at most 1"),
         ("optimizer.learning_rate", -0.1, "optimizer.learning_rate=-0.1 must be at least 0"),
         ("optimizer.learning_rate", float("nan"), "optimizer.learning_rate=nan must be at least 0"),
-        ("optimizer.schedule", "linear", "optimizer.schedule='linear' must be 'cosine' or 'steps'"),
+        ("optimizer.schedule", "linear", "optimizer.schedule='linear' must be one of cosine, steps"),
         ("optimizer.warmup_epochs", 200.0, "warmup_epochs=200.0 must be less than train.epochs=200.0"),
         ("data.mean", (0.5,), r"data.mean=\(0.5,\) needs one number per channel \(model.channels=3\)"),
         ("data.std", (0.5, 0.5, 0.0), "must be greater than 0"),

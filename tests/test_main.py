@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +40,7 @@ def test_training_shows_progress_and_ends_with_a_summary(trained):
         r"Done after step 44",
         r"top-1 +\d+\.\d\d% of 360 test images",
         r"open gates +\d+\.\d% on average; \d+\.\d% of the gates depend on the image",
-        rf"checkpoints +{workdir}/checkpoints",
+        rf"checkpoints +{workdir}/checkpoints \(the best, which load_model takes: step \d+\)",
         rf"metrics +{workdir}/metrics\.jsonl",
         rf"TensorBoard +{workdir}/tensorboard",
         r"Next:\n +\S+ -m gaternet_jax\.main .* --mode=evaluate",
@@ -71,20 +72,48 @@ def test_evaluate_needs_only_the_workdir(trained):
     assert metrics["images"] == 360 and 0 <= metrics["top1"] <= 1
 
 
+def test_evaluate_takes_other_splits_and_refuses_what_it_cannot_change(trained):
+    workdir, _ = trained
+    common = ("--config=configs/digits.py", f"--workdir={workdir}", "--mode=evaluate")
+    result = run(*common, "--config.data.eval_split=train[:100]")
+    assert json.loads(result.stdout.splitlines()[-1])["images"] == 100, result.stderr
+    result = run(*common, "--config.model.width=8")
+    assert "error: evaluation cannot change model.width; it can change data.data_dir" in result.stderr
+
+
+def test_first_interrupt_ends_with_a_checkpoint_and_the_command_goes_on(tmp_path, data_dir):
+    workdir = tmp_path / "run"
+    command = [sys.executable, "-u", "-m", "gaternet_jax.main", "--config=configs/digits.py", f"--workdir={workdir}"]
+    command += ["--config.model.width=4", "--config.model.gater.width=4", "--config.train.eval_every_epochs=1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch"):
+            process.send_signal(signal.SIGINT)
+            break
+    rest, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
+    step = int(re.search(r"Interrupted after step (\d+); the same command goes on", rest)[1])
+    assert (workdir / "checkpoints" / str(step)).is_dir()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "say what to train: --config=configs/X.py"),
         (["--mode=evaluate"], "say what to evaluate: --workdir=DIR"),
         (
-            ["--config=configs/digits.py:resnet21"],
-            "unknown part 'resnet21' of the config variant 'resnet21'; a variant",
+            ["--config=configs/digits.py:resnet20-x"],
+            "unknown part 'x' of the config variant 'resnet20-x'. A variant is MODEL-PLACEMENT-BASELINE",
         ),
+        (["--config=configs/digits.py:resnet21"], "no CIFAR ResNet has depth 21; depths are 6n + 2"),
+        (["--config=README.md"], "the file that --config names cannot be read"),
         (
             ["--config=configs/nothing.py"],
             "the file that --config names cannot be read; run cards here: configs/cifar10.py",
         ),
-        (["--config=configs/digits.py", "--config.model.backbone=vgg"], "unknown model 'vgg'; known models: resnet8"),
+        (["--config=configs/digits.py", "--config.model.backbone=vgg"], "unknown model 'vgg'; known models: resnet18"),
         (["--config=configs/digits.py", "--config.data.name=x"], "unknown dataset 'x'"),
         (["--config=configs/digits.py", "--config.train.epoch=3"], 'Did you mean "epochs" instead of "epoch"?'),
         (["--config=configs/digits.py", "--config.train.epochs=many"], "could not convert string to float: 'many'"),

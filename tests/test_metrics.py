@@ -10,41 +10,47 @@ def values(loss):
     return {"loss": jnp.float32(loss), "top1": jnp.float32(0.5)}
 
 
-def test_means_are_over_the_steps_since_the_last_call():
-    metrics = TrainMetrics()
-    for step, loss in enumerate([1.0, 2.0, 6.0], 1):
+def collect(every=3, last_step=100, lag=2):
+    emitted = []
+    return TrainMetrics(lambda *line: emitted.append(line), every=every, last_step=last_step, lag=lag), emitted
+
+
+def test_means_are_over_the_steps_of_a_window():
+    metrics, emitted = collect(every=3, last_step=4)
+    for step, loss in enumerate([1.0, 2.0, 6.0, 8.0], 1):
         metrics.add(step, values(loss))
-    assert metrics.mean() == {"loss": 3.0, "top1": 0.5}
-    metrics.add(4, values(8.0))
-    assert metrics.mean()["loss"] == 8.0
-    assert metrics.mean() == {}
+    metrics.wait()
+    assert emitted == [(3, {"loss": 3.0, "top1": 0.5}), (4, {"loss": 8.0, "top1": 0.5})]
 
 
 def test_steps_are_fetched_late_but_not_later_than_the_lag():
-    metrics = TrainMetrics(lag=2)
-    metrics.add(1, values(float("nan")))
-    metrics.add(2, values(1.0))
-    assert metrics.window["steps"] == 0, "nothing was fetched yet"
-    with pytest.raises(NonFiniteError, match="loss is nan at step 1"):
-        metrics.add(3, values(1.0))
+    metrics, emitted = collect(every=1, lag=2)
+    metrics.add(1, values(1.0))
+    metrics.add(2, values(float("nan")))
+    assert emitted == [], "nothing was fetched yet"
+    metrics.add(3, values(1.0))
+    assert [step for step, _ in emitted] == [1]
+    with pytest.raises(NonFiniteError, match="loss is nan at step 2"):
+        metrics.add(4, values(1.0))
 
 
 def test_waiting_finds_what_is_not_finite():
-    metrics = TrainMetrics()
+    metrics, _ = collect()
     metrics.add(7, values(float("inf")))
     with pytest.raises(NonFiniteError, match="loss is inf at step 7"):
         metrics.wait()
 
 
 def test_window_goes_on_where_it_was_saved():
-    whole, first, second = TrainMetrics(), TrainMetrics(), TrainMetrics()
+    (whole, expected), (first, _), (second, resumed) = collect(), collect(), collect()
     for step, loss in enumerate([0.1, 0.2, 0.7], 1):
         whole.add(step, values(loss))
         (first if step < 3 else second).add(step, values(loss))
         if step == 2:
             first.wait()
             second.window = json.loads(json.dumps(first.window))
-    assert whole.mean() == second.mean()
+    whole.wait(), second.wait()
+    assert resumed == expected != []
 
 
 def test_writer_appends_and_drops_what_a_resumed_run_computes_again(tmp_path):
@@ -65,10 +71,10 @@ def test_writer_appends_and_drops_what_a_resumed_run_computes_again(tmp_path):
 
 
 def test_throughput_leaves_pauses_out(monkeypatch):
-    clock = iter([0.0, 1.0, 11.0, 12.0])
+    clock = iter([0.0, 0.0, 1.0, 11.0, 12.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
-    throughput = Throughput()  # at 0
-    throughput.add(100)
+    throughput = Throughput()
+    throughput.start(40)  # at 0
     with throughput.paused():  # from 1 to 11
         pass
-    assert throughput.measure() == 50.0  # 2 of 12 seconds were training
+    assert throughput.measure(140) == 50.0  # 2 of 12 seconds were training

@@ -125,3 +125,23 @@ def test_folder_in_use_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit, match="is not an empty folder; choose another --out"):
         convert.main([f"--checkpoint={GOLDEN.with_suffix('.pth')}", f"--out={tmp_path}"])
+
+
+def test_state_dicts_of_another_kind(checkpoint):
+    with pytest.raises(UserError, match="backbone_state_dict is a list"):
+        flatten_released(checkpoint | {"backbone_state_dict": [1]})
+    checkpoint["gater_state_dict"]["module.resnet.newfc.weight"] = "text"
+    with pytest.raises(UserError, match=r"gater's module\.resnet.newfc.weight is not a tensor of ordinary floats"):
+        flatten_released(checkpoint)
+
+
+def test_weights_of_other_dimensions(checkpoint):
+    backbone = checkpoint["backbone_state_dict"]
+    with pytest.raises(UserError, match="a weight has another number of dimensions"):
+        infer_model(
+            flatten_released({**checkpoint, "backbone_state_dict": backbone | {"module.fc.weight": np.zeros(3)}}),
+            default().model,
+        )
+    gray = backbone | {"module.conv.weight": np.zeros((4, 1, 3, 3))}
+    with pytest.raises(UserError, match="sees RGB images; this one's first convolution has 1 channels"):
+        infer_model(flatten_released({**checkpoint, "backbone_state_dict": gray}), default().model)

@@ -1,5 +1,6 @@
 """One training step: golden values, the compiled program, and the state that comes out."""
 
+import dataclasses
 import json
 import os
 import re
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 
 from gaternet_jax.config import default
+from gaternet_jax.losses import make_gate_loss
+from gaternet_jax.models.macs import MacCounter
 from gaternet_jax.models.registry import build_model
 from gaternet_jax.optimizer import make_optimizer
 from gaternet_jax.parallel import make_mesh, replicated, split_by_batch
@@ -28,6 +31,8 @@ def setup(devices=1, **model_fields):
     config.model = model_config(**model_fields)
     mesh = make_mesh(jax.devices()[:devices])
     model = build_model(config.model)
+    macs = MacCounter(model, 16)
+    gate_loss = make_gate_loss(config.loss, model.gate_sites, macs)
     graphdef, params, stats = split_model(model)
     optimizer = make_optimizer(config.optimizer, lambda _: 0.1)
     state = jax.device_put(init_state(params, stats, optimizer), replicated(mesh))
@@ -38,7 +43,14 @@ def setup(devices=1, **model_fields):
         "mask": np.ones(8, bool),
     }
     batch = jax.device_put(batch, split_by_batch(mesh))
-    return make_train_step(graphdef, optimizer, config, mesh), state, batch, config, model, mesh
+    return (
+        make_train_step(graphdef, optimizer, lambda _: 0.1, gate_loss, config, mesh),
+        state,
+        batch,
+        config,
+        model,
+        mesh,
+    )
 
 
 @pytest.mark.parametrize("gating", ["none", "residual", "all"])
@@ -78,7 +90,15 @@ def test_step_changes_what_it_should():
     assert all(jax.tree.leaves(changed["backbone"]))
     assert all(jax.tree.leaves(changed["gater"]))
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: not np.array_equal(a, b), before.stats, after.stats)))
-    assert set(metrics) == {"loss", "top1", "gradient_norm", "parameter_norm", "gates_on"}
+    assert set(metrics) == {
+        "loss",
+        "total_loss",
+        "learning_rate",
+        "top1",
+        "gradient_norm",
+        "parameter_norm",
+        "gates_on",
+    }
 
 
 def test_randomness_follows_from_key_and_step_alone():
@@ -88,7 +108,7 @@ def test_randomness_follows_from_key_and_step_alone():
     assert loss(copy(), 0) == loss(copy(), 0)
     assert loss(copy(), 0) != loss(copy(), 1)
     later = copy()
-    later = type(later)(later.step + 1, later.params, later.stats, later.opt_state)
+    later = dataclasses.replace(later, step=later.step + 1)
     assert loss(copy(), 0) != loss(later, 0)
 
 
@@ -116,8 +136,9 @@ def test_images_travel_as_bytes(compiled):
 
 def test_evaluation_ignores_masked_images():
     _, state, batch, config, model, mesh = setup(gating="all")
+    macs = MacCounter(model, 16)
     model.eval()
-    step = make_eval_step(split_model(model)[0], config, mesh)
+    step = make_eval_step(split_model(model)[0], macs, config, mesh)
     params, stats = state.params, state.stats
     whole = step(params, stats, batch)
     half = step(params, stats, batch | {"mask": np.arange(8) < 4})
@@ -130,10 +151,29 @@ def test_evaluation_ignores_masked_images():
     np.testing.assert_allclose(again["loss"], half["loss"], rtol=1e-6)
 
 
+def test_masked_images_are_not_counted_as_right():
+    _, state, batch, config, model, mesh = setup(gating="none")
+    macs = MacCounter(model, 16)
+    model.eval()
+    step = make_eval_step(split_model(model)[0], macs, config, mesh)
+    # Only the bias of the output layer speaks: the order of the classes is 9, 8, ..., 0 for every image.
+    params = jax.tree.map(jnp.zeros_like, state.params)
+    params["backbone"]["fc"]["bias"] = jnp.arange(10.0)
+    labels = np.array([9, 9, 8, 5, 4, 0, 9, 5], np.int32)
+
+    def counts(mask):
+        found = step(params, state.stats, batch | {"label": labels, "mask": mask})
+        return [int(found[name]) for name in ("images", "top1", "top5")]
+
+    assert counts(np.ones(8, bool)) == [8, 3, 6]
+    assert counts(np.array([1, 0, 1, 1, 1, 1, 0, 0], bool)) == [5, 1, 3]
+
+
 def test_constant_or_broken_logits_are_never_right():
     _, state, batch, config, model, mesh = setup(gating="none")
+    macs = MacCounter(model, 16)
     model.eval()
-    step = make_eval_step(split_model(model)[0], config, mesh)
+    step = make_eval_step(split_model(model)[0], macs, config, mesh)
     for value in (0.0, float("nan")):
         params = jax.tree.map(lambda x, value=value: jnp.full_like(x, value), state.params)
         result = step(params, state.stats, batch)

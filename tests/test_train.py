@@ -1,20 +1,29 @@
 """The loop on real digits: learns, resumes bit for bit, counts exactly, refuses what it cannot do."""
 
+import contextlib
 import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import gaternet_jax.train as module
 from gaternet_jax import load_model
 from gaternet_jax.checkpoint import Checkpoints
+from gaternet_jax.data import memory
+from gaternet_jax.data.augment import normalize
+from gaternet_jax.data.datasets import find_dataset
 from gaternet_jax.errors import UserError
 from gaternet_jax.evaluate import evaluate
 from gaternet_jax.metrics import NonFiniteError
-from gaternet_jax.state import split_model
+from gaternet_jax.models.macs import MacCounter
+from gaternet_jax.models.registry import build_model
+from gaternet_jax.pretrained import load_extractor
+from gaternet_jax.state import TrainState, split_model
 from gaternet_jax.train import train
-from gaternet_jax.workdir import load_config, load_labels
+from gaternet_jax.workdir import load_config, load_labels, save_config
 from tests.helpers import digits_config
 
 
@@ -95,6 +104,35 @@ def test_interrupted_run_ends_bit_for_bit_where_the_undisturbed_one_ends(finishe
     assert read_metrics(tmp_path) == read_metrics(workdir)
 
 
+def test_interrupt_saves_and_the_run_goes_on_bit_for_bit(finished, tmp_path, use_devices, monkeypatch):
+    """With saves in between, whose background part must not see what comes after them."""
+    workdir, metrics = finished
+    use_devices(2)
+    config = digits_config(**{"train.epochs": 2.0, "checkpoint.every_steps": 3})
+    with monkeypatch.context() as patch:
+        answers = iter([False] * 16 + [True])
+        patch.setattr(module, "interruptible", lambda: contextlib.nullcontext(lambda: next(answers)))
+        interrupted = train(config, tmp_path)
+    assert interrupted["step"] == 17 and not interrupted["finished"]
+    assert train(config, tmp_path) == metrics
+    assert_same_bits(read_state(tmp_path, 44), read_state(workdir, 44))
+    assert read_metrics(tmp_path) == read_metrics(workdir)
+
+
+def test_saved_window_is_that_of_the_moment(finished, tmp_path):
+    with Checkpoints(finished[0]) as checkpoints:
+        saved = checkpoints._orbax.load_checkpointables(44)
+    params, stats = saved["model"]["params"], saved["model"]["stats"]
+    state = TrainState(jnp.int32(1), params, stats, {"trace": params}, None)
+    window = {"steps": 1, "sums": {"loss": 1.0}}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, window=window)
+        window["steps"], window["sums"]["loss"] = 2, 9.0
+    with Checkpoints(tmp_path) as checkpoints:
+        metadata = checkpoints._orbax.checkpointables_metadata(1).custom_metadata
+    assert metadata["window"] == {"steps": 1, "sums": {"loss": 1.0}}
+
+
 def test_run_that_has_ended_only_reports(finished, use_devices):
     workdir, metrics = finished
     use_devices(2)
@@ -129,8 +167,6 @@ def test_one_two_four_and_eight_devices_agree(tmp_path, use_devices):
 
 def test_latest_few_and_best_checkpoints_are_kept(tmp_path, use_devices, monkeypatch):
     use_devices(1)
-    import gaternet_jax.train as module
-
     accuracies = iter([0.9, 0.1, 0.2, 0.3])  # the first evaluation is the best one
     make = module.make_evaluation
 
@@ -144,6 +180,56 @@ def test_latest_few_and_best_checkpoints_are_kept(tmp_path, use_devices, monkeyp
     with Checkpoints(tmp_path, keep_latest=2) as checkpoints:
         assert checkpoints.steps == [6, 18, 20]
         assert checkpoints.best == 6 and checkpoints.latest == 20
+    for which, step in (("best", 6), ("latest", 20)):
+        _, params, _ = split_model(load_model(tmp_path, which))
+        assert_same_bits(jax.tree.map(np.asarray, params), read_state(tmp_path, step)["model"]["params"])
+    assert_same_bits(*(split_model(load_model(tmp_path, *which))[1] for which in ((), ("best",))))
+
+
+def test_moving_average_is_evaluated_saved_and_resumed(tmp_path, use_devices):
+    use_devices(1)
+    config = digits_config(**{"train.ema_decay": 0.9, "train.eval_every_epochs": 0.5})
+    whole = train(config, tmp_path / "whole")
+    train(config, tmp_path / "parts", stop_at=7)
+    assert train(config, tmp_path / "parts") == whole
+    one, other = (read_state(tmp_path / name, 22) for name in ("whole", "parts"))
+    assert_same_bits(one, other)
+    raw, averaged = (jax.tree.leaves(one[part]["params"]) for part in ("training", "model"))
+    assert all(not np.array_equal(a, b) for a, b in zip(raw, averaged, strict=True))
+    _, params, _ = split_model(load_model(tmp_path / "whole", "latest"))
+    assert_same_bits(jax.tree.map(np.asarray, params), one["model"]["params"])
+
+
+def test_gater_starts_from_a_plain_run_of_its_extractor(tmp_path, use_devices):
+    use_devices(1)
+    plain = digits_config(**{"model.gating": "none", "train.epochs": 0.5})
+    train(plain, tmp_path / "plain")
+    config = digits_config(**{"model.gater.pretrained": str(tmp_path / "plain")})
+    model = build_model(config.model)
+    before = split_model(model)[1]
+    load_extractor(model, tmp_path / "plain")
+    _, params, stats = split_model(model)
+    saved = read_state(tmp_path / "plain", 11)["model"]
+    del saved["params"]["backbone"]["fc"]
+    assert_same_bits(jax.tree.map(np.asarray, params["gater"]["extractor"]), saved["params"]["backbone"])
+    assert_same_bits(jax.tree.map(np.asarray, stats["gater"]["extractor"]), saved["stats"]["backbone"])
+    assert_same_bits(before["backbone"], params["backbone"])
+    assert train(config, tmp_path / "gated", stop_at=2)["step"] == 2
+    with pytest.raises(UserError, match=r"no plain run of the gater's extractor \(it is gated\)"):
+        load_extractor(model, tmp_path / "gated")
+    narrow = build_model(digits_config(**{"model.gater.width": 4}).model)
+    with pytest.raises(UserError, match=r"\d+ arrays differ, e\.g\. bn\.bias"):
+        load_extractor(narrow, tmp_path / "plain")
+    with pytest.raises(UserError, match="this model has no global gater"):
+        load_extractor(build_model(plain.model), tmp_path / "plain")
+
+
+def test_asking_for_half_of_the_macs_ends_near_half(tmp_path, use_devices):
+    use_devices(1)
+    fields = {"train.epochs": 8.0, "loss.gate": "macs", "loss.gate_target": 0.5, "loss.gate_weight": 10.0}
+    metrics = train(digits_config(**fields, **{"train.eval_every_epochs": 8.0}), tmp_path)
+    assert abs(metrics["macs"] - 0.5) < 0.05
+    assert metrics["top1"] > 0.6
 
 
 def test_changed_config_is_refused_with_the_fields_that_differ(finished):
@@ -189,6 +275,30 @@ def test_workdir_that_holds_something_else(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_start_that_failed_before_its_first_checkpoint_does_not_hold_the_workdir(tmp_path, use_devices, monkeypatch):
+    use_devices(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_compile", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(digits_config(), tmp_path)
+    assert train(digits_config(**{"optimizer.learning_rate": 0.1}), tmp_path, stop_at=1)["step"] == 1
+
+
+def test_fewer_epochs_than_done_are_refused(finished, use_devices):
+    use_devices(2)
+    before = (finished[0] / "config.json").read_text()
+    with pytest.raises(UserError, match=r"has done 44 steps already; train.epochs=1.0 asks for less"):
+        train(digits_config(), finished[0])
+    assert (finished[0] / "config.json").read_text() == before
+
+
+def test_workdir_below_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UserError, match="file is a file; choose another --workdir"):
+            train(digits_config(), workdir)
+
+
 def test_wrong_number_of_classes(tmp_path):
     with pytest.raises(UserError, match=r"'digits' has 10 classes, but config.model.num_classes=7"):
         train(digits_config(**{"model.num_classes": 7}), tmp_path / "run")
@@ -208,6 +318,37 @@ def test_folder_without_a_run(tmp_path):
         load_model(tmp_path)
     with pytest.raises(UserError, match=r"is not a run"):
         evaluate(Path(tmp_path, "missing"))
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config\.json is not a config"):
+    for content, message in (("{", "is not a config"), ("[]", "it lacks"), ('{"seed": 0}', "it lacks checkpoint")):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(UserError, match=rf"config\.json .*{message}"):
+            load_model(tmp_path)
+
+
+def test_run_without_a_checkpoint(tmp_path):
+    save_config(digits_config(), ["a"], tmp_path)
+    with pytest.raises(UserError, match="has no checkpoint yet; train with --workdir="):
         load_model(tmp_path)
+    assert not (tmp_path / "checkpoints").exists(), "reading writes nothing"
+
+
+def test_evaluation_on_another_split(finished):
+    assert evaluate(finished[0], {"data.eval_split": "train[:100]", "train.eval_batch_size": 64})["images"] == 100
+    with pytest.raises(UserError, match=r"evaluation cannot change seed; it can change data.data_dir, data.eval_split"):
+        evaluate(finished[0], {"seed": 1})
+
+
+def test_evaluation_counts_gates(finished):
+    """Against the model itself, over the whole test set."""
+    workdir, _ = finished
+    metrics, config, model = evaluate(workdir), load_config(workdir), load_model(workdir)
+    split = memory.load_split(find_dataset("digits"), "test", config)
+    outputs = jax.jit(lambda x: model(normalize(x, config.data)))(split.images)
+    gates, logits = np.asarray(outputs.gates), np.asarray(outputs.logits)
+    rate = gates.mean(0)
+    np.testing.assert_allclose(metrics["gates_on"], gates.mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["gates_input_dependent"], ((rate > 0) & (rate < 1)).mean(), atol=0.02)
+    np.testing.assert_allclose(metrics["top1"], (logits.argmax(-1) == split.labels).mean(), atol=0.004)
+    in_top5 = (np.argsort(-logits)[:, :5] == split.labels[:, None]).any(-1)
+    np.testing.assert_allclose(metrics["top5"], in_top5.mean(), atol=0.004)
+    macs = MacCounter(model, 8).fraction(outputs.gates).mean()
+    np.testing.assert_allclose(metrics["macs"], macs, rtol=1e-3)

@@ -1,4 +1,4 @@
-"""Crop, flip and normalise: on the device, inside the jitted step, so that uint8 crosses the bus."""
+"""Crop, flip, normalise and cutout: on the device, inside the jitted step, so that uint8 crosses the bus."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,9 @@ def normalize(images: jax.Array, config: Config) -> jax.Array:
 
 
 def augment(images: jax.Array, key: jax.Array, config: Config) -> jax.Array:
-    """Random crop after zero padding, then random horizontal flip, each image for itself (He et al. 2016, 4.2).
+    """Random crop after zero padding and random horizontal flip (He et al. 2016, 4.2); normalisation; cutout.
+
+    Each image draws for itself.
 
     Args:
         images: uint8 [B, H, W, C].
@@ -22,9 +24,9 @@ def augment(images: jax.Array, key: jax.Array, config: Config) -> jax.Array:
         config: the `data` part of a run's config.
 
     Returns:
-        uint8 [B, H, W, C].
+        float32 [B, H, W, C].
     """
-    crop_key, flip_key = jax.random.split(key)
+    crop_key, flip_key, cutout_key = jax.random.split(key, 3)
     batch, height, width, channels = images.shape
     padding = config.crop_padding
     if padding:
@@ -38,4 +40,26 @@ def augment(images: jax.Array, key: jax.Array, config: Config) -> jax.Array:
     if config.flip:
         flipped = jax.random.bernoulli(flip_key, 0.5, (batch, 1, 1, 1))
         images = jnp.where(flipped, images[:, :, ::-1], images)
-    return images
+    images = normalize(images, config)
+    return cutout(images, cutout_key, config.cutout) if config.cutout else images
+
+
+def cutout(images: jax.Array, key: jax.Array, size: int) -> jax.Array:
+    """Sets a square to the mean colour, which is 0 after normalisation (DeVries and Taylor 2017).
+
+    The square's centre is uniform over the image, so that part of it may lie outside.
+
+    Args:
+        images: float32 [B, H, W, C], normalised.
+        key: one typed PRNG key for the batch.
+        size: side of the square, pixels.
+    """
+    batch, height, width, _ = images.shape
+    centers = jax.random.randint(key, (batch, 2), 0, jnp.array([[height, width]]))
+
+    def inside(axis_length: int, center: jax.Array) -> jax.Array:  # bool [B, axis_length]
+        offset = jnp.arange(axis_length)[None, :] - center[:, None]
+        return (offset >= -(size // 2)) & (offset < size - size // 2)
+
+    hole = inside(height, centers[:, 0])[:, :, None, None] & inside(width, centers[:, 1])[:, None, :, None]
+    return jnp.where(hole, 0.0, images)

@@ -3,11 +3,13 @@
 import contextlib
 import io
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 
+from gaternet_jax.config import Config
 from gaternet_jax.errors import UserError
 
 
@@ -45,6 +47,22 @@ def find_dataset(name: str, data_dir: str = "") -> tfds.core.DatasetBuilder:
     return builder
 
 
+def find_classes(config: Config) -> tuple[tfds.core.DatasetBuilder, list[str]]:
+    """The dataset of a run and the names of its classes.
+
+    Raises:
+        UserError: it is not there, or has another number of classes than the model.
+    """
+    builder = find_dataset(config.data.name, config.data.data_dir)
+    labels = class_names(builder)
+    if len(labels) != config.model.num_classes:
+        raise UserError(
+            f"dataset '{config.data.name}' has {len(labels)} classes, "
+            f"but config.model.num_classes={config.model.num_classes}"
+        )
+    return builder, labels
+
+
 def class_names(builder: tfds.core.DatasetBuilder) -> list[str]:
     """The names of the classes, by label.
 
@@ -60,7 +78,9 @@ def class_names(builder: tfds.core.DatasetBuilder) -> list[str]:
 
 
 def _newest_version(folder: Path) -> Path | None:
-    versions = [path.parent for path in folder.glob("*/features.json")]
+    # TFDS leaves folders with other names when a preparation is interrupted.
+    folders = [path.parent for path in folder.glob("*/features.json")]
+    versions = [path for path in folders if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
     return max(versions, key=lambda path: tfds.core.Version(path.name), default=None)
 
 
@@ -87,6 +107,6 @@ def _how_to_prepare(name: str, root: Path) -> str:
             "and TFDS has none of that name"
         )
     return (
-        f"dataset '{name}' is not prepared in {root}; prepare it with `pip install 'gaternet-jax[prepare]'` and "
+        f"dataset '{name}' is not prepared in {root}; prepare it with `pip install -e '.[prepare]'` and "
         f"`tfds build {name} --data_dir={root} --file_format=array_record`, or say where it is with --data_dir"
     )

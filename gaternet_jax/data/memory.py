@@ -1,6 +1,7 @@
 """Small datasets: decoded once into uint8 memory, batches by index."""
 
 import functools
+import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -44,6 +45,12 @@ def load_split(builder: tfds.core.DatasetBuilder, split: str, config: Config) ->
             f"dataset '{builder.name}' has no images in split '{split}'; its splits are {splits} ({error})"
         ) from None
     size, channels = config.data.image_size, config.model.channels
+    needed, memory = len(source) * size * size * channels, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory // 2:
+        raise UserError(
+            f"split '{split}' of dataset '{builder.name}' takes {needed / 2**30:.0f} GiB decoded, more than half of "
+            f"this machine's memory; take a part of it, e.g. '{split}[:{len(source) * memory // 2 // needed}]'"
+        )
     images = np.empty((len(source), size, size, channels), np.uint8)
     labels = np.empty(len(source), np.int32)
     with progress_bar(f"Decoding {builder.name}/{split}", len(source), unit="image") as bar:
@@ -90,11 +97,7 @@ def train_batches(split: Split, batch_size: int, seed: int, first_step: int) -> 
     step = first_step
     while True:
         indices = train_batch_indices(len(split.labels), batch_size, seed, step)
-        yield {
-            "image": split.images[indices],
-            "label": split.labels[indices],
-            "mask": np.ones(batch_size, bool),
-        }
+        yield {"image": split.images[indices], "label": split.labels[indices]}
         step += 1
 
 

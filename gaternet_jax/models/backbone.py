@@ -1,9 +1,39 @@
-"""What every backbone offers."""
+"""What every backbone is built from, and what it offers."""
+
+import dataclasses
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
-from gaternet_jax.models.gates import GateSite
+from gaternet_jax.models.gates import Gates, GateSite
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneOptions:
+    """How to build a backbone, whatever its family.
+
+    Attributes:
+        channels: channels of the input images.
+        num_classes: length of the logits; None builds the network without its output layer.
+        width: filters of the first stage (DenseNet: growth rate); None takes the family's own.
+        gating: "none", "residual" (the convolution that ends each block) or "all".
+        local_bottleneck: hidden units of each block's own gate head; 0: gates are given from outside.
+        squeeze_ratio: of squeeze-and-excitation in each block; 0: none.
+        zero_init_residual: start the scale of each block's last BatchNorm at zero.
+        dtype: compute type of the convolutions.
+        rngs: source of the initial parameters.
+    """
+
+    channels: int
+    num_classes: int | None
+    width: int | None
+    gating: str
+    local_bottleneck: int
+    squeeze_ratio: int
+    zero_init_residual: bool
+    dtype: jnp.dtype
+    rngs: nnx.Rngs
 
 
 class Backbone(nnx.Module):
@@ -11,18 +41,32 @@ class Backbone(nnx.Module):
 
     Attributes:
         channels: channels of the input images.
+        width: filters of the first stage (DenseNet: growth rate).
         num_features: length of the feature vector before the output layer.
         gate_sites: the gated convolutions, in forward order; empty for a plain network.
+        fc: the output layer; None if it was built without one.
+        stochastic: whether it draws random numbers in training.
     """
 
     channels: int
+    width: int
     num_features: int
     gate_sites: tuple[GateSite, ...]
+    fc: nnx.Linear | None
+    stochastic: bool = False
 
-    def features(self, images: jax.Array, gates: jax.Array | None = None) -> jax.Array:
-        """Pooled features, float32 [B, num_features], of images [B, H, W, C] and gates [B, G]."""
+    def features(self, images: jax.Array, gates: Gates = None, key: jax.Array | None = None) -> jax.Array:
+        """Pooled features, float32 [B, num_features], of images [B, H, W, C].
+
+        Args:
+            images: already normalised.
+            gates: [B, G]; None for a plain network.
+            key: PRNG key, for stochastic networks in training.
+        """
         raise NotImplementedError
 
-    def __call__(self, images: jax.Array, gates: jax.Array | None = None) -> jax.Array:
-        """Logits, float32 [B, K]; only of a backbone built with an output layer."""
-        raise NotImplementedError
+    def __call__(self, images: jax.Array, gates: Gates = None, key: jax.Array | None = None) -> jax.Array:
+        """Logits, float32 [B, K]; arguments as of `features`."""
+        if self.fc is None:
+            raise ValueError("this backbone was built without an output layer (num_classes=None); use features()")
+        return self.fc(self.features(images, gates, key))

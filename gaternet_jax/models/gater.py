@@ -33,5 +33,5 @@ class Gater(nnx.Module):
         self.extractor = extractor
         self.head = head
 
-    def __call__(self, images: jax.Array) -> jax.Array:
-        return self.head(self.extractor.features(images))
+    def __call__(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        return self.head(self.extractor.features(images, key=key))

@@ -15,6 +15,7 @@ from flax import nnx
 from gaternet_jax.models.backbone import Backbone
 from gaternet_jax.models.gater import Gater
 from gaternet_jax.models.gates import GateSite
+from gaternet_jax.models.local import LocalPass
 from gaternet_jax.models.semhash import binary_gates, sampled_gates
 
 
@@ -33,7 +34,7 @@ class Outputs(NamedTuple):
 
 
 class GaterNet(nnx.Module):
-    """A backbone whose filters are selected per image by a gater; without a gater, the plain backbone.
+    """A backbone whose filters are selected per image: by a gater, or block by block, or (a plain network) not at all.
 
     In training mode (until `.eval()`) gates are sampled and a PRNG key is needed; in evaluation mode they are
     binary and deterministic.
@@ -60,17 +61,25 @@ class GaterNet(nnx.Module):
             ValueError: images of another shape or type, or training mode without a key.
         """
         self._check_images(images)
-        if self.gater is None:
-            no_gates = jnp.zeros((images.shape[0], 0), jnp.float32)
-            return Outputs(self.backbone(images), no_gates, no_gates)
-        scores = self.gater(images)
-        if self.deterministic:
-            gates = binary_gates(scores)
-        elif key is not None:
-            gates = sampled_gates(scores, key)
-        else:
+        noise_key = mix_key = backbone_key = extractor_key = None
+        if not self.deterministic and key is not None:
+            noise_key, mix_key, backbone_key, extractor_key = jax.random.split(key, 4)
+        elif not self.deterministic and (self.gate_sites or self.backbone.stochastic):
             raise ValueError("in training mode gates are sampled: pass key=..., or call model.eval() first")
-        return Outputs(self.backbone(images, gates), gates, scores)
+
+        if not self.gate_sites:
+            no_gates = jnp.zeros((images.shape[0], 0), jnp.float32)
+            return Outputs(self.backbone(images, key=backbone_key), no_gates, no_gates)
+        if self.gater is None:
+            local = LocalPass(noise_key, mix_key)
+            logits = self.backbone(images, local, backbone_key)
+            return Outputs(logits, *local.collect(self.gate_sites))
+        scores = self.gater(images, extractor_key)
+        if noise_key is None or mix_key is None:
+            gates = binary_gates(scores)
+        else:
+            gates = sampled_gates(scores, noise_key, mix_key)
+        return Outputs(self.backbone(images, gates, backbone_key), gates, scores)
 
     def _check_images(self, images: jax.Array) -> None:
         channels = self.backbone.channels

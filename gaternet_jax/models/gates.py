@@ -1,5 +1,6 @@
 """Which filter has which gate: the one table that training, inference and analysis read."""
 
+import abc
 import dataclasses
 
 import jax
@@ -13,11 +14,13 @@ class GateSite:
         name: path of the gated convolution in the backbone, e.g. "stage2.block1.conv2".
         offset: index of its first gate in the gate vector.
         size: number of its filters, hence of its gates.
+        feeds: paths of the layers that these filters feed and nothing else does: a closed filter saves their share.
     """
 
     name: str
     offset: int
     size: int
+    feeds: tuple[str, ...] = ()
 
     @property
     def gates(self) -> slice:
@@ -31,27 +34,39 @@ class GateTable:
     def __init__(self) -> None:
         self.sites: tuple[GateSite, ...] = ()
 
-    def add(self, name: str, size: int) -> GateSite:
+    def add(self, name: str, size: int, feeds: tuple[str, ...] = ()) -> GateSite:
         """Appends a site of `size` gates behind those handed out so far."""
-        site = GateSite(name, offset=self.num_gates, size=size)
+        site = GateSite(name, sum(site.size for site in self.sites), size, feeds)
         self.sites += (site,)
         return site
 
-    @property
-    def num_gates(self) -> int:
-        return sum(site.size for site in self.sites)
+
+class LocalGates(abc.ABC):
+    """Gates that blocks decide for themselves while the image passes (models/local.py)."""
+
+    @abc.abstractmethod
+    def of(self, site: GateSite) -> jax.Array:
+        """The gates of a site, [B, site.size]."""
 
 
-def apply_gates(maps: jax.Array, gates: jax.Array | None, site: GateSite | None) -> jax.Array:
+# What a backbone takes: the gate vector [B, G], or the gates of a locally gated pass; None for a plain network.
+Gates = jax.Array | LocalGates | None
+
+
+def apply_gates(maps: jax.Array, gates: Gates, site: GateSite | None) -> jax.Array:
     """O_i = maps_i * g_i: a gate of 0 replaces the feature map by zeros (GaterNet eq. 5).
 
     Args:
         maps: feature maps [B, H, W, site.size].
-        gates: the whole gate vector [B, G].
+        gates: the gates of this pass.
         site: which gates these maps have; None leaves them as they are.
+
+    Raises:
+        ValueError: the maps are gated and no gates were given.
     """
     if site is None:
         return maps
     if gates is None:
         raise ValueError(f"{site.name} is gated, but no gates were given; pass gates of shape [B, G]")
-    return maps * gates[:, None, None, site.gates].astype(maps.dtype)
+    of_site = gates.of(site) if isinstance(gates, LocalGates) else gates[:, site.gates]
+    return maps * of_site[:, None, None, :].astype(maps.dtype)

@@ -1,37 +1,74 @@
-"""Convolution, BatchNorm and Linear as the released GaterNet has them.
+"""Convolution, BatchNorm, Linear and squeeze-and-excitation, as all networks here have them.
 
 Parameters and BatchNorm arithmetic are float32 whatever the compute type. Convolutions pad symmetrically (PyTorch's
-padding of kernel // 2), not XLA's "SAME", which differs when the stride is 2.
+padding of kernel // 2), not by XLA's "SAME", which differs when the stride is 2.
 """
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gaternet_jax.models.backbone import BackboneOptions
+
 HE_FAN_OUT = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")  # released code
 LINEAR_UNIFORM = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # assumed: PyTorch's default
 
+_calls: contextvars.ContextVar[list | None] = contextvars.ContextVar("calls", default=None)
 
-def conv(
-    in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, dtype: jnp.dtype, rngs: nnx.Rngs
-) -> nnx.Conv:
+
+@contextlib.contextmanager
+def record_layers() -> Iterator[list[tuple["Conv | Linear", tuple[int, ...]]]]:
+    """Lists each convolution and linear layer that is called in this context, with the shape of its output."""
+    calls: list[tuple[Conv | Linear, tuple[int, ...]]] = []
+    token = _calls.set(calls)
+    try:
+        yield calls
+    finally:
+        _calls.reset(token)
+
+
+class Conv(nnx.Conv):
+    """`nnx.Conv`, seen by `record_layers`."""
+
+    def __call__(self, inputs, *args, **kwargs):
+        outputs = super().__call__(inputs, *args, **kwargs)
+        if (calls := _calls.get()) is not None:
+            calls.append((self, outputs.shape))
+        return outputs
+
+
+class Linear(nnx.Linear):
+    """`nnx.Linear`, seen by `record_layers`."""
+
+    def __call__(self, inputs, *args, **kwargs):
+        outputs = super().__call__(inputs, *args, **kwargs)
+        if (calls := _calls.get()) is not None:
+            calls.append((self, outputs.shape))
+        return outputs
+
+
+def conv(in_channels: int, out_channels: int, kernel: int, options: BackboneOptions, *, stride: int = 1) -> Conv:
     """A kernel x kernel convolution without bias, He-initialised by its fan-out (released code)."""
-    return nnx.Conv(
+    return Conv(
         in_channels,
         out_channels,
         (kernel, kernel),
         strides=stride,
         padding=kernel // 2,
         use_bias=False,
-        dtype=dtype,
+        dtype=options.dtype,
         kernel_init=HE_FAN_OUT,
-        rngs=rngs,
+        rngs=options.rngs,
     )
 
 
-def linear(in_features: int, out_features: int, *, rngs: nnx.Rngs) -> nnx.Linear:
+def linear(in_features: int, out_features: int, *, rngs: nnx.Rngs) -> Linear:
     """A float32 fully connected layer with zero bias (released code)."""
-    return nnx.Linear(in_features, out_features, kernel_init=LINEAR_UNIFORM, rngs=rngs)
+    return Linear(in_features, out_features, kernel_init=LINEAR_UNIFORM, rngs=rngs)
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
@@ -47,8 +84,9 @@ class BatchNorm(nnx.BatchNorm):
     in Flax 0.12, updates its statistics in a way that makes tracing time quadratic in the network's depth.
     """
 
-    def __init__(self, channels: int, *, rngs: nnx.Rngs):
-        super().__init__(channels, momentum=0.9, epsilon=1e-5, rngs=rngs)
+    def __init__(self, channels: int, *, rngs: nnx.Rngs, zero_init: bool = False):
+        scale_init = nnx.initializers.zeros if zero_init else nnx.initializers.ones
+        super().__init__(channels, momentum=0.9, epsilon=1e-5, scale_init=scale_init, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:  # pyright: ignore[reportIncompatibleMethodOverride]
         inputs = at_least_float32(x)
@@ -65,3 +103,20 @@ class BatchNorm(nnx.BatchNorm):
         shift = self.bias.get_value() - mean * scale
         per_channel = (1,) * (x.ndim - 1) + (-1,)
         return (inputs * scale.reshape(per_channel) + shift.reshape(per_channel)).astype(x.dtype)
+
+
+class SqueezeExcitation(nnx.Module):
+    """Rescales each channel by a function of all channels' means (Hu et al., CVPR 2018, section 3).
+
+    y = x * sigmoid(fc2(relu(fc1(mean(x)))))        fc1 to channels / ratio units, both with biases
+    """
+
+    def __init__(self, channels: int, ratio: int, *, rngs: nnx.Rngs):
+        hidden = max(channels // ratio, 1)
+        self.fc1 = linear(channels, hidden, rngs=rngs)
+        self.fc2 = linear(hidden, channels, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        pooled = at_least_float32(x).mean((1, 2))
+        scale = jax.nn.sigmoid(self.fc2(jax.nn.relu(self.fc1(pooled))))
+        return x * scale[:, None, None, :].astype(x.dtype)

@@ -1,132 +1,94 @@
-"""CIFAR ResNets of basic blocks, depth 6n + 2, with gates.
+"""ResNets for small and for large images, of basic or bottleneck blocks, with gates.
 
-Layers, names and gate placement follow the GaterNet authors' released code; the network is He et al. (2016),
-section 4.2, with 1x1 convolutions as shortcuts where the shape changes.
+Layers, names and gate placement of the small basic ones follow the GaterNet authors' released code. The networks are
+He et al. (2016), section 4.2 (CIFAR) and table 1 (ImageNet), with 1x1 convolutions as shortcuts where the shape
+changes, activation after addition, and the stride of a bottleneck on its 3x3 convolution.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
-from gaternet_jax.models.backbone import Backbone
-from gaternet_jax.models.gates import GateTable, apply_gates
+from gaternet_jax.models.backbone import Backbone, BackboneOptions
+from gaternet_jax.models.blocks import ResidualBlock
+from gaternet_jax.models.gates import Gates, GateTable
 from gaternet_jax.models.layers import BatchNorm, at_least_float32, conv, linear
 
-
-class Shortcut(nnx.Module):
-    """A 1x1 convolution and BatchNorm, where a block changes the shape (released code)."""
-
-    def __init__(self, in_channels: int, out_channels: int, *, stride: int, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.conv = conv(in_channels, out_channels, 1, stride=stride, dtype=dtype, rngs=rngs)
-        self.bn = BatchNorm(out_channels, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.bn(self.conv(x))
-
-
-class BasicBlock(nnx.Module):
-    """Two 3x3 convolutions and a shortcut.
-
-    h = relu(bn1(conv1(x))) * g1                     g1: gating "all" only
-    y = relu(shortcut(x) + bn2(conv2(h)) * g2)       g2: gating "residual" (released code) and "all"
-    """
-
-    def __init__(
-        self,
-        name: str,
-        in_channels: int,
-        out_channels: int,
-        *,
-        stride: int,
-        gating: str,
-        table: GateTable,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
-    ):
-        self.conv1 = conv(in_channels, out_channels, 3, stride=stride, dtype=dtype, rngs=rngs)
-        self.bn1 = BatchNorm(out_channels, rngs=rngs)
-        self.site1 = table.add(f"{name}.conv1", out_channels) if gating == "all" else None
-        self.conv2 = conv(out_channels, out_channels, 3, dtype=dtype, rngs=rngs)
-        self.bn2 = BatchNorm(out_channels, rngs=rngs)
-        self.site2 = table.add(f"{name}.conv2", out_channels) if gating != "none" else None
-        same_shape = stride == 1 and in_channels == out_channels
-        self.shortcut = (
-            None if same_shape else Shortcut(in_channels, out_channels, stride=stride, dtype=dtype, rngs=rngs)
-        )
-
-    def __call__(self, x: jax.Array, gates: jax.Array | None) -> jax.Array:
-        hidden = apply_gates(jax.nn.relu(self.bn1(self.conv1(x))), gates, self.site1)
-        residual = apply_gates(self.bn2(self.conv2(hidden)), gates, self.site2)
-        shortcut = x if self.shortcut is None else self.shortcut(x)
-        return jax.nn.relu(shortcut + residual)
+BlockPlan = Callable[[int, int], list[tuple[int, int, int]]]  # (width, stride) -> plan of a ResidualBlock
 
 
 class Stage(nnx.Module):
     """`blocks` blocks of one width; the first one may halve the resolution."""
 
-    def __init__(self, name: str, in_channels: int, out_channels: int, blocks: int, *, stride: int, **options):
+    def __init__(
+        self,
+        name: str,
+        in_channels: int,
+        width: int,
+        blocks: int,
+        *,
+        block: BlockPlan,
+        stride: int,
+        table: GateTable,
+        options: BackboneOptions,
+    ):
         self.block_names = tuple(f"block{i}" for i in range(1, blocks + 1))
+        self.out_channels = in_channels
         for i, block_name in enumerate(self.block_names):
-            block = BasicBlock(
-                f"{name}.{block_name}",
-                in_channels if i == 0 else out_channels,
-                out_channels,
-                stride=stride if i == 0 else 1,
-                **options,
-            )
-            setattr(self, block_name, block)
+            plan = block(width, stride if i == 0 else 1)
+            unit = ResidualBlock(f"{name}.{block_name}", self.out_channels, plan, table, options)
+            setattr(self, block_name, unit)
+            self.out_channels = unit.out_channels
 
-    def __call__(self, x: jax.Array, gates: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, gates: Gates) -> jax.Array:
         for block_name in self.block_names:
             x = getattr(self, block_name)(x, gates)
         return x
 
 
 class ResNet(Backbone):
-    """ResNet for small images: a 3x3 stem, three stages of (depth - 2) / 6 blocks, global average pooling.
+    """A stem, stages of residual blocks, global average pooling, and an output layer.
 
     Args:
-        depth: 6n + 2 with n >= 1.
-        channels: channels of the input images.
-        num_classes: length of the logits; None builds the network without its output layer.
-        width: filters of the first stage; the others have two and four times as many (16: He et al. and
-            released code).
-        gating: "none", "residual" (second convolutions) or "all" (first convolutions too).
-        dtype: compute type of the convolutions.
+        block: `basic` or `bottleneck`.
+        blocks: number of blocks of each stage; each stage has twice the width of the one before.
+        large_images: a 7x7 stem of stride 2 and a 3x3 max-pooling of stride 2 (ImageNet) instead of a 3x3
+            convolution (CIFAR).
+        options: see BackboneOptions; the own widths are 16 (CIFAR) and 64 (ImageNet).
     """
 
-    def __init__(
-        self,
-        depth: int,
-        *,
-        channels: int,
-        num_classes: int | None,
-        width: int,
-        gating: str,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
-    ):
-        table = GateTable()
-        options = dict(gating=gating, table=table, dtype=dtype, rngs=rngs)
-        blocks = (depth - 2) // 6
-        self.conv = conv(channels, width, 3, dtype=dtype, rngs=rngs)
-        self.bn = BatchNorm(width, rngs=rngs)
-        self.stage1 = Stage("stage1", width, width, blocks, stride=1, **options)
-        self.stage2 = Stage("stage2", width, 2 * width, blocks, stride=2, **options)
-        self.stage3 = Stage("stage3", 2 * width, 4 * width, blocks, stride=2, **options)
-        self.fc = None if num_classes is None else linear(4 * width, num_classes, rngs=rngs)
-        self.num_features = 4 * width
-        self.channels = channels
+    def __init__(self, block: BlockPlan, blocks: tuple[int, ...], *, large_images: bool, options: BackboneOptions):
+        width = options.width or (64 if large_images else 16)
+        kernel, stride = (7, 2) if large_images else (3, 1)
+        self.large_images = large_images
+        self.conv = conv(options.channels, width, kernel, options, stride=stride)
+        self.bn = BatchNorm(width, rngs=options.rngs)
+        self.stage_names = tuple(f"stage{i}" for i in range(1, len(blocks) + 1))
+        table, channels = GateTable(), width
+        for i, name in enumerate(self.stage_names):
+            stage = Stage(
+                name,
+                channels,
+                width * 2**i,
+                blocks[i],
+                block=block,
+                stride=1 if i == 0 else 2,
+                table=table,
+                options=options,
+            )
+            setattr(self, name, stage)
+            channels = stage.out_channels
+        self.fc = None if options.num_classes is None else linear(channels, options.num_classes, rngs=options.rngs)
+        self.channels, self.width, self.num_features = options.channels, width, channels
         self.gate_sites = table.sites
 
-    def features(self, images: jax.Array, gates: jax.Array | None = None) -> jax.Array:
+    def features(self, images: jax.Array, gates: Gates = None, key: jax.Array | None = None) -> jax.Array:
         x = jax.nn.relu(self.bn(self.conv(images)))
-        x = self.stage1(x, gates)
-        x = self.stage2(x, gates)
-        x = self.stage3(x, gates)
+        if self.large_images:
+            padding: Any = ((1, 1), (1, 1))  # mistyped in Flax
+            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
+        for name in self.stage_names:
+            x = getattr(self, name)(x, gates)
         return at_least_float32(x).mean((1, 2))
-
-    def __call__(self, images: jax.Array, gates: jax.Array | None = None) -> jax.Array:
-        if self.fc is None:
-            raise ValueError("this ResNet was built without an output layer (num_classes=None); use features()")
-        return self.fc(self.features(images, gates))

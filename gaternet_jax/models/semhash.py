@@ -53,17 +53,17 @@ def binary_gates(scores: jax.Array) -> jax.Array:
     return straight_through_threshold(saturating_sigmoid(scores))
 
 
-def sampled_gates(scores: jax.Array, key: jax.Array) -> jax.Array:
+def sampled_gates(scores: jax.Array, noise_key: jax.Array, mix_key: jax.Array) -> jax.Array:
     """Gates in training: noisy; for each sample all binary or all real-valued, each with probability 1/2.
 
     Args:
         scores: gate scores, float32 [B, G].
-        key: one typed PRNG key.
+        noise_key: typed PRNG key of the noise.
+        mix_key: typed PRNG key of the choice between binary and real-valued.
 
     Returns:
         Gates in [0, 1], float32 [B, G].
     """
-    noise_key, mix_key = jax.random.split(key)
     noisy = scores + jax.random.normal(noise_key, scores.shape, scores.dtype)
     values = saturating_sigmoid(noisy)
     take_binary = jax.random.bernoulli(mix_key, 0.5, (scores.shape[0], 1))

@@ -2,7 +2,7 @@
 
     python -m gaternet_jax.tools.convert --checkpoint=FILE.pth --out=DIR
 
-Needs PyTorch to read the file: pip install 'gaternet-jax[torch]'. Depth and class count are inferred.
+Needs PyTorch to read the file: pip install -e '.[torch]'. Depth and class count are inferred.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def read_pickle(path: Path) -> object:
     try:
         import torch
     except ImportError:
-        raise UserError("reading a .pth file needs PyTorch: pip install 'gaternet-jax[torch]'") from None
+        raise UserError("reading a .pth file needs PyTorch: pip install -e '.[torch]'") from None
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -47,6 +47,7 @@ def convert(checkpoint: Path, out: Path) -> Config:
     tensors = flatten_released(read_pickle(checkpoint))
     config = default()
     config.model = infer_model(tensors, config.model)
+    config.data.name = "cifar100" if config.model.num_classes == 100 else "cifar10"
     params, stats = convert_released(tensors, config.model)
     classes = config.model.num_classes
     labels = CIFAR10_CLASSES if classes == 10 else [f"class {label}" for label in range(classes)]

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from flax import nnx
 
 from gaternet_jax.checkpoint import load_model
 from gaternet_jax.config import Config
 from gaternet_jax.data.augment import normalize
 from gaternet_jax.data.images import decode_image, resize_and_center_crop
 from gaternet_jax.errors import UserError
+from gaternet_jax.state import merge_model, split_model
 from gaternet_jax.workdir import load_config, load_labels
 
 BATCH_SIZE = 64
@@ -49,29 +49,37 @@ def predict(workdir: Path, paths: list[Path], top: int) -> str:
     config, labels = load_config(workdir), load_labels(workdir)
     model = load_model(workdir)
     images = read_images(paths, config)
+    graphdef, params, stats = split_model(model)
 
-    @nnx.jit
-    def forward(model, images):
-        outputs = model(normalize(images, config.data))
+    @jax.jit
+    def forward(images):
+        outputs = merge_model(graphdef, params, stats)(normalize(images, config.data))
         return jax.nn.softmax(outputs.logits), outputs.gates.mean(-1)
 
     lines = []
     for start in range(0, len(paths), BATCH_SIZE):
-        probabilities, open_gates = forward(model, images[start : start + BATCH_SIZE])
-        for path, classes, opened in zip(
-            paths[start:], np.asarray(probabilities), np.asarray(open_gates), strict=False
-        ):
+        batch = images[start : start + BATCH_SIZE]
+        missing = min(BATCH_SIZE, len(paths)) - len(batch)  # one size, one compilation
+        probabilities, open_gates = jax.device_get(forward(np.pad(batch, ((0, missing), (0, 0), (0, 0), (0, 0)))))
+        for path, classes, opened in zip(paths[start:], probabilities, open_gates, strict=False):
             gates = f"  (open gates {opened:.1%})" if model.gate_sites else ""
             lines.append(f"{path}{gates}")
             lines += [f"  {classes[label]:7.2%}  {labels[label]}" for label in np.argsort(-classes)[:top]]
     return "\n".join(lines)
 
 
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files")
     parser.add_argument("--workdir", type=Path, required=True, help="of a training run or a conversion")
-    parser.add_argument("--top", type=int, default=5, help="classes shown per image (default: 5)")
+    parser.add_argument("--top", type=positive, default=5, help="classes shown per image (default: 5)")
     arguments = parser.parse_args(argv)
     try:
         print(predict(arguments.workdir, arguments.images, arguments.top))

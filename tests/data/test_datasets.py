@@ -90,3 +90,12 @@ def test_images_of_another_kind_are_brought_to_the_models(digits):
     split = memory.load_split(builder, "test[:5]", get_config())
     assert split.images.shape == (5, 32, 32, 3)
     np.testing.assert_allclose(split.images.mean((1, 2, 3)), test.images[:5].mean((1, 2, 3)), rtol=0.1)
+
+
+def test_leftovers_of_an_interrupted_preparation_are_no_dataset(tmp_path):
+    leftover = tmp_path / "digits" / "incomplete.ABC_1.0.0"
+    leftover.mkdir(parents=True)
+    (leftover / "features.json").write_text("{}")
+    (tmp_path / "digits" / "1.0.0.incompleteXYZ").mkdir()
+    (tmp_path / "digits" / "1.0.0.incompleteXYZ" / "features.json").write_text("{}")
+    assert find_dataset("digits", str(tmp_path)).info.splits["train"].num_examples == 1437

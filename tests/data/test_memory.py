@@ -10,6 +10,8 @@ def test_batch_is_a_pure_function_of_seed_and_step():
     memory.train_batch_indices(100, 8, seed=3, step=999)
     np.testing.assert_array_equal(first, memory.train_batch_indices(100, 8, seed=3, step=40))
     assert not np.array_equal(first, memory.train_batch_indices(100, 8, seed=4, step=40))
+    one, other = (memory.train_batch_indices(96, 8, seed, 12 * (1 - seed)) for seed in (0, 1))
+    assert not np.array_equal(one, other), "seed 0's second epoch is not seed 1's first"
 
 
 def test_epoch_has_every_image_at_most_once_and_epochs_differ():

@@ -1,4 +1,4 @@
-"""Properties of gated networks; golden values are in test_golden.py."""
+"""Properties of gated networks; golden values are in tests/test_step.py and tests/test_released.py."""
 
 import chex
 import jax
@@ -102,7 +102,7 @@ def test_gate_multiplies_after_batch_norm_and_before_the_shortcut_is_added():
     x = jax.nn.relu(jax.random.normal(jax.random.key(0), (1, 8, 8, 4)))
     gates = jnp.zeros((1, num_gates(model)))
     np.testing.assert_array_equal(block(x, gates), x)  # only the shortcut is left
-    half = block(x, gates.at[:, block.site2.gates].set(0.5))
+    half = block(x, gates.at[:, block.sites[1].gates].set(0.5))
     expected = jax.nn.relu(x + 0.5 * block.bn2(block.conv2(jax.nn.relu(block.bn1(block.conv1(x))))))
     np.testing.assert_allclose(half, expected, atol=1e-5)
 
@@ -111,9 +111,10 @@ def test_first_convolution_is_gated_after_its_relu():
     model = build_model(model_config(gating="all"))
     model.eval()
     block = model.backbone.stage1.block1
+    block.bn1.bias.set_value(jnp.arange(4.0))  # were the gate before BatchNorm, the bias would pass it
     x = jax.random.normal(jax.random.key(0), (1, 8, 8, 4))
     gates = jax.random.uniform(jax.random.key(1), (1, num_gates(model)))
-    g1, g2 = (gates[:, None, None, site.gates] for site in (block.site1, block.site2))
+    g1, g2 = (gates[:, None, None, site.gates] for site in block.sites)
     hidden = jax.nn.relu(block.bn1(block.conv1(x))) * g1
     expected = jax.nn.relu(x + block.bn2(block.conv2(hidden)) * g2)
     np.testing.assert_allclose(block(x, gates), expected, atol=1e-5)
@@ -121,7 +122,7 @@ def test_first_convolution_is_gated_after_its_relu():
 
 def test_gradient_through_the_real_valued_gates_equals_finite_differences(monkeypatch):
     """Of the whole model, in float64, through v; weights along random directions, gater and backbone apart."""
-    monkeypatch.setattr(registry, "DTYPES", ("float64",))
+    monkeypatch.setitem(registry.CHOICES, "model.dtype", ("float64",))
     with jax.enable_x64(True):
         model = build_model(model_config(gating="all", dtype="float64"))
         to_double = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float64), tree)  # noqa: E731

@@ -1,3 +1,6 @@
+from types import SimpleNamespace
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +31,18 @@ def test_batch_norm_is_float32_inside_and_keeps_the_type_outside():
 
 
 def test_strided_convolution_pads_as_pytorch_does():
-    layer = conv(1, 1, 3, stride=2, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))
+    options: Any = SimpleNamespace(dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))
+    layer = conv(1, 1, 3, stride=2, options=options)
     layer.kernel.set_value(jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0))  # picks the centre pixel
     x = jnp.arange(16.0).reshape(1, 4, 4, 1)
     np.testing.assert_array_equal(layer(x)[0, :, :, 0], [[0, 2], [8, 10]])
+
+
+def test_batch_statistics_of_bfloat16_maps_are_computed_in_float32():
+    layer = BatchNorm(1, rngs=nnx.Rngs(0))
+    x = (256 + jax.random.normal(jax.random.key(0), (64, 8, 8, 1)) * 4).astype(jnp.bfloat16)
+    y = layer(x)
+    exact = np.asarray(x, np.float64)
+    np.testing.assert_allclose(layer.mean.get_value(), 0.1 * exact.mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(layer.var.get_value(), 0.9 + 0.1 * exact.var((0, 1, 2)), rtol=1e-2)
+    assert y.dtype == jnp.bfloat16

@@ -7,28 +7,41 @@ from gaternet_jax import build_model
 from gaternet_jax.errors import UserError
 from gaternet_jax.models import registry
 from gaternet_jax.models.backbone import Backbone
+from gaternet_jax.models.wider import abstract_model, count_parameters, match_width
 from tests.helpers import model_config
 
-# Parameters of the plain network, of its gated form ("residual") with the ResNet-20 gater, and gates; width 16, 10
-# classes. ResNet-20 and ResNet-56 gated: released code. The others: counted by hand from the layers in PAPER order,
-# 3x3 stem, 1x1 shortcuts, two parameters per channel and BatchNorm; their gated forms by `expected` below.
+# Parameters of the plain network (1,000 classes for the ImageNet ResNets, else 10) and gates ("residual" and "all").
+# ImageNet ResNets: published. CIFAR ResNets: 3x3 stem, 1x1 convolution shortcuts, two parameters per channel and
+# BatchNorm; see resnet_parameters. DenseNet and Shake-Shake: published as 0.8 M and 25.6 M; 2.9 M, 11.7 M and 26.2 M.
 EXPECTED = {
-    "resnet8": (78_042, 0, 112),
-    "resnet20": (272_474, 547_842, 336),
-    "resnet32": (466_906, 0, 560),
-    "resnet44": (661_338, 0, 784),
-    "resnet56": (855_770, 1_137_186, 1_008),
-    "resnet110": (1_730_714, 0, 2_016),
+    "resnet18": (11_689_512, 1_920, 3_840),
+    "resnet34": (21_797_672, 3_776, 7_552),
+    "resnet50": (25_557_032, 15_104, 22_656),
+    "resnet101": (44_549_160, 32_512, 48_768),
+    "resnet152": (60_192_808, 47_872, 71_808),
+    "resnet8": (78_042, 112, 224),
+    "resnet20": (272_474, 336, 672),
+    "resnet32": (466_906, 560, 1_120),
+    "resnet44": (661_338, 784, 1_568),
+    "resnet56": (855_770, 1_008, 2_016),
+    "resnet110": (1_730_714, 2_016, 4_032),
+    "resnet164": (1_704_154, 8_064, 12_096),
+    "densenet100": (769_162, 576, 2_880),
+    "densenet190": (25_624_430, 3_720, 18_600),
+    "shake26_2x32d": (2_923_162, 1_792, 3_584),
+    "shake26_2x64d": (11_653_978, 3_584, 7_168),
+    "shake26_2x96d": (26_192_922, 5_376, 10_752),
 }
+IMAGENET = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+RELEASED = {"resnet20": 547_842, "resnet56": 1_137_186}  # gated, with the ResNet-20 gater: released code
 
 
 def count(config):
-    params = nnx.state(nnx.eval_shape(lambda: build_model(config)), nnx.Param)
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
+    return count_parameters(abstract_model(config))
 
 
 def resnet_parameters(depth):
-    """Plain CIFAR ResNet, counted from its description."""
+    """Plain CIFAR ResNet of basic blocks, counted from its description."""
     blocks, widths = (depth - 2) // 6, (16, 32, 64)
     total, previous = 3 * 16 * 9 + 2 * 16, 16
     for width in widths:
@@ -42,48 +55,70 @@ def resnet_parameters(depth):
 
 @pytest.mark.parametrize("name", registry.known_backbones())
 def test_parameter_counts(name):
-    plain, gated, gates = EXPECTED[name]
-    config = model_config(backbone=name, width=16, **{"gater.extractor": "resnet20", "gater.width": 16})
-    model = nnx.eval_shape(lambda: build_model(config))
-    assert sum(site.size for site in model.gate_sites) == gates
-    extractor = resnet_parameters(20) - (64 * 10 + 10)
-    assert count(config) == resnet_parameters(int(name[6:])) + extractor + 64 * 8 + 8 + 8 * gates + gates
-    if gated:
-        assert count(config) == gated
-    config.gating = "none"
+    plain, residual, all_gates = EXPECTED[name]
+    classes = 1000 if name in IMAGENET else 10
+    config = model_config(backbone=name, width=0, gating="none", num_classes=classes)
     assert count(config) == plain
+    if name in ("resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"):
+        assert plain == resnet_parameters(int(name[6:]))
+    for gating, gates in (("residual", residual), ("all", all_gates)):
+        config.update(gating=gating)
+        model = abstract_model(config)
+        assert sum(site.size for site in model.gate_sites) == gates
+        head = 64 // 4 * 8 + 8 + 8 * gates + gates  # the shrunken extractor has 16 features
+        assert count_parameters(model) == plain + count_parameters(model.gater.extractor) + head
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_released_models_have_their_parameter_counts(name):
+    gater = {"gater.extractor": "resnet20", "gater.width": 0}
+    assert count(model_config(backbone=name, width=0, **gater)) == RELEASED[name]
+
+
+def test_any_depth_of_a_family():
+    for name, same in (("resnet164", "resnet164_bottleneck"), ("resnet20", "resnet20_basic")):
+        configs = [model_config(backbone=n, width=0, gating="none") for n in (name, same)]
+        assert count(configs[0]) == count(configs[1])
+    bottleneck = count(model_config(backbone="resnet20_bottleneck", width=0, gating="none"))
+    assert bottleneck != EXPECTED["resnet20"][0]
+    assert count(model_config(backbone="resnet29", width=0, gating="none")) > 0
+    for name, message in (
+        ("resnet21", "no CIFAR ResNet has depth 21"),
+        ("resnet32_bottleneck", "no CIFAR ResNet has depth 32"),
+        ("densenet101", "no DenseNet-BC is 'densenet101'; depths are 6n \\+ 4"),
+        ("densenet40", "name their growth rate: densenet40_k12"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build_model(model_config(backbone=name, width=0))
 
 
 def test_unknown_names_are_refused_with_what_exists():
-    with pytest.raises(UserError, match="unknown model 'vgg16'; known models: resnet8, resnet20"):
+    with pytest.raises(UserError, match="unknown model 'vgg16'; known models: resnet18, resnet34"):
         build_model(model_config(backbone="vgg16"))
     with pytest.raises(UserError, match="unknown model 'nope'; known models"):
         build_model(model_config(**{"gater.extractor": "nope"}))
-    with pytest.raises(UserError, match=r"no CIFAR ResNet has depth 21; depths are 6n \+ 2"):
+    with pytest.raises(UserError, match=r"no CIFAR ResNet has depth 21; depths are 6n \+ 2 with basic"):
         build_model(model_config(backbone="resnet21"))
-    with pytest.raises(UserError, match="unknown gating 'some'; known gatings: none, residual, all"):
+    with pytest.raises(UserError, match="unknown gating 'some'; known: none, residual, all"):
         build_model(model_config(gating="some"))
-    with pytest.raises(UserError, match="unknown compute type 'float8'; known types: float32, bfloat16"):
+    with pytest.raises(UserError, match="unknown dtype 'float8'; known: float32, bfloat16"):
         build_model(model_config(dtype="float8"))
 
 
 class Pool(Backbone):
     """A backbone without anything to gate."""
 
-    def __init__(self, channels, num_classes, rngs, **_):
-        self.channels, self.num_features, self.gate_sites = channels, channels, ()
-        self.fc = nnx.Linear(channels, num_classes, rngs=rngs)
+    def __init__(self, options):
+        self.channels, self.num_features, self.gate_sites = options.channels, options.channels, ()
+        self.fc = nnx.Linear(options.channels, options.num_classes, rngs=options.rngs)
 
-    def features(self, images, gates=None):
+    def features(self, images, gates=None, key=None):
         return images.mean((1, 2))
-
-    def __call__(self, images, gates=None):
-        return self.fc(self.features(images))
 
 
 def test_gating_asked_of_a_backbone_without_gate_sites(monkeypatch):
     monkeypatch.setattr(registry, "_FAMILIES", list(registry._FAMILIES))
-    registry.register("pool", ("pool",))(lambda match, **options: Pool(**options))
+    registry.register("pool", ("pool",))(lambda match, options: Pool(options))
     with pytest.raises(UserError, match=r"'pool', which has no gate sites; set config.model.gating='none'"):
         build_model(model_config(backbone="pool"))
     plain = build_model(model_config(backbone="pool", gating="none"))
@@ -95,3 +130,16 @@ def test_same_seed_same_parameters():
     leaves = [jax.tree.leaves(nnx.state(model, nnx.Param)) for model in (one, same, other)]
     assert all((a == b).all() for a, b in zip(leaves[0], leaves[1], strict=True))
     assert not all((a == b).all() for a, b in zip(leaves[0], leaves[2], strict=True))
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet18", "densenet40_k12", "shake26_2x16d"])
+def test_wider_networks_come_as_near_as_any_width(name):
+    config = model_config(backbone=name, width=0, **{"gater.extractor": "resnet20", "gater.width": 0})
+    width, found, target = match_width(config)
+    own = abstract_model(config).backbone.width
+    assert width > own and target == count(config)
+    config.update(gating="none", width=width)
+    assert count(config) == found
+    for neighbour in (width - 1, width + 1):
+        config.update(width=neighbour)
+        assert abs(count(config) - target) >= abs(found - target)

@@ -33,7 +33,7 @@ def test_straight_through_gradient_equals_its_formula():
 @pytest.fixture(scope="module")
 def sampled():
     """Gates of 4,000 samples whose 50 scores are all 0.3."""
-    return np.asarray(semhash.sampled_gates(jnp.full((4000, 50), 0.3), jax.random.key(7)))
+    return np.asarray(semhash.sampled_gates(jnp.full((4000, 50), 0.3), *jax.random.split(jax.random.key(7))))
 
 
 def test_mixing_is_per_sample_with_frequency_one_half(sampled):
@@ -54,8 +54,8 @@ def test_noise_is_standard_normal_per_gate(sampled):
 
 def test_gradients_of_binary_and_real_samples_are_the_same_function_of_the_noisy_score():
     scores, key = jnp.zeros((2000, 3)), jax.random.key(1)
-    gates = np.asarray(semhash.sampled_gates(scores, key))
-    gradient = np.asarray(jax.grad(lambda s: semhash.sampled_gates(s, key).sum())(scores))
+    gates = np.asarray(semhash.sampled_gates(scores, *jax.random.split(key)))
+    gradient = np.asarray(jax.grad(lambda s: semhash.sampled_gates(s, *jax.random.split(key)).sum())(scores))
     noisy = np.asarray(jax.random.normal(jax.random.split(key)[0], scores.shape), np.float64)
     sigmoid = 1 / (1 + np.exp(-noisy))
     inside = np.abs(1.2 * sigmoid - 0.6) < 0.4999
@@ -66,7 +66,7 @@ def test_gradients_of_binary_and_real_samples_are_the_same_function_of_the_noisy
 
 
 def test_types_and_shapes():
-    gates = semhash.sampled_gates(jnp.zeros((4, 6)), jax.random.key(0))
+    gates = semhash.sampled_gates(jnp.zeros((4, 6)), *jax.random.split(jax.random.key(0)))
     chex.assert_shape(gates, (4, 6))
     chex.assert_type(gates, jnp.float32)
     assert float(gates.min()) >= 0 and float(gates.max()) <= 1

@@ -89,3 +89,9 @@ def test_help_helps(capsys):
 def test_one_device_is_enough(workdir, images):
     assert len(jax.devices()) == 8
     assert "digit 2" in predict.predict(workdir, images[:1], top=1)
+
+
+def test_number_of_classes_shown_must_be_positive(workdir, images, capsys):
+    with pytest.raises(SystemExit):
+        predict.main([f"--workdir={workdir}", "--top=0", str(images[0])])
+    assert "0 is not at least 1" in capsys.readouterr().err

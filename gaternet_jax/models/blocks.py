@@ -1,0 +1,98 @@
+"""Residual blocks: what stands between two additions, with its gates."""
+
+import math
+
+import jax
+from flax import nnx
+
+from gaternet_jax.models.backbone import BackboneOptions
+from gaternet_jax.models.gates import Gates, GateSite, GateTable, apply_gates
+from gaternet_jax.models.layers import BatchNorm, SqueezeExcitation, conv
+from gaternet_jax.models.local import LocalHead, LocalPass
+
+
+class Shortcut(nnx.Module):
+    """A 1x1 convolution and BatchNorm, where a block changes the shape (released code)."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int, options: BackboneOptions):
+        self.conv = conv(in_channels, out_channels, 1, options, stride=stride)
+        self.bn = BatchNorm(out_channels, rngs=options.rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.bn(self.conv(x))
+
+
+class ResidualBlock(nnx.Module):
+    """Convolutions, each with BatchNorm; a shortcut around them; gates.
+
+        h_i = relu(bn_i(conv_i(h_{i-1}))) * g_i            gated by "all" only; h_0 = x
+        r   = bn_n(conv_n(h_{n-1})) * g_n                  the last one: gated by "residual" (released code) and "all"
+        y   = relu(shortcut(x) + squeeze(r))
+
+    Args:
+        name: path of the block in the backbone.
+        in_channels: channels of x.
+        plan: kernel size, filters and stride of each convolution.
+        table: where the block's gate sites are entered.
+        options: see BackboneOptions.
+    """
+
+    def __init__(
+        self, name: str, in_channels: int, plan: list[tuple[int, int, int]], table: GateTable, options: BackboneOptions
+    ):
+        self.depth, rngs = len(plan), options.rngs
+        sites, channels = [], in_channels
+        for i, (kernel, filters, stride) in enumerate(plan, 1):
+            last = i == self.depth
+            layer = conv(channels, filters, kernel, options, stride=stride)
+            setattr(self, f"conv{i}", layer)
+            setattr(self, f"bn{i}", BatchNorm(filters, rngs=rngs, zero_init=last and options.zero_init_residual))
+            gated = options.gating == "all" or (last and options.gating == "residual")
+            feeds = () if last else (f"{name}.conv{i + 1}",)
+            sites.append(table.add(f"{name}.conv{i}", filters, feeds) if gated else None)
+            channels = filters
+        self.sites = tuple(sites)  # of conv1, conv2, ...; None where a convolution is not gated
+        stride = math.prod(stride for _, _, stride in plan)
+        same_shape = stride == 1 and in_channels == channels
+        self.shortcut = None if same_shape else Shortcut(in_channels, channels, stride=stride, options=options)
+        self.squeeze = SqueezeExcitation(channels, options.squeeze_ratio, rngs=rngs) if options.squeeze_ratio else None
+        self.local = local_head(in_channels, self.sites, options)
+        self.out_channels = channels
+
+    def __call__(self, x: jax.Array, gates: Gates) -> jax.Array:
+        decide_locally(self.local, x, gates)
+        h = x
+        for i, site in enumerate(self.sites, 1):
+            h = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(h))
+            h = apply_gates(h if i == self.depth else jax.nn.relu(h), gates, site)
+        if self.squeeze is not None:
+            h = self.squeeze(h)
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        return jax.nn.relu(shortcut + h)
+
+
+def basic(width: int, stride: int) -> list[tuple[int, int, int]]:
+    """The plan of a basic block: two 3x3 convolutions."""
+    return [(3, width, stride), (3, width, 1)]
+
+
+def bottleneck(width: int, stride: int) -> list[tuple[int, int, int]]:
+    """The plan of a bottleneck: 1x1, 3x3, and 1x1 to four times the width; the stride on the 3x3 one ("v1.5")."""
+    return [(1, width, 1), (3, width, stride), (1, 4 * width, 1)]
+
+
+def local_head(in_channels: int, sites: tuple[GateSite | None, ...], options: BackboneOptions) -> LocalHead | None:
+    """A head for a block that gates itself; None where gates come from outside or there are none."""
+    gated = tuple(site for site in sites if site)
+    if not options.local_bottleneck or not gated:
+        return None
+    return LocalHead(in_channels, options.local_bottleneck, gated, rngs=options.rngs)
+
+
+def decide_locally(head: LocalHead | None, x: jax.Array, gates: Gates) -> None:
+    """Has a block with a head of its own decide its gates from its input."""
+    if head is None:
+        return
+    if not isinstance(gates, LocalPass):
+        raise ValueError("this backbone gates itself; call the model, or pass a LocalPass as gates")
+    gates.decide(head, x)

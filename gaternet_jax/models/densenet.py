@@ -1,0 +1,104 @@
+"""DenseNet-BC for small images, with gates (Huang et al., CVPR 2017, sections 3 and 4.2)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gaternet_jax.models.backbone import Backbone, BackboneOptions
+from gaternet_jax.models.blocks import decide_locally, local_head
+from gaternet_jax.models.gates import Gates, GateTable, apply_gates
+from gaternet_jax.models.layers import BatchNorm, SqueezeExcitation, at_least_float32, conv, linear
+
+COMPRESSION = 0.5  # of the channels, at each transition
+
+
+class DenseLayer(nnx.Module):
+    """Adds `growth` channels to its input.
+
+        h = relu(bn2(conv1(relu(bn1(x))))) * g1          1x1, 4 growth filters; g1: gating "all" only
+        y = [x, squeeze(conv2(h) * g2)]                  3x3; g2: gating "residual" and "all"
+
+    Placement assumed: the paper gates DenseNet, but not in the reading notes at hand.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        in_channels: int,
+        growth: int,
+        *,
+        feeds: tuple[str, ...],
+        table: GateTable,
+        options: BackboneOptions,
+    ):
+        self.bn1 = BatchNorm(in_channels, rngs=options.rngs)
+        self.conv1 = conv(in_channels, 4 * growth, 1, options)
+        self.bn2 = BatchNorm(4 * growth, rngs=options.rngs)
+        self.site1 = table.add(f"{name}.conv1", 4 * growth, (f"{name}.conv2",)) if options.gating == "all" else None
+        self.conv2 = conv(4 * growth, growth, 3, options)
+        self.site2 = table.add(f"{name}.conv2", growth, feeds) if options.gating != "none" else None
+        ratio = options.squeeze_ratio
+        self.squeeze = SqueezeExcitation(growth, ratio, rngs=options.rngs) if ratio else None
+        self.local = local_head(in_channels, (self.site1, self.site2), options)
+
+    def __call__(self, x: jax.Array, gates: Gates) -> jax.Array:
+        decide_locally(self.local, x, gates)
+        hidden = self.conv1(jax.nn.relu(self.bn1(x)))
+        hidden = apply_gates(jax.nn.relu(self.bn2(hidden)), gates, self.site1)
+        new = apply_gates(self.conv2(hidden), gates, self.site2)
+        if self.squeeze is not None:
+            new = self.squeeze(new)
+        return jnp.concatenate([x, new], axis=-1)
+
+
+class Transition(nnx.Module):
+    """BatchNorm, ReLU, a 1x1 convolution that halves the channels, 2x2 average pooling."""
+
+    def __init__(self, in_channels: int, out_channels: int, options: BackboneOptions):
+        self.bn = BatchNorm(in_channels, rngs=options.rngs)
+        self.conv = conv(in_channels, out_channels, 1, options)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nnx.avg_pool(self.conv(jax.nn.relu(self.bn(x))), (2, 2), strides=(2, 2))
+
+
+class DenseNet(Backbone):
+    """Three dense blocks of (depth - 4) / 6 layers, with transitions between them.
+
+    Args:
+        depth: 6n + 4.
+        options: see BackboneOptions; its width is the growth rate.
+    """
+
+    def __init__(self, depth: int, options: BackboneOptions):
+        assert options.width is not None
+        growth, layers = options.width, (depth - 4) // 6
+        channels = 2 * growth
+        self.conv = conv(options.channels, channels, 3, options)
+        table, order = GateTable(), []
+        for block in (1, 2, 3):
+            names = [f"block{block}_layer{i}" for i in range(1, layers + 1)]
+            after = "fc" if block == 3 else f"transition{block}.conv"
+            for i, name in enumerate(names):
+                # What a layer adds is read by all later layers of its block and by what follows the block.
+                feeds = (*(f"{later}.conv1" for later in names[i + 1 :]), after)
+                setattr(self, name, DenseLayer(name, channels, growth, feeds=feeds, table=table, options=options))
+                channels += growth
+            order += names
+            if block < 3:
+                name, compressed = f"transition{block}", int(channels * COMPRESSION)
+                setattr(self, name, Transition(channels, compressed, options))
+                order.append(name)
+                channels = compressed
+        self.order = tuple(order)
+        self.bn = BatchNorm(channels, rngs=options.rngs)
+        self.fc = None if options.num_classes is None else linear(channels, options.num_classes, rngs=options.rngs)
+        self.channels, self.width, self.num_features = options.channels, growth, channels
+        self.gate_sites = table.sites
+
+    def features(self, images: jax.Array, gates: Gates = None, key: jax.Array | None = None) -> jax.Array:
+        x = self.conv(images)
+        for name in self.order:
+            module = getattr(self, name)
+            x = module(x) if isinstance(module, Transition) else module(x, gates)
+        return at_least_float32(jax.nn.relu(self.bn(x))).mean((1, 2))

@@ -1,0 +1,146 @@
+"""Shake-Shake 26 2xWd for small images, with gates per branch (Gastaldi, "Shake-Shake regularization", 2017).
+
+Each block has two branches. In training they are mixed at random, for each image anew, and independently so forward
+and backward ("shake-shake-image"); in evaluation by their mean.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gaternet_jax.models.backbone import Backbone, BackboneOptions
+from gaternet_jax.models.blocks import decide_locally, local_head
+from gaternet_jax.models.gates import Gates, GateTable, apply_gates
+from gaternet_jax.models.layers import BatchNorm, SqueezeExcitation, at_least_float32, conv, linear
+
+STEM_FILTERS = 16
+BLOCKS_PER_STAGE = 4
+
+
+@jax.custom_vjp
+def shake(one: jax.Array, two: jax.Array, forward: jax.Array, backward: jax.Array) -> jax.Array:
+    """forward * one + (1 - forward) * two; its gradient is that of the same with `backward` in place of `forward`.
+
+    Args:
+        one, two: maps [B, H, W, C].
+        forward, backward: [B, 1, 1, 1], in [0, 1].
+    """
+    del backward
+    return forward * one + (1 - forward) * two
+
+
+def _shake_forward(one, two, forward, backward):
+    return shake(one, two, forward, backward), (forward, backward)
+
+
+def _shake_backward(mixing, gradient):
+    forward, backward = mixing
+    return backward * gradient, (1 - backward) * gradient, jnp.zeros_like(forward), jnp.zeros_like(backward)
+
+
+shake.defvjp(_shake_forward, _shake_backward)
+
+
+class Branch(nnx.Module):
+    """h = relu(bn1(conv1(relu(x)))) * g1;  bn2(conv2(h)) * g2, with g1 for gating "all" only (placement assumed)."""
+
+    def __init__(
+        self, name: str, in_channels: int, width: int, *, stride: int, table: GateTable, options: BackboneOptions
+    ):
+        self.conv1 = conv(in_channels, width, 3, options, stride=stride)
+        self.bn1 = BatchNorm(width, rngs=options.rngs)
+        self.site1 = table.add(f"{name}.conv1", width, (f"{name}.conv2",)) if options.gating == "all" else None
+        self.conv2 = conv(width, width, 3, options)
+        self.bn2 = BatchNorm(width, rngs=options.rngs)
+        self.site2 = table.add(f"{name}.conv2", width) if options.gating != "none" else None
+
+    def __call__(self, x: jax.Array, gates: Gates) -> jax.Array:
+        hidden = apply_gates(jax.nn.relu(self.bn1(self.conv1(jax.nn.relu(x)))), gates, self.site1)
+        return apply_gates(self.bn2(self.conv2(hidden)), gates, self.site2)
+
+
+class StridedShortcut(nnx.Module):
+    """Halves the resolution in two paths, the second shifted by one pixel, each to half of the filters."""
+
+    def __init__(self, in_channels: int, out_channels: int, options: BackboneOptions):
+        self.conv1 = conv(in_channels, out_channels // 2, 1, options)
+        self.conv2 = conv(in_channels, out_channels - out_channels // 2, 1, options)
+        self.bn = BatchNorm(out_channels, rngs=options.rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = jax.nn.relu(x)
+        shifted = jnp.pad(x[:, 1:, 1:], ((0, 0), (0, 1), (0, 1), (0, 0)))
+        paths = [self.conv1(x[:, ::2, ::2]), self.conv2(shifted[:, ::2, ::2])]
+        return self.bn(jnp.concatenate(paths, axis=-1))
+
+
+class WideningShortcut(nnx.Module):
+    """A 1x1 convolution to more filters at the same resolution."""
+
+    def __init__(self, in_channels: int, out_channels: int, options: BackboneOptions):
+        self.conv = conv(in_channels, out_channels, 1, options)
+        self.bn = BatchNorm(out_channels, rngs=options.rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.bn(self.conv(jax.nn.relu(x)))
+
+
+class ShakeBlock(nnx.Module):
+    """y = shortcut(x) + squeeze(mix(branch1(x), branch2(x)))"""
+
+    def __init__(
+        self, name: str, in_channels: int, width: int, *, stride: int, table: GateTable, options: BackboneOptions
+    ):
+        self.branch1 = Branch(f"{name}.branch1", in_channels, width, stride=stride, table=table, options=options)
+        self.branch2 = Branch(f"{name}.branch2", in_channels, width, stride=stride, table=table, options=options)
+        if stride > 1:
+            self.shortcut = StridedShortcut(in_channels, width, options)
+        else:
+            self.shortcut = None if in_channels == width else WideningShortcut(in_channels, width, options)
+        ratio = options.squeeze_ratio
+        self.squeeze = SqueezeExcitation(width, ratio, rngs=options.rngs) if ratio else None
+        branches = (self.branch1, self.branch2)
+        self.local = local_head(in_channels, tuple(s for b in branches for s in (b.site1, b.site2)), options)
+        self.deterministic = False  # set by .train() and .eval()
+
+    def __call__(self, x: jax.Array, gates: Gates, key: jax.Array | None) -> jax.Array:
+        decide_locally(self.local, x, gates)
+        one, two = self.branch1(x, gates), self.branch2(x, gates)
+        if self.deterministic:
+            mixed = (one + two) / 2
+        else:
+            assert key is not None, "in training mode branches are mixed at random: pass a key"
+            mixing = jax.random.uniform(key, (2, x.shape[0], 1, 1, 1), x.dtype)
+            mixed = shake(one, two, mixing[0], mixing[1])
+        if self.squeeze is not None:
+            mixed = self.squeeze(mixed)
+        return (x if self.shortcut is None else self.shortcut(x)) + mixed
+
+
+class ShakeShake(Backbone):
+    """A 3x3 stem of 16 filters and three stages of four blocks, of `width`, 2 and 4 times `width` filters."""
+
+    stochastic = True
+
+    def __init__(self, options: BackboneOptions):
+        assert options.width is not None
+        self.conv = conv(options.channels, STEM_FILTERS, 3, options)
+        self.bn = BatchNorm(STEM_FILTERS, rngs=options.rngs)
+        table, channels, order = GateTable(), STEM_FILTERS, []
+        for stage in (1, 2, 3):
+            for number in range(1, BLOCKS_PER_STAGE + 1):
+                name, width = f"stage{stage}_block{number}", options.width * 2 ** (stage - 1)
+                stride = 2 if stage > 1 and number == 1 else 1
+                setattr(self, name, ShakeBlock(name, channels, width, stride=stride, table=table, options=options))
+                order.append(name)
+                channels = width
+        self.order = tuple(order)
+        self.fc = None if options.num_classes is None else linear(channels, options.num_classes, rngs=options.rngs)
+        self.channels, self.width, self.num_features = options.channels, options.width, channels
+        self.gate_sites = table.sites
+
+    def features(self, images: jax.Array, gates: Gates = None, key: jax.Array | None = None) -> jax.Array:
+        x = self.bn(self.conv(images))
+        for number, name in enumerate(self.order):
+            x = getattr(self, name)(x, gates, None if key is None else jax.random.fold_in(key, number))
+        return at_least_float32(jax.nn.relu(x)).mean((1, 2))

@@ -1,0 +1,231 @@
+"""Every family of backbones: its gates, its local and squeeze-and-excitation forms, and that it learns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from gaternet_jax import build_model
+from gaternet_jax.models.local import LocalPass
+from gaternet_jax.models.shake_shake import shake
+from tests.helpers import model_config
+from tests.models.test_macs import SMALL
+
+FAMILIES = list(SMALL)
+
+
+def config(family, **fields):
+    name, width = SMALL[family]
+    return model_config(backbone=name, width=width, **fields)
+
+
+def images(batch=3):
+    return jax.random.normal(jax.random.key(0), (batch, 32, 32, 3))
+
+
+def num_gates(model):
+    return sum(site.size for site in model.gate_sites)
+
+
+def module_at(model, path):
+    for part in path.split("."):
+        model = getattr(model, part)
+    return model
+
+
+@pytest.mark.parametrize("gating", ["residual", "all"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_gates_open_equals_the_plain_network(family, gating):
+    gated, plain = build_model(config(family, gating=gating)), build_model(config(family, gating="none"))
+    nnx.update(plain.backbone, nnx.state(gated.backbone))
+    gated.eval(), plain.eval()
+    open_gates = jnp.ones((3, num_gates(gated)))
+    np.testing.assert_array_equal(gated.backbone(images(), open_gates), plain(images()).logits)
+    offsets = [site.offset for site in gated.gate_sites]
+    assert offsets == list(np.cumsum([0] + [site.size for site in gated.gate_sites])[:-1])
+    assert all(module_at(gated.backbone, site.name).out_features == site.size for site in gated.gate_sites)
+
+
+@pytest.mark.parametrize("gating", ["residual", "all"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_closed_filter_gets_no_gradient_and_open_ones_do(family, gating):
+    model = build_model(config(family, gating=gating))
+    graphdef, params, stats = nnx.split(model.backbone, nnx.Param, nnx.BatchStat)
+    gates = jnp.ones((3, num_gates(model)))
+    for site in model.gate_sites:
+        gates = gates.at[:, site.offset].set(0.0)
+
+    @jax.jit
+    @jax.grad
+    def gradient_of(params):
+        backbone = nnx.merge(graphdef, params, stats, copy=True)
+        return (backbone(images(), gates, jax.random.key(1)) ** 2).sum()
+
+    gradient = nnx.to_pure_dict(gradient_of(params))
+    for site in model.gate_sites:
+        kernel = gradient
+        for part in site.name.split("."):
+            kernel = kernel[part]
+        per_filter = np.abs(kernel["kernel"]).sum((0, 1, 2))
+        assert per_filter[0] == 0.0, site.name
+        assert (per_filter[1:] > 0).mean() > 0.5, site.name  # ReLUs of a small network may be dead
+
+
+@pytest.mark.parametrize("variant", ["residual", "all", "local", "se", "none"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ten_steps_on_one_batch_lower_the_loss(family, variant):
+    """And gradients reach the gater (or the blocks' own heads) as well as the backbone."""
+    fields = {
+        "residual": {"gating": "residual"},
+        "all": {"gating": "all"},
+        "local": {"gating": "all", "gater.scope": "local"},
+        "se": {"gating": "none", "squeeze_ratio": 4},
+        "none": {"gating": "none"},
+    }[variant]
+    model = build_model(config(family, **fields))
+    graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    labels = jnp.array([1, 2, 3])
+
+    @jax.jit
+    def step(params, key):
+        def loss(params):
+            outputs = nnx.merge(graphdef, params, stats, copy=True)(images(), key=key)
+            log_probability = jax.nn.log_softmax(outputs.logits)
+            return -jnp.take_along_axis(log_probability, labels[:, None], -1).mean()
+
+        value, gradient = jax.value_and_grad(loss)(params)
+        return value, gradient, jax.tree.map(lambda p, g: p - 0.2 * g, params, gradient)
+
+    losses, gradient = [], None
+    for _ in range(10):
+        value, gradient, params = step(params, jax.random.key(0))
+        losses.append(float(value))
+    assert losses[-1] < 0.8 * losses[0], losses
+    flat = {".".join(map(str, path)): np.abs(leaf.get_value()).max() for path, leaf in nnx.to_flat_state(gradient)}
+    heads = [name for name in flat if name.startswith("gater.") or ".local." in name or ".squeeze." in name]
+    assert bool(heads) == (variant != "none")
+    for names in (heads, [name for name in flat if name not in heads]):
+        kernels = [flat[name] > 0 for name in names if name.endswith("kernel")]
+        assert not kernels or np.mean(kernels) > 0.6
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_local_gates_depend_on_the_blocks_own_input_only(family):
+    model = build_model(config(family, gating="all", **{"gater.scope": "local"}))
+    assert model.gater is None
+    model.eval()
+    outputs = model(images())
+    assert outputs.gates.shape == outputs.gate_scores.shape == (3, num_gates(model))
+    np.testing.assert_array_equal(outputs.gates, np.asarray(outputs.gate_scores) >= -3e-5)
+    # The first block's gates do not change when the weights of later blocks do.
+    first, last = model.gate_sites[0], model.gate_sites[-1]
+    module = module_at(model.backbone, last.name)
+    module.kernel.set_value(jnp.zeros_like(module.kernel.get_value()))
+    again = model(images())
+    np.testing.assert_array_equal(again.gates[:, first.gates], outputs.gates[:, first.gates])
+    given = jnp.ones((3, num_gates(model)))
+    with pytest.raises(ValueError, match="gates itself"):
+        model.backbone(images(), given)
+
+
+def test_local_gates_are_binary_for_whole_samples():
+    model = build_model(config("basic", gating="all", **{"gater.scope": "local"}))
+    gates = np.asarray(model(images(64), key=jax.random.key(0)).gates)
+    binary = np.isin(gates, (0.0, 1.0))
+    whole = binary.all(axis=1)
+    assert 16 < whole.sum() < 48
+    assert binary[~whole].mean() < 0.5
+
+
+def test_local_noise_differs_between_blocks():
+    model = build_model(config("basic", gating="all", **{"gater.scope": "local"}))
+    one, two = LocalPass(jax.random.key(0), jax.random.key(1)), LocalPass(jax.random.key(2), jax.random.key(1))
+    for local_pass in (one, two):
+        model.backbone(images(), local_pass)
+    first, second = (one.of(site) - two.of(site) for site in model.gate_sites[:2])
+    assert np.abs(first).max() > 0 and np.abs(second).max() > 0
+
+
+def test_squeeze_and_excitation_has_ratio_sixteen():
+    model = build_model(model_config(backbone="resnet8", width=32, gating="none", squeeze_ratio=16))
+    squeeze = model.backbone.stage3.block1.squeeze
+    assert (squeeze.fc1.in_features, squeeze.fc1.out_features, squeeze.fc2.out_features) == (128, 8, 128)
+    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 128))
+    scale = jax.nn.sigmoid(squeeze.fc2(jax.nn.relu(squeeze.fc1(x.mean((1, 2))))))
+    np.testing.assert_allclose(squeeze(x), x * scale[:, None, None, :], rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["basic", "bottleneck", "imagenet"])
+def test_zero_initialised_residuals_start_as_identity(family):
+    backbone = build_model(config(family, gating="none", zero_init_residual=True)).backbone
+    block = backbone.stage1.block1
+    last = getattr(block, f"bn{block.depth}")
+    np.testing.assert_array_equal(last.scale.get_value(), 0)
+    assert (block.bn1.scale.get_value() == 1).all()
+    x = jax.nn.relu(jax.random.normal(jax.random.key(0), (2, 8, 8, backbone.width)))
+    shortcut = x if block.shortcut is None else jax.nn.relu(block.shortcut(x))
+    np.testing.assert_allclose(block(x, None), shortcut, atol=1e-6)
+
+
+def test_bottleneck_has_its_stride_on_the_3x3_convolution():
+    block = build_model(config("bottleneck", gating="none")).backbone.stage2.block1
+    kernels = [(c.kernel_size, c.strides) for c in (block.conv1, block.conv2, block.conv3)]
+    assert kernels == [((1, 1), 1), ((3, 3), 2), ((1, 1), 1)]
+
+
+class TestShakeShake:
+    def test_backward_mixing_is_independent_of_forward_mixing(self):
+        one, two = jnp.full((2, 1, 1, 1), 3.0), jnp.full((2, 1, 1, 1), 5.0)
+        forward, backward = jnp.array([0.25, 1.0]).reshape(2, 1, 1, 1), jnp.array([0.9, 0.0]).reshape(2, 1, 1, 1)
+        mixed, pull_back = jax.vjp(lambda one, two: shake(one, two, forward, backward), one, two)
+        np.testing.assert_allclose(mixed.ravel(), [0.25 * 3 + 0.75 * 5, 3.0])
+        gradients = pull_back(jnp.ones_like(one))
+        np.testing.assert_allclose(gradients[0].ravel(), [0.9, 0.0])
+        np.testing.assert_allclose(gradients[1].ravel(), [0.1, 1.0], rtol=1e-6)
+
+    def block(self):
+        backbone = build_model(config("shake", gating="none")).backbone
+        return backbone.stage1_block2, jax.random.normal(jax.random.key(0), (256, 4, 4, 4))
+
+    def test_each_image_mixes_for_itself_and_backward_anew(self):
+        block, x = self.block()
+        block.eval()
+        block.deterministic = False  # random mixing, but fixed statistics
+        one, two = block.branch1(x, None), block.branch2(x, None)
+        key = jax.random.key(3)
+        mixed = block(x, None, key) - x
+        forward = np.asarray(((mixed - two) * (one - two)).sum((1, 2, 3)) / ((one - two) ** 2).sum((1, 2, 3)))
+        np.testing.assert_allclose(mixed, forward.reshape(-1, 1, 1, 1) * (one - two) + two, atol=1e-4)
+
+        # The gradient to the first branch's last scale per image tells the backward mixing.
+        def output(bias_one):
+            changed = nnx.clone(block)
+            changed.branch1.bn2.bias.set_value(jnp.zeros(4))
+            return changed, bias_one
+
+        def summed(offset):  # an offset per image, added to the first branch
+            mixing = jax.random.uniform(key, (2, 256, 1, 1, 1), x.dtype)
+            return shake(one + offset, two, mixing[0], mixing[1]).mean((1, 2, 3)).sum()
+
+        backward = np.asarray(jax.grad(summed)(jnp.zeros((256, 1, 1, 1)))).ravel()
+        for mixing in (forward, backward):
+            assert 0 <= mixing.min() < 0.05 and 0.95 < mixing.max() <= 1 + 1e-4
+            assert abs(mixing.mean() - 0.5) < 0.08
+        assert abs(np.corrcoef(forward, backward)[0, 1]) < 0.2
+
+    def test_evaluation_is_the_mean_branch(self):
+        block, x = self.block()
+        block.eval()
+        expected = x + (block.branch1(x, None) + block.branch2(x, None)) / 2
+        np.testing.assert_allclose(block(x, None, None), expected, atol=1e-5)
+
+    def test_fixed_key_fixed_numbers(self):
+        model = build_model(config("shake"))
+        once, again, other = (model(images(), key=jax.random.key(k)).logits for k in (1, 1, 2))
+        np.testing.assert_array_equal(once, again)
+        assert not np.array_equal(once, other)
+
+    def test_plain_network_in_training_mode_needs_a_key(self):
+        with pytest.raises(ValueError, match="pass key="):
+            build_model(config("shake", gating="none"))(images())
