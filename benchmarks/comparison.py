@@ -105,22 +105,24 @@ def table(rows: list[dict]) -> str:
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """Accuracy against multiply-accumulates per image, a point a run."""
+    """Accuracy against multiply-accumulates per image: a point a run, a bar their mean."""
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(6, 3.6), constrained_layout=True)
+    figure, axis = plt.subplots(figsize=(7, 3.6), constrained_layout=True)
+    models = list(dict.fromkeys(row["model"] for row in rows))
     for row in rows:
         macs, colour = row["macs"] / 1e6, COLOURS.get(row["variant"], "black")
-        axis.scatter([macs] * len(row["top1"]), row["top1"], color=colour, s=18, alpha=0.6)
+        marker = "osD^v"[models.index(row["model"]) % 5]
+        name = f"{row['model']} {row['variant']}"
+        axis.scatter([macs] * len(row["top1"]), row["top1"], color=colour, marker=marker, s=22, alpha=0.7, label=name)
         axis.scatter([macs], [statistics.mean(row["top1"])], color=colour, marker="_", s=260)
-        label = f"{row['model']} {row['variant']}"
-        axis.annotate(label, (macs, max(row["top1"])), (0, 7), textcoords="offset points", ha="center", fontsize=8)
     axis.set(xlabel="multiply-accumulates per image (millions, gater included)", ylabel="test top-1 accuracy")
-    axis.margins(x=0.15, y=0.2)
+    axis.margins(x=0.1, y=0.15)
     axis.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", frameon=False)
     figure.savefig(path, dpi=110)
 
 

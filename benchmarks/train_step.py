@@ -34,7 +34,6 @@ def images(batch: int) -> dict[str, np.ndarray]:
     return {
         "image": random.integers(0, 256, (batch, 32, 32, 3), np.uint8),
         "label": random.integers(0, 10, batch).astype(np.int32),
-        "mask": np.ones(batch, bool),
     }
 
 

@@ -1,11 +1,18 @@
 """CIFAR-10: 50,000 + 10,000 colour images of 32 x 32 pixels, 10 classes.
 
-    python -m gaternet_jax.main --config=configs/cifar10.py                   ResNet-20-Gated, 547,842 parameters
-    python -m gaternet_jax.main --config=configs/cifar10.py:resnet56          ResNet-56-Gated, 1,137,186 parameters
-    python -m gaternet_jax.main --config=configs/cifar10.py:resnet56-plain    the same backbone without gates
+    python -m gaternet_jax.main --config=configs/cifar10.py                   ResNet-20-Gated
+    python -m gaternet_jax.main --config=configs/cifar10.py:resnet56-wider    a plain ResNet-56 with as many parameters
 
-Variants: [resnet8|resnet20|resnet32|resnet44|resnet56|resnet110][-plain]. The data must be prepared (see README).
-200 epochs of 390 steps.
+Variants: [MODEL][-residual|-all][-plain|-wider|-se|-local], any model of `python -m gaternet_jax.tools.models`. The
+data must be prepared (see README). 200 epochs of 390 steps; cost of a run:
+
+| model | parameters (backbone + gater) | gates | MACs per image (backbone + gater) | steps |
+|---|---:|---:|---:|---:|
+| resnet20 | 0.27 M + 0.28 M | 336 | 40.8 M + 40.6 M | 78,000 |
+| resnet56 | 0.86 M + 0.28 M | 1,008 | 125.7 M + 40.6 M | 78,000 |
+| resnet164 | 1.70 M + 0.35 M | 8,064 | 247.6 M + 40.7 M | 78,000 |
+| densenet100 | 0.77 M + 0.28 M | 576 | 287.9 M + 40.6 M | 78,000 |
+| shake26_2x96d | 26.19 M + 0.32 M | 5,376 | 3,776.9 M + 40.7 M | 78,000 (Gastaldi 2017 trains 1,800 epochs) |
 """
 
 from gaternet_jax.config import default
@@ -13,4 +20,7 @@ from gaternet_jax.variants import apply_variant
 
 
 def get_config(variant: str = ""):
-    return apply_variant(default(), variant).lock()
+    config = apply_variant(default(), variant)
+    if config.model.backbone.startswith("shake26"):
+        config.data.cutout = 16  # DeVries and Taylor 2017, table 1
+    return config.lock()

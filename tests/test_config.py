@@ -1,12 +1,12 @@
 import ml_collections
 import pytest
 
-from configs import cifar10, cifar100, digits
+from configs import cifar10, cifar100, digits, imagenet
 from gaternet_jax.config import default, flatten, validate
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.registry import known_backbones
 
-CARDS = {"cifar10": cifar10, "cifar100": cifar100, "digits": digits}
+CARDS = {"cifar10": cifar10, "cifar100": cifar100, "digits": digits, "imagenet": imagenet}
 
 
 @pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
@@ -54,6 +54,12 @@ def test_parts_of_a_variant_combine():
     squeezed = cifar10.get_config("densenet100-se").model
     assert (squeezed.backbone, squeezed.gating, squeezed.squeeze_ratio) == ("densenet100", "none", 16)
     assert cifar100.get_config("shake26_2x96d").model.backbone == "shake26_2x96d"
+
+
+def test_shake_shake_comes_with_cutout():
+    assert cifar10.get_config("shake26_2x32d-plain").data.cutout == 16
+    assert cifar100.get_config("shake26_2x32d").data.cutout == 8
+    assert cifar10.get_config("resnet20").data.cutout == 0
 
 
 def test_wider_has_nearly_the_gated_models_parameters(capsys):

@@ -59,3 +59,11 @@ def test_sgd_with_nesterov_momentum_and_decay_of_kernels_only():
 @pytest.mark.parametrize("leaf", ["scale", "bias", "kernel"])
 def test_mask(leaf):
     assert kernels_only({"module": {leaf: jnp.zeros(1)}})["module"][leaf] == (leaf == "kernel")
+
+
+def test_gradient_is_clipped_to_a_norm_before_anything_else():
+    optimizer = make_optimizer(config(clip_norm=1.0, momentum=0.0, weight_decay=0.1), lambda _: 1.0)
+    params = {"kernel": jnp.array([10.0, 0.0])}
+    for gradient, expected in (([3.0, 4.0], [0.6 + 1.0, 0.8]), ([0.3, 0.4], [0.3 + 1.0, 0.4])):
+        updates, _ = optimizer.update({"kernel": jnp.array(gradient)}, optimizer.init(params), params)
+        np.testing.assert_allclose(updates["kernel"], -np.array(expected), rtol=1e-5)

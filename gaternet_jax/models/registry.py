@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from flax import nnx
 
 from gaternet_jax.config import CHOICES, Config
 from gaternet_jax.errors import UserError
@@ -14,6 +13,7 @@ from gaternet_jax.models.blocks import basic, bottleneck
 from gaternet_jax.models.densenet import DenseNet
 from gaternet_jax.models.gater import Gater, GaterHead
 from gaternet_jax.models.gaternet import GaterNet
+from gaternet_jax.models.keys import init_keys
 from gaternet_jax.models.resnet import ResNet
 from gaternet_jax.models.shake_shake import ShakeShake
 
@@ -135,7 +135,7 @@ def build_model(config: Config, seed: int = 0) -> GaterNet:
         squeeze_ratio=config.squeeze_ratio,
         zero_init_residual=config.zero_init_residual,
         dtype=jnp.dtype(config.dtype),
-        rngs=nnx.Rngs(seed),
+        rngs=init_keys(seed),
     )
     backbone = build_backbone(config.backbone, options)
     num_gates = sum(site.size for site in backbone.gate_sites)

@@ -1,0 +1,60 @@
+"""Time from nothing to the first training step: build, trace, compile, run.
+
+    python -m benchmarks.compile_time [--models=resnet20,resnet56,resnet164]
+
+Gated models on CIFAR shapes, batch 128, float32; each in a fresh compilation (the compilation cache is off).
+"""
+
+import argparse
+import itertools
+import time
+
+import jax
+
+from benchmarks.train_step import images
+from gaternet_jax.config import default
+from gaternet_jax.losses import make_gate_loss
+from gaternet_jax.models.macs import MacCounter
+from gaternet_jax.models.registry import build_model
+from gaternet_jax.optimizer import make_optimizer
+from gaternet_jax.parallel import make_mesh, replicated, split_by_batch
+from gaternet_jax.state import init_state, split_model
+from gaternet_jax.step import make_train_step
+
+
+def measure(name: str) -> dict[str, float]:
+    """Seconds of each part, for a backbone."""
+    marks = [time.perf_counter()]
+    config, mesh = default(), make_mesh(jax.devices()[:1])
+    config.model.backbone = name
+    model = build_model(config.model)
+    optimizer = make_optimizer(config.optimizer, lambda _: 0.1)
+    gate_loss = make_gate_loss(config.loss, model.gate_sites, MacCounter(model, config.data.image_size))
+    graphdef, params, stats = split_model(model)
+    state = jax.device_put(init_state(params, stats, optimizer), replicated(mesh))
+    batch, key = jax.device_put(images(128), split_by_batch(mesh)), jax.random.key(0)
+    marks.append(time.perf_counter())
+    lowered = make_train_step(graphdef, optimizer, lambda _: 0.1, gate_loss, config, mesh).lower(state, batch, key)
+    marks.append(time.perf_counter())
+    step = lowered.compile()
+    marks.append(time.perf_counter())
+    jax.block_until_ready(step(state, batch, key))
+    marks.append(time.perf_counter())
+    parts = [after - before for before, after in itertools.pairwise(marks)]
+    return dict(zip(("build", "trace", "compile", "first step"), parts, strict=True)) | {"all": marks[-1] - marks[0]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default="resnet20,resnet56,resnet164", help="comma-separated")
+    arguments = parser.parse_args()
+    jax.config.update("jax_enable_compilation_cache", False)
+    rows = {name: measure(name) for name in arguments.models.split(",")}
+    columns = list(next(iter(rows.values())))
+    print("| seconds | " + " | ".join(columns) + " |\n|---|" + "---:|" * len(columns))
+    for name, parts in rows.items():
+        print(f"| {name} gated | " + " | ".join(f"{parts[column]:.1f}" for column in columns) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+import sys
+
+import pytest
+
+from benchmarks import comparison
+
+SMALL = [
+    "--set=model.width=4", "--set=model.gater.width=4", "--set=train.epochs=0.2", "--set=optimizer.warmup_epochs=0.0",
+    "--set=data.eval_split='test[:64]'",
+]  # fmt: skip
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["comparison", *arguments])
+    comparison.main()
+
+
+def test_study_ends_in_a_table_and_goes_on_where_it_was(tmp_path, monkeypatch, capsys, use_devices):
+    use_devices(1)
+    out = tmp_path / "study"
+    common = ["--config=configs/digits.py", "--models=resnet8", "--variants=plain,gated", f"--out={out}", *SMALL]
+    run(monkeypatch, *common, "--seeds=1")
+    first = (out / "table.md").read_text()
+    assert "| resnet8 | plain |" in first and "| resnet8 | gated |" in first
+    assert "±" not in first
+    capsys.readouterr()
+    run(monkeypatch, *common, "--seeds=2")
+    printed = capsys.readouterr().out
+    assert printed.count("Compiled in") == 2, "the first seeds are done"
+    assert "±" in (out / "table.md").read_text()
+    assert sorted(path.name for path in out.iterdir() if path.is_dir()) == [
+        f"resnet8-{variant}-{seed}" for variant in ("gated", "plain") for seed in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=configs/none.py"], "is no run card"),
+        (["--config=configs/digits.py", "--variants=best"], "unknown part 'best'"),
+        (["--config=configs/digits.py", "--set=train.epoch=3"], "--set names unknown fields: train.epoch"),
+    ],
+)
+def test_mistakes_end_in_a_sentence(arguments, message, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match=message):
+        run(monkeypatch, "--models=resnet8", f"--out={tmp_path}", *arguments)
