@@ -2,7 +2,7 @@
 
     python -m benchmarks.training_curve --workdir=runs/cifar10 --out=docs/cifar10_resnet20.png
 
-Needs matplotlib: pip install 'gaternet-jax[figures]'.
+Needs matplotlib: pip install -e '.[figures]'.
 """
 
 import argparse

@@ -13,10 +13,10 @@ from gaternet_jax.config import Config, validate
 from gaternet_jax.data import memory
 from gaternet_jax.data.datasets import find_classes
 from gaternet_jax.errors import UserError
+from gaternet_jax.models.functional import Tree, split_model
 from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.models.macs import MacCounter
 from gaternet_jax.parallel import make_mesh, replicated, to_devices
-from gaternet_jax.state import Tree, split_model
 from gaternet_jax.step import make_eval_step
 from gaternet_jax.workdir import load_config
 

@@ -1,16 +1,12 @@
 """What is trained and saved."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 
-from gaternet_jax.models.gaternet import GaterNet
-
-Tree = Any  # nested dicts of arrays, keyed by the names of submodules
+from gaternet_jax.models.functional import Tree
 
 
 @jax.tree_util.register_dataclass
@@ -36,20 +32,6 @@ class TrainState:
     def eval_params(self) -> Tree:
         """The parameters to evaluate and to publish: the moving average where there is one."""
         return self.params if self.ema is None else self.ema
-
-
-def split_model(model: GaterNet) -> tuple[nnx.GraphDef, Tree, Tree]:
-    """Splits a model into its structure (which includes training or evaluation mode), parameters and statistics.
-
-    `merge_model` is the inverse.
-    """
-    graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
-
-
-def merge_model(graphdef: nnx.GraphDef, params: Tree, stats: Tree) -> GaterNet:
-    """A model of its own variables; safe to call within a gradient."""
-    return nnx.merge(graphdef, params, stats, copy=True)
 
 
 def init_state(params: Tree, stats: Tree, optimizer: optax.GradientTransformation, *, ema: bool = False) -> TrainState:

@@ -12,9 +12,10 @@ from jax.sharding import Mesh
 from gaternet_jax.config import Config
 from gaternet_jax.data.augment import augment, normalize
 from gaternet_jax.losses import GateLoss, cross_entropy
+from gaternet_jax.models.functional import Tree, merge_model, split_model
 from gaternet_jax.models.macs import MacCounter
 from gaternet_jax.parallel import replicated, split_by_batch
-from gaternet_jax.state import TrainState, Tree, merge_model, split_model
+from gaternet_jax.state import TrainState
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]

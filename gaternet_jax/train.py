@@ -16,13 +16,14 @@ from gaternet_jax.evaluate import describe, make_evaluation
 from gaternet_jax.interrupt import interruptible
 from gaternet_jax.losses import make_gate_loss
 from gaternet_jax.metrics import MetricWriter, NonFiniteError, Throughput, TrainMetrics
+from gaternet_jax.models.functional import split_model
 from gaternet_jax.models.macs import MacCounter
 from gaternet_jax.models.registry import build_model
 from gaternet_jax.optimizer import learning_rate_schedule, make_optimizer
 from gaternet_jax.parallel import make_mesh, replicated, to_devices
 from gaternet_jax.pretrained import load_extractor
 from gaternet_jax.progress import progress_bar
-from gaternet_jax.state import init_state, split_model
+from gaternet_jax.state import init_state
 from gaternet_jax.step import make_train_step
 from gaternet_jax.workdir import check_workdir, save_config
 

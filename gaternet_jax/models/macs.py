@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from gaternet_jax.models.functional import merge_model, split_model
 from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.models.gates import GateSite
 from gaternet_jax.models.layers import record_layers
-from gaternet_jax.state import merge_model, split_model
 
 
 @dataclasses.dataclass(frozen=True)

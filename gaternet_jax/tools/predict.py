@@ -18,7 +18,7 @@ from gaternet_jax.config import Config
 from gaternet_jax.data.augment import normalize
 from gaternet_jax.data.images import decode_image, resize_and_center_crop
 from gaternet_jax.errors import UserError
-from gaternet_jax.state import merge_model, split_model
+from gaternet_jax.models.functional import merge_model, split_model
 from gaternet_jax.workdir import load_config, load_labels
 
 BATCH_SIZE = 64

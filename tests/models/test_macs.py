@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from gaternet_jax.models.functional import merge_model, split_model
 from gaternet_jax.models.macs import MacCounter
 from gaternet_jax.models.registry import build_model, known_backbones
 from gaternet_jax.models.wider import abstract_model
-from gaternet_jax.state import merge_model, split_model
 from tests.helpers import model_config
 
 # Published multiply-accumulates of the plain networks: He et al. 2016 and common counts of CIFAR ResNets (convolutions
