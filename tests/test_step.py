@@ -21,6 +21,7 @@ from gaternet_jax.parallel import make_mesh, replicated, split_by_batch
 from gaternet_jax.state import init_state
 from gaternet_jax.step import make_eval_step, make_train_step
 from tests.helpers import model_config
+from tests.models.test_macs import SMALL
 
 GOLDEN = Path(__file__).parent / "golden" / "steps.json"
 UPDATE = bool(os.environ.get("UPDATE_GOLDEN"))
@@ -54,15 +55,24 @@ def setup(devices=1, **model_fields):
     )
 
 
-@pytest.mark.parametrize("gating", ["none", "residual", "all"])
-def test_golden_values_of_two_steps(gating):
-    step, state, batch, *_ = setup(gating=gating)
+GOLDEN_MODELS = {  # a shrunken member of each family, and every gating of one
+    "resnet8-none": {"gating": "none"},
+    "resnet8-residual": {"gating": "residual"},
+    "resnet8-all": {"gating": "all"},
+    "resnet8-all-local": {"gating": "all", "gater.scope": "local"},
+    "resnet8-se": {"gating": "none", "squeeze_ratio": 4},
+    **{f"{SMALL[f][0]}-all": {"backbone": SMALL[f][0], "width": SMALL[f][1], "gating": "all"} for f in SMALL},
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN_MODELS)
+def test_golden_values_of_two_steps(name):
+    step, state, batch, *_ = setup(**GOLDEN_MODELS[name])
     found = []
     for _ in range(2):
         state, metrics = step(state, batch, jax.random.key(0))
         found.append({name: float(value) for name, value in sorted(metrics.items())})
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
-    name = f"resnet8-{gating}"
     if UPDATE:
         GOLDEN.write_text(json.dumps(golden | {name: found}, indent=1, sort_keys=True) + "\n")
         pytest.skip("golden values written")
