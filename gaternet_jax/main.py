@@ -85,31 +85,31 @@ def workdir_of(config_name: str) -> str:
 
 def summary(workdir: Path, metrics: dict) -> str:
     """What a person wants to know when the run has ended."""
+    if not metrics["finished"]:
+        return f"\nInterrupted after step {metrics['step']}; saved in {workdir}. The same command goes on from there."
     # The interpreter of this run, by the shortest name: after `make demo` no virtual environment is active.
     python = os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"
-    gates = ""
+    lines = [
+        "",
+        f"Done after step {metrics['step']}.",
+        f"  top-1        {metrics['top1']:.2%} of {metrics['images']} test images",
+    ]
     if "gates_on" in metrics:
-        gates = (
-            f"\n  open gates   {metrics['gates_on']:.1%} on average; "
-            f"{metrics['gates_input_dependent']:.1%} of the gates depend on the image"
-        )
+        depend = f"{metrics['gates_input_dependent']:.1%} of the gates depend on the image"
+        lines.append(f"  open gates   {metrics['gates_on']:.1%} on average; {depend}")
     with Checkpoints(workdir) as checkpoints:
-        best = f"the best, which load_model takes: step {checkpoints.best}"
-    end = (
-        f"Done after step {metrics['step']}."
-        if metrics["finished"]
-        else (f"Interrupted after step {metrics['step']}; the same command goes on from there.")
-    )
-    return f"""
-{end}
-  top-1        {metrics["top1"]:.2%} of {metrics["images"]} test images{gates}
-  checkpoints  {workdir}/checkpoints ({best})
-  metrics      {workdir}/metrics.jsonl
-  TensorBoard  {workdir}/tensorboard
-Next:
-  {python} -m gaternet_jax.main --workdir={workdir} --mode=evaluate
-  {python} -m gaternet_jax.tools.predict --workdir={workdir} IMAGE
-"""
+        lines.append(
+            f"  checkpoints  {workdir}/checkpoints (the best, which load_model takes: step {checkpoints.best})"
+        )
+    lines += [
+        f"  metrics      {workdir}/metrics.jsonl",
+        f"  TensorBoard  {workdir}/tensorboard",
+        "Next:",
+        f"  {python} -m gaternet_jax.main --workdir={workdir} --mode=evaluate",
+        f"  {python} -m gaternet_jax.tools.predict --workdir={workdir} IMAGE",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -25,7 +25,7 @@ from gaternet_jax.pretrained import load_extractor
 from gaternet_jax.progress import progress_bar
 from gaternet_jax.state import init_state
 from gaternet_jax.step import make_train_step
-from gaternet_jax.workdir import check_workdir, save_config
+from gaternet_jax.workdir import check_workdir, has_checkpoint, save_config
 
 
 def train(config: Config, workdir: str | Path, *, stop_at: int | None = None) -> dict:
@@ -39,7 +39,8 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None) ->
         stop_at: end with a checkpoint after this step, as if the run were interrupted there.
 
     Returns:
-        The metrics at the end (see `make_evaluation`); step, the last one; and whether the run is finished.
+        step, the last one; whether the run is finished; and the metrics of an evaluation (see `make_evaluation`) if
+        it ended with one, as a finished run does.
 
     Raises:
         UserError: config, data or workdir cannot be used.
@@ -50,7 +51,7 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None) ->
     validate(config, mesh.size)
     check_workdir(workdir, config)
     model = build_model(config.model, config.seed)
-    if config.model.gater.pretrained:
+    if config.model.gater.pretrained and not has_checkpoint(workdir):
         load_extractor(model, config.model.gater.pretrained)
     builder, labels = find_classes(config)
     train_split = memory.load_split(builder, config.data.train_split, config)
@@ -122,9 +123,9 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None) ->
                         writer.write(step, "eval", {"epoch": epoch} | eval_metrics)
                         bar.write(f"epoch {epoch:6.1f}  step {step:7d}  {describe(eval_metrics)}")
                     checkpoints.save(state, window=train_metrics.window, metrics=eval_metrics)
-    if eval_metrics is None:
+    if eval_metrics is None and step == num_steps:  # it was finished before
         eval_metrics = evaluation(state.eval_params, state.stats)
-    return eval_metrics | {"step": step, "finished": step == num_steps}
+    return (eval_metrics or {}) | {"step": step, "finished": step == num_steps}
 
 
 def _compile(train_step, state, batches, key):

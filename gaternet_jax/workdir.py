@@ -40,8 +40,7 @@ def check_workdir(workdir: Path, given: Config) -> None:
         return
     if not (workdir / "config.json").is_file():
         raise UserError(f"{workdir} holds something that is not a run (no config.json); choose another --workdir")
-    checkpoints = workdir / "checkpoints"
-    if not checkpoints.is_dir() or not any(path.name.isdigit() for path in checkpoints.iterdir()):
+    if not has_checkpoint(workdir):
         return  # a start that failed before its first checkpoint
     saved = load_config(workdir)
     before, now = dict(flatten(saved)), dict(flatten(given))
@@ -57,6 +56,12 @@ def check_workdir(workdir: Path, given: Config) -> None:
             + "\nGive the same config to go on with it, or another --workdir. "
             f"Fields that may change: {', '.join(MAY_CHANGE)}"
         )
+
+
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether a run in this workdir has saved anything yet."""
+    checkpoints = workdir / "checkpoints"
+    return checkpoints.is_dir() and any(path.name.isdigit() for path in checkpoints.iterdir())
 
 
 def save_config(config: Config, labels: list[str], workdir: Path) -> None:

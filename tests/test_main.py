@@ -94,7 +94,7 @@ def test_first_interrupt_ends_with_a_checkpoint_and_the_command_goes_on(tmp_path
     rest, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert "Traceback" not in errors
-    step = int(re.search(r"Interrupted after step (\d+); the same command goes on", rest)[1])
+    step = int(re.search(r"Interrupted after step (\d+); saved in .* The same command goes on", rest)[1])
     assert (workdir / "checkpoints" / str(step)).is_dir()
 
 

@@ -216,6 +216,9 @@ def test_gater_starts_from_a_plain_run_of_its_extractor(tmp_path, use_devices):
     assert_same_bits(jax.tree.map(np.asarray, stats["gater"]["extractor"]), saved["stats"]["backbone"])
     assert_same_bits(before["backbone"], params["backbone"])
     assert train(config, tmp_path / "gated", stop_at=2)["step"] == 2
+    (tmp_path / "plain").rename(tmp_path / "moved")  # a resumed run does not need it any more
+    assert train(config, tmp_path / "gated", stop_at=3)["step"] == 3
+    (tmp_path / "moved").rename(tmp_path / "plain")
     with pytest.raises(UserError, match=r"no plain run of the gater's extractor \(it is gated\)"):
         load_extractor(model, tmp_path / "gated")
     narrow = build_model(digits_config(**{"model.gater.width": 4}).model)
