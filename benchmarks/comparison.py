@@ -15,10 +15,14 @@ import statistics
 import sys
 from pathlib import Path
 
-from gaternet_jax.config import Config, flatten
+import jax
+
+from gaternet_jax.config import Config, flatten, validate
 from gaternet_jax.errors import UserError
+from gaternet_jax.metrics import NonFiniteError
+from gaternet_jax.models.build import abstract_model, count_parameters
 from gaternet_jax.models.macs import MacCounter
-from gaternet_jax.models.wider import abstract_model, count_parameters
+from gaternet_jax.tools.predict import positive
 from gaternet_jax.train import train
 
 VARIANTS = ("plain", "wider", "se", "local", "gated")
@@ -33,10 +37,15 @@ def load_card(path: str, variant: str, settings: dict[str, object]) -> Config:
     card = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(card)
     config = card.get_config(variant)
+    if "seed" in settings:
+        raise UserError("the seeds of a study are 0, 1, ...; say how many with --seeds")
     unknown = settings.keys() - {field for field, _ in flatten(config)}
     if unknown:
         raise UserError(f"--set names unknown fields: {', '.join(sorted(unknown))} (see gaternet_jax/config.py)")
-    config.update_from_flattened_dict(settings)
+    try:
+        config.update_from_flattened_dict(settings)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--set has a value of the wrong type: {error}") from None
     return config
 
 
@@ -54,37 +63,50 @@ def parse_settings(settings: list[str]) -> dict[str, object]:
 
 def run_study(arguments: argparse.Namespace, settings: dict[str, object]) -> list[dict]:
     """Trains, or goes on training, every run; one row a model and variant."""
-    rows = []
+    configs = {}
     for model in arguments.models.split(","):
         for variant in arguments.variants.split(","):
-            name = model if variant == "gated" else f"{model}-{variant}"
-            config, results = load_card(arguments.config, name, settings), []
-            for seed in range(arguments.seeds):
-                with config.unlocked():
-                    config.seed = seed
-                workdir = arguments.out / f"{model}-{variant}-{seed}"
-                print(f"== {model} {variant}, seed {seed} ({workdir})", flush=True)
-                results.append(train(config, workdir))
-                if not results[-1]["finished"]:
-                    sys.exit("Interrupted; the same command goes on.")
-            network = abstract_model(config.model)
-            macs = MacCounter(network, config.data.image_size)
-            used = statistics.mean(result.get("macs", 1.0) for result in results)
-            rows.append(
-                {
-                    "model": model,
-                    "variant": variant,
-                    "top1": [result["top1"] for result in results],
-                    "parameters": count_parameters(network),
-                    "macs": macs.gater + used * macs.dense,
-                    "gates_on": [result["gates_on"] for result in results if "gates_on" in result],
-                }
-            )
+            config = load_card(arguments.config, model if variant == "gated" else f"{model}-{variant}", settings)
+            if variant != "gated":
+                config.model.gater.pretrained = ""  # there is no gater to start from it
+            validate(config, jax.device_count())
+            configs[model, variant] = config, abstract_model(config.model)  # mistakes show before anything is trained
+
+    rows = []
+    for (model, variant), (config, network) in configs.items():
+        results = []
+        for seed in range(arguments.seeds):
+            config.seed = seed
+            workdir = arguments.out / f"{model}-{variant}-{seed}"
+            print(f"== {model} {variant}, seed {seed} ({workdir})", flush=True)
+            try:
+                result = train(config, workdir)
+            except NonFiniteError as error:
+                print(error, flush=True)
+                continue
+            if not result["finished"]:
+                sys.exit("Interrupted; the same command goes on.")
+            results.append(result)
+        macs = MacCounter(network, config.data.image_size)
+        used = statistics.mean([result.get("macs", 1.0) for result in results] or [1.0])
+        rows.append(
+            {
+                "model": model,
+                "variant": variant,
+                "top1": [result["top1"] for result in results],
+                "diverged": arguments.seeds - len(results),
+                "parameters": count_parameters(network),
+                "macs": macs.gater + used * macs.dense,
+                "gates_on": [result["gates_on"] for result in results if "gates_on" in result],
+            }
+        )
     return rows
 
 
 def spread(values: list[float]) -> str:
-    """Mean ± standard deviation, in percent."""
+    """Mean ± standard deviation, in percent; of no values, a dash."""
+    if not values:
+        return "-"
     deviation = f" ± {statistics.stdev(values):.2%}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.2%}{deviation}"
 
@@ -96,10 +118,10 @@ def table(rows: list[dict]) -> str:
         "|---|---|---:|---:|---:|---:|",
     ]
     for row in rows:
-        gates = spread(row["gates_on"]) if row["gates_on"] else "-"
+        diverged = f" ({row['diverged']} diverged)" if row["diverged"] else ""
         lines.append(
-            f"| {row['model']} | {row['variant']} | {spread(row['top1'])} | {row['parameters']:,} "
-            f"| {row['macs'] / 1e6:.2f} M | {gates} |"
+            f"| {row['model']} | {row['variant']} | {spread(row['top1'])}{diverged} | {row['parameters']:,} "
+            f"| {row['macs'] / 1e6:.2f} M | {spread(row['gates_on'])} |"
         )
     return "\n".join(lines)
 
@@ -113,7 +135,7 @@ def draw(rows: list[dict], path: Path) -> None:
 
     figure, axis = plt.subplots(figsize=(7, 3.6), constrained_layout=True)
     models = list(dict.fromkeys(row["model"] for row in rows))
-    for row in rows:
+    for row in (row for row in rows if row["top1"]):
         macs, colour = row["macs"] / 1e6, COLOURS.get(row["variant"], "black")
         marker = "osD^v"[models.index(row["model"]) % 5]
         name = f"{row['model']} {row['variant']}"
@@ -131,7 +153,7 @@ def main() -> None:
     parser.add_argument("--config", required=True, help="a run card, configs/X.py")
     parser.add_argument("--models", required=True, help="comma-separated, e.g. resnet20,resnet56")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="comma-separated (default: all five)")
-    parser.add_argument("--seeds", type=int, default=1, help="runs of each (default: 1)")
+    parser.add_argument("--seeds", type=positive, default=1, help="runs of each (default: 1)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the study")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of all runs")
     arguments = parser.parse_args()
@@ -139,9 +161,13 @@ def main() -> None:
         rows = run_study(arguments, parse_settings(arguments.set))
     except UserError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nEnded at once; the same command goes on.")
     text = table(rows)
     (arguments.out / "table.md").write_text(text + "\n", encoding="utf-8")
     print(f"\n{text}\n\nWrote {arguments.out}/table.md")
+    if not any(row["top1"] for row in rows):
+        return
     try:
         draw(rows, arguments.out / "comparison.png")
         print(f"Wrote {arguments.out}/comparison.png")

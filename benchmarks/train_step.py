@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from gaternet_jax.config import default
 from gaternet_jax.losses import make_gate_loss
+from gaternet_jax.models.build import build_model
 from gaternet_jax.models.functional import merge_model, split_model
 from gaternet_jax.models.macs import MacCounter
-from gaternet_jax.models.registry import build_model
 from gaternet_jax.optimizer import make_optimizer
 from gaternet_jax.parallel import make_mesh, replicated, split_by_batch
 from gaternet_jax.state import init_state

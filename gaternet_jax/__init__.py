@@ -1,8 +1,8 @@
 """GaterNet in JAX/Flax: a global gater selects, per image, the filters of a CNN."""
 
 from gaternet_jax.checkpoint import load_model
+from gaternet_jax.models.build import build_model
 from gaternet_jax.models.gaternet import GaterNet, Outputs
 from gaternet_jax.models.gates import GateSite
-from gaternet_jax.models.registry import build_model
 
 __all__ = ["GateSite", "GaterNet", "Outputs", "build_model", "load_model"]

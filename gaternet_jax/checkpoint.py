@@ -13,9 +13,9 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from gaternet_jax.errors import UserError
+from gaternet_jax.models.build import build_model
 from gaternet_jax.models.functional import Tree, merge_model, split_model
 from gaternet_jax.models.gaternet import GaterNet
-from gaternet_jax.models.registry import build_model
 from gaternet_jax.state import TrainState
 from gaternet_jax.workdir import load_config
 

@@ -27,6 +27,7 @@ def default() -> Config:
         dict(
             backbone="resnet20",  # any of gaternet_jax.models.registry.known_backbones()
             width=0,  # filters of the first stage (DenseNet: growth rate); 0: the model's own (ResNet: 16 [He, C])
+            as_many_parameters_as="",  # residual | all: a plain network takes the width that matches that gated one
             num_classes=10,  # of the dataset
             channels=3,  # of the input images: 1 grayscale, 3 RGB
             gating="residual",  # none | residual: second convolution of each block [C] | all: the first one too
@@ -82,7 +83,7 @@ def default() -> Config:
         dict(
             batch_size=128,  # images per step over all devices [He]
             epochs=200.0,  # may be a fraction; assumed [He: 164]
-            ema_decay=0.0,  # moving average of parameters, used for evaluation; a usual value is 0.9999; 0: none [He]
+            ema_decay=0.0,  # moving average of parameters, for evaluation; usually 0.9999, less early on; 0: none [He]
             eval_batch_size=512,  # images per evaluation step over all devices
             eval_every_epochs=1.0,  # a checkpoint follows each evaluation
             log_every_steps=50,  # training metrics are means over this many steps
@@ -108,6 +109,7 @@ NON_NEGATIVE = """
 """
 CHOICES = {
     "model.gating": ("none", "residual", "all"),
+    "model.as_many_parameters_as": ("", "residual", "all"),
     "model.gater.scope": ("global", "local"),
     "model.dtype": ("float32", "bfloat16"),
     "loss.gate": ("l1", "target", "macs"),

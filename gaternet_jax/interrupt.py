@@ -22,8 +22,10 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         asked.set()
         signal.signal(signum, before[signum])  # a second one has its usual effect
 
-    before = {signum: signal.signal(signum, ask) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
+        for signum in before:
+            signal.signal(signum, ask)
         yield asked.is_set
     finally:
         for signum, handler in before.items():

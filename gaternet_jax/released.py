@@ -12,8 +12,8 @@ from flax import nnx
 
 from gaternet_jax.config import Config
 from gaternet_jax.errors import UserError
+from gaternet_jax.models.build import build_model
 from gaternet_jax.models.functional import Tree, split_model
-from gaternet_jax.models.registry import build_model
 
 # Ours -> theirs, where the paths differ by more than the leaf's name.
 _MODULES = {

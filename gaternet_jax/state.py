@@ -19,7 +19,8 @@ class TrainState:
         params: parameters, float32.
         stats: running statistics of BatchNorm, float32.
         opt_state: the optimiser's.
-        ema: moving average of the parameters, float32; None without one.
+        ema: moving average of the parameters, float32; None without one. It is evaluated with `stats`, which are
+            those of the parameters themselves.
     """
 
     step: jax.Array

@@ -65,7 +65,8 @@ def make_train_step(
         }
         if outputs.gates.size:
             metrics["gates_on"] = (outputs.gates > 0.5).mean()
-        decay = config.train.ema_decay
+        # Less memory early on, so that the average soon forgets the initial parameters (as in TensorFlow's and timm's).
+        decay = jnp.minimum(config.train.ema_decay, (1 + state.step) / (10 + state.step))
         ema = None if state.ema is None else optax.incremental_update(params, state.ema, 1 - decay)
         return TrainState(state.step + 1, params, stats, opt_state, ema), metrics
 

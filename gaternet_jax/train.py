@@ -16,9 +16,9 @@ from gaternet_jax.evaluate import describe, make_evaluation
 from gaternet_jax.interrupt import interruptible
 from gaternet_jax.losses import make_gate_loss
 from gaternet_jax.metrics import MetricWriter, NonFiniteError, Throughput, TrainMetrics
+from gaternet_jax.models.build import build_model, count_parameters
 from gaternet_jax.models.functional import split_model
 from gaternet_jax.models.macs import MacCounter
-from gaternet_jax.models.registry import build_model
 from gaternet_jax.optimizer import learning_rate_schedule, make_optimizer
 from gaternet_jax.parallel import make_mesh, replicated, to_devices
 from gaternet_jax.pretrained import load_extractor
@@ -51,6 +51,8 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None) ->
     validate(config, mesh.size)
     check_workdir(workdir, config)
     model = build_model(config.model, config.seed)
+    parameters, gates = count_parameters(model), sum(site.size for site in model.gate_sites)
+    print(f"{parameters:,} parameters, {gates:,} gates", flush=True)
     if config.model.gater.pretrained and not has_checkpoint(workdir):
         load_extractor(model, config.model.gater.pretrained)
     builder, labels = find_classes(config)

@@ -1,11 +1,8 @@
 """The grammar of variants: `configs/cifar10.py:resnet56-plain`."""
 
-import sys
-
 from gaternet_jax.config import Config
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.registry import is_backbone, known_backbones
-from gaternet_jax.models.wider import match_width
 
 PLACEMENTS = ("residual", "all")  # which convolutions are gated
 BASELINES = ("plain", "wider", "se", "local")
@@ -45,9 +42,7 @@ def apply_variant(config: Config, variant: str) -> Config:
             config.model.gater.scope = "local"
             continue
         if baseline == "wider":
-            config.model.width, parameters, target = match_width(config.model)
-            message = f"Width {config.model.width}: {parameters:,} parameters (the gated model: {target:,})"
-            print(message, file=sys.stderr)  # not into a table on stdout
+            config.model.as_many_parameters_as = config.model.gating
         if baseline == "se":
             config.model.squeeze_ratio = 16  # Hu et al. 2018
         config.model.gating = "none"

@@ -10,8 +10,8 @@ from gaternet_jax import load_model
 from gaternet_jax.config import default
 from gaternet_jax.data.augment import normalize
 from gaternet_jax.errors import UserError
+from gaternet_jax.models.build import build_model
 from gaternet_jax.models.functional import merge_model, split_model
-from gaternet_jax.models.registry import build_model
 from gaternet_jax.released import convert_released, flatten_released, infer_model
 from gaternet_jax.tools import convert
 from gaternet_jax.workdir import load_config

@@ -13,9 +13,9 @@ import pytest
 
 from gaternet_jax.config import default
 from gaternet_jax.losses import make_gate_loss
+from gaternet_jax.models.build import build_model
 from gaternet_jax.models.functional import split_model
 from gaternet_jax.models.macs import MacCounter
-from gaternet_jax.models.registry import build_model
 from gaternet_jax.optimizer import make_optimizer
 from gaternet_jax.parallel import make_mesh, replicated, split_by_batch
 from gaternet_jax.state import init_state
@@ -27,17 +27,18 @@ GOLDEN = Path(__file__).parent / "golden" / "steps.json"
 UPDATE = bool(os.environ.get("UPDATE_GOLDEN"))
 
 
-def setup(devices=1, **model_fields):
+def setup(devices=1, ema_decay=0.0, **model_fields):
     """A small model, its step, its state and a batch."""
     config = default()
     config.model = model_config(**model_fields)
+    config.train.ema_decay = ema_decay
     mesh = make_mesh(jax.devices()[:devices])
     model = build_model(config.model)
     macs = MacCounter(model, 16)
     gate_loss = make_gate_loss(config.loss, model.gate_sites, macs)
     graphdef, params, stats = split_model(model)
     optimizer = make_optimizer(config.optimizer, lambda _: 0.1)
-    state = jax.device_put(init_state(params, stats, optimizer), replicated(mesh))
+    state = jax.device_put(init_state(params, stats, optimizer, ema=ema_decay > 0), replicated(mesh))
     random = np.random.default_rng(0)
     batch = {
         "image": random.integers(0, 256, (8, 16, 16, 3), np.uint8),
@@ -110,6 +111,18 @@ def test_step_changes_what_it_should():
         "parameter_norm",
         "gates_on",
     }
+
+
+def test_moving_average_follows_its_formula():
+    step, state, batch, *_ = setup(gating="none", ema_decay=0.15)
+    old = jax.tree.map(np.asarray, state.ema)
+    for number in range(3):
+        state, _ = step(state, batch, jax.random.key(0))
+        decay = min(0.15, (1 + number) / (10 + number))
+        old = jax.tree.map(lambda e, p, d=decay: d * e + (1 - d) * np.asarray(p), old, state.params)
+        for one, other in zip(jax.tree.leaves(old), jax.tree.leaves(state.ema), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+    assert state.eval_params is state.ema
 
 
 def test_randomness_follows_from_key_and_step_alone():

@@ -18,9 +18,9 @@ from gaternet_jax.data.datasets import find_dataset
 from gaternet_jax.errors import UserError
 from gaternet_jax.evaluate import evaluate
 from gaternet_jax.metrics import NonFiniteError
+from gaternet_jax.models.build import build_model
 from gaternet_jax.models.functional import split_model
 from gaternet_jax.models.macs import MacCounter
-from gaternet_jax.models.registry import build_model
 from gaternet_jax.pretrained import load_extractor
 from gaternet_jax.state import TrainState
 from gaternet_jax.train import train

@@ -2,7 +2,9 @@
 
 Counted: convolutions and linear layers, one multiply-accumulate per weight and output position. Not counted: biases,
 BatchNorm, activations, pooling, gates. A closed filter saves its own work and its share of the layers that it alone
-feeds (GateSite.feeds). The one source of truth for the `macs` loss, `tools.models` and inference.
+feeds (GateSite.feeds). In a DenseNet a closed filter reaches the 1x1 layers it feeds as a constant, relu(shift) of
+their BatchNorm, not as zero; its share is saved where that constant is folded into a bias per image. The one source of
+truth for the `macs` loss, `tools.models` and inference.
 """
 
 import dataclasses

@@ -1,19 +1,13 @@
-"""Names to models: the backbones that exist, and `build_model`."""
+"""Names to backbones: the families that exist."""
 
 import dataclasses
 import re
 from collections.abc import Callable
 
-import jax.numpy as jnp
-
-from gaternet_jax.config import CHOICES, Config
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.backbone import Backbone, BackboneOptions
 from gaternet_jax.models.blocks import basic, bottleneck
 from gaternet_jax.models.densenet import DenseNet
-from gaternet_jax.models.gater import Gater, GaterHead
-from gaternet_jax.models.gaternet import GaterNet
-from gaternet_jax.models.keys import init_keys
 from gaternet_jax.models.resnet import ResNet
 from gaternet_jax.models.shake_shake import ShakeShake
 
@@ -81,10 +75,12 @@ def _densenet(match: re.Match[str], options: BackboneOptions) -> Backbone:
             f"no DenseNet-BC is '{match[0]}'; depths are 6n + 4, and others than 100 (k = 12) and 190 (k = 40) "
             "name their growth rate: densenet40_k12"
         )
+    if options.zero_init_residual:
+        raise UserError("model.zero_init_residual=True was asked of a DenseNet, which has no residual to start at zero")
     return DenseNet(depth, dataclasses.replace(options, width=options.width or growth))
 
 
-@register(r"shake26_2x(\d+)d", ("shake26_2x32d", "shake26_2x64d", "shake26_2x96d"))
+@register(r"shake26_2x([1-9]\d*)d", ("shake26_2x32d", "shake26_2x64d", "shake26_2x96d"))
 def _shake_shake(match: re.Match[str], options: BackboneOptions) -> Backbone:
     return ShakeShake(dataclasses.replace(options, width=options.width or int(match[1])))
 
@@ -109,61 +105,3 @@ def build_backbone(name: str, options: BackboneOptions) -> Backbone:
         if match := pattern.fullmatch(name):
             return builder(match, options)
     raise UserError(f"unknown model '{name}'; known models: {', '.join(known_backbones())}")
-
-
-def build_model(config: Config, seed: int = 0) -> GaterNet:
-    """Builds the model that a config describes, with fresh parameters, in training mode.
-
-    Args:
-        config: the `model` part of a run's config (fields: config.py).
-        seed: seed of the initial parameters.
-
-    Raises:
-        UserError: unknown model, gating, gater scope or dtype, or gating asked of a backbone without gate sites.
-    """
-    for field, value in (("gating", config.gating), ("gater.scope", config.gater.scope), ("dtype", config.dtype)):
-        known = CHOICES[f"model.{field}"]
-        if value not in known:
-            raise UserError(f"unknown {field} '{value}'; known: {', '.join(known)}")
-    locally = config.gating != "none" and config.gater.scope == "local"
-    options = BackboneOptions(
-        channels=config.channels,
-        num_classes=config.num_classes,
-        width=config.width or None,
-        gating=config.gating,
-        local_bottleneck=config.gater.bottleneck if locally else 0,
-        squeeze_ratio=config.squeeze_ratio,
-        zero_init_residual=config.zero_init_residual,
-        dtype=jnp.dtype(config.dtype),
-        rngs=init_keys(seed),
-    )
-    backbone = build_backbone(config.backbone, options)
-    num_gates = sum(site.size for site in backbone.gate_sites)
-    if config.gating != "none" and num_gates == 0:
-        raise UserError(
-            f"gating '{config.gating}' was asked of '{config.backbone}', which has no gate sites; "
-            "set config.model.gating='none' or choose another backbone"
-        )
-    if config.gating == "none" or locally:
-        return GaterNet(backbone, gater=None)
-    extractor = build_backbone(config.gater.extractor, extractor_options(config, options))
-    head = GaterHead(
-        extractor.num_features,
-        config.gater.bottleneck,
-        num_gates,
-        batch_norm=config.gater.batch_norm,
-        rngs=options.rngs,
-    )
-    return GaterNet(backbone, Gater(extractor, head))
-
-
-def extractor_options(config: Config, options: BackboneOptions) -> BackboneOptions:
-    """The gater's extractor: a plain network without output layer, otherwise built like the backbone."""
-    return dataclasses.replace(
-        options,
-        num_classes=None,
-        width=config.gater.width or None,
-        gating="none",
-        local_bottleneck=0,
-        squeeze_ratio=0,
-    )

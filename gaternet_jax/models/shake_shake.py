@@ -51,7 +51,7 @@ class Branch(nnx.Module):
         self.bn1 = BatchNorm(width, rngs=options.rngs)
         self.site1 = table.add(f"{name}.conv1", width, (f"{name}.conv2",)) if options.gating == "all" else None
         self.conv2 = conv(width, width, 3, options)
-        self.bn2 = BatchNorm(width, rngs=options.rngs)
+        self.bn2 = BatchNorm(width, rngs=options.rngs, zero_init=options.zero_init_residual)
         self.site2 = table.add(f"{name}.conv2", width) if options.gating != "none" else None
 
     def __call__(self, x: jax.Array, gates: Gates) -> jax.Array:
@@ -59,30 +59,20 @@ class Branch(nnx.Module):
         return apply_gates(self.bn2(self.conv2(hidden)), gates, self.site2)
 
 
-class StridedShortcut(nnx.Module):
-    """Halves the resolution in two paths, the second shifted by one pixel, each to half of the filters."""
+class TwoPathShortcut(nnx.Module):
+    """Two 1x1 convolutions to half of the filters each, the second of a shifted image (author's code)."""
 
-    def __init__(self, in_channels: int, out_channels: int, options: BackboneOptions):
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int, options: BackboneOptions):
+        self.stride = stride
         self.conv1 = conv(in_channels, out_channels // 2, 1, options)
         self.conv2 = conv(in_channels, out_channels - out_channels // 2, 1, options)
         self.bn = BatchNorm(out_channels, rngs=options.rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = jax.nn.relu(x)
-        shifted = jnp.pad(x[:, 1:, 1:], ((0, 0), (0, 1), (0, 1), (0, 0)))
-        paths = [self.conv1(x[:, ::2, ::2]), self.conv2(shifted[:, ::2, ::2])]
+        x, every = jax.nn.relu(x), slice(None, None, self.stride)
+        shifted = jnp.pad(x[:, :-1, :-1], ((0, 0), (1, 0), (1, 0), (0, 0)))
+        paths = [self.conv1(x[:, every, every]), self.conv2(shifted[:, every, every])]
         return self.bn(jnp.concatenate(paths, axis=-1))
-
-
-class WideningShortcut(nnx.Module):
-    """A 1x1 convolution to more filters at the same resolution."""
-
-    def __init__(self, in_channels: int, out_channels: int, options: BackboneOptions):
-        self.conv = conv(in_channels, out_channels, 1, options)
-        self.bn = BatchNorm(out_channels, rngs=options.rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.bn(self.conv(jax.nn.relu(x)))
 
 
 class ShakeBlock(nnx.Module):
@@ -93,10 +83,8 @@ class ShakeBlock(nnx.Module):
     ):
         self.branch1 = Branch(f"{name}.branch1", in_channels, width, stride=stride, table=table, options=options)
         self.branch2 = Branch(f"{name}.branch2", in_channels, width, stride=stride, table=table, options=options)
-        if stride > 1:
-            self.shortcut = StridedShortcut(in_channels, width, options)
-        else:
-            self.shortcut = None if in_channels == width else WideningShortcut(in_channels, width, options)
+        same_shape = stride == 1 and in_channels == width
+        self.shortcut = None if same_shape else TwoPathShortcut(in_channels, width, stride=stride, options=options)
         ratio = options.squeeze_ratio
         self.squeeze = SqueezeExcitation(width, ratio, rngs=options.rngs) if ratio else None
         branches = (self.branch1, self.branch2)

@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from gaternet_jax.config import Config, default
 from gaternet_jax.errors import UserError
+from gaternet_jax.models.build import abstract_model, count_parameters
 from gaternet_jax.models.macs import MacCounter
 from gaternet_jax.models.registry import known_backbones
-from gaternet_jax.models.wider import abstract_model, count_parameters
 from gaternet_jax.variants import BASELINES, PLACEMENTS, apply_variant
 
 HEADER = (

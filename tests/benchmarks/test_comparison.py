@@ -39,8 +39,20 @@ def test_study_ends_in_a_table_and_goes_on_where_it_was(tmp_path, monkeypatch, c
         (["--config=configs/none.py"], "is no run card"),
         (["--config=configs/digits.py", "--variants=best"], "unknown part 'best'"),
         (["--config=configs/digits.py", "--set=train.epoch=3"], "--set names unknown fields: train.epoch"),
+        (["--config=configs/digits.py", "--set=train.epochs=foo"], "--set has a value of the wrong type"),
+        (["--config=configs/digits.py", "--set=seed=3"], "say how many with --seeds"),
+        (["--config=configs/digits.py", "--variants=plain,best"], "unknown part 'best'"),
     ],
 )
 def test_mistakes_end_in_a_sentence(arguments, message, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=message):
         run(monkeypatch, "--models=resnet8", f"--out={tmp_path}", *arguments)
+
+
+def test_a_run_that_diverges_does_not_end_the_study(tmp_path, monkeypatch, capsys, use_devices):
+    use_devices(1)
+    settings = [*SMALL, "--set=optimizer.learning_rate=1e30", "--set=train.epochs=0.5"]
+    arguments = ["--config=configs/digits.py", "--models=resnet8", "--variants=plain", f"--out={tmp_path / 'study'}"]
+    run(monkeypatch, *arguments, *settings)
+    assert "| resnet8 | plain | - (1 diverged) |" in (tmp_path / "study" / "table.md").read_text()
+    assert "training stopped" in capsys.readouterr().out

@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from gaternet_jax import build_model
-from gaternet_jax.models.local import LocalPass
+from gaternet_jax.models.gates import GateSite
+from gaternet_jax.models.local import LocalHead, LocalPass
 from gaternet_jax.models.shake_shake import shake
 from tests.helpers import model_config
 from tests.models.test_macs import SMALL
@@ -138,13 +139,20 @@ def test_local_gates_are_binary_for_whole_samples():
     assert binary[~whole].mean() < 0.5
 
 
-def test_local_noise_differs_between_blocks():
+def test_local_noise_differs_between_blocks_and_mixing_does_not():
+    """Two blocks whose heads are the same and see the same input."""
     model = build_model(config("basic", gating="all", **{"gater.scope": "local"}))
-    one, two = LocalPass(jax.random.key(0), jax.random.key(1)), LocalPass(jax.random.key(2), jax.random.key(1))
-    for local_pass in (one, two):
-        model.backbone(images(), local_pass)
-    first, second = (one.of(site) - two.of(site) for site in model.gate_sites[:2])
-    assert np.abs(first).max() > 0 and np.abs(second).max() > 0
+    head = model.backbone.stage1.block1.local
+    sites = tuple(GateSite(f"other.{i}", 500 + 4 * i, site.size) for i, site in enumerate(head.sites))
+    other = LocalHead(4, 8, sites, rngs=nnx.Rngs(0))
+    nnx.update(other, nnx.state(head))
+    local, x = LocalPass(jax.random.key(0), jax.random.key(1)), jax.random.normal(jax.random.key(2), (64, 8, 8, 4))
+    local.decide(head, x), local.decide(other, x)
+    one, two = np.asarray(local.of(head.sites[0])), np.asarray(local.of(sites[0]))
+    np.testing.assert_array_equal(local.decided[sites[0].name][1], local.decided[head.sites[0].name][1])
+    assert np.abs(one - two).max() > 0.5
+    binary = [np.isin(gates, (0.0, 1.0)).all(axis=1) for gates in (one, two)]
+    assert (binary[0] == binary[1]).mean() > 0.9  # four real-valued gates are rarely all saturated
 
 
 def test_squeeze_and_excitation_has_ratio_sixteen():
@@ -206,6 +214,26 @@ class TestShakeShake:
             assert 0 <= mixing.min() < 0.05 and 0.95 < mixing.max() <= 1 + 1e-4
             assert abs(mixing.mean() - 0.5) < 0.08
         assert abs(np.corrcoef(forward, backward)[0, 1]) < 0.2
+
+    def test_blocks_mix_independently(self):
+        keys = []
+        backbone = build_model(config("shake", gating="none")).backbone
+        for name in backbone.order:
+            setattr(backbone, name, lambda x, gates, key: keys.append(jax.random.key_data(key).tolist()) or x)
+        backbone.fc = None
+        backbone.features(images(), None, jax.random.key(0))
+        assert len(keys) == len({tuple(key) for key in keys}) == 12
+
+    def test_shortcut_takes_two_paths_the_second_shifted_right_and_down(self):
+        block = build_model(config("shake", gating="none")).backbone.stage2_block1
+        shortcut = block.shortcut
+        shortcut.eval()
+        for layer in (shortcut.conv1, shortcut.conv2):
+            layer.kernel.set_value(jnp.ones_like(layer.kernel.get_value()))
+        x = jnp.zeros((1, 8, 8, 4)).at[0, 2, 2, 0].set(1.0).at[0, 5, 5, 0].set(1.0)
+        y = np.asarray(shortcut(x))[0] > 0.5
+        assert y.shape == (4, 4, 8)
+        assert np.argwhere(y[..., 0]).tolist() == [[1, 1]] and np.argwhere(y[..., 7]).tolist() == [[3, 3]]
 
     def test_evaluation_is_the_mean_branch(self):
         block, x = self.block()

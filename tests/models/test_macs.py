@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from gaternet_jax.models.build import abstract_model, build_model
 from gaternet_jax.models.functional import merge_model, split_model
 from gaternet_jax.models.macs import MacCounter
-from gaternet_jax.models.registry import build_model, known_backbones
-from gaternet_jax.models.wider import abstract_model
+from gaternet_jax.models.registry import known_backbones
 from tests.helpers import model_config
 
 # Published multiply-accumulates of the plain networks: He et al. 2016 and common counts of CIFAR ResNets (convolutions
@@ -29,6 +29,12 @@ def test_plain_networks_have_the_published_count(name):
     np.testing.assert_allclose(MacCounter(model, 224 if large else 32).dense, PUBLISHED[name], rtol=0.01)
 
 
+def module_at(model, path):
+    for part in path.split("."):
+        model = getattr(model, part)
+    return model
+
+
 def share_off_padding(conv, positions):
     """The share of (output position, kernel tap) pairs that meet the image and not its padding."""
     kernel, stride = conv.kernel_size[0], conv.strides if isinstance(conv.strides, int) else conv.strides[0]
@@ -44,9 +50,7 @@ def test_count_agrees_with_the_compiler(name):
     size = 64 if name == "resnet18" else 32
     counted = 0
     for layer in MacCounter(model, size).layers:
-        module = model
-        for part in layer.name.split("."):
-            module = getattr(module, part)
+        module = module_at(model, layer.name)
         counted += layer.macs * (share_off_padding(module, layer.positions) if isinstance(module, nnx.Conv) else 1)
     model.eval()
     graphdef, params, stats = split_model(model)
@@ -82,23 +86,49 @@ def test_gated_count_equals_that_of_a_network_without_the_closed_filters(family,
     assert 0 < float(counter.fraction(jnp.zeros((1, size)))[0]) < 1
 
 
-@pytest.mark.parametrize("family", SMALL)
-def test_a_site_feeds_only_what_nothing_else_reaches(family):
-    """With a closed filter, what the layers it feeds would learn for it does not matter to the network's output.
-
-    Those layers' weights for the closed channel get no gradient beyond a constant that BatchNorm can turn zero into.
-    """
+@pytest.mark.parametrize("family", ["basic", "bottleneck", "imagenet", "shake"])
+def test_what_a_closed_filter_feeds_does_not_depend_on_it(family):
+    """Whatever the fed layers' weights for its channel, the output is the same; and with open gates it is not."""
     name, width = SMALL[family]
     model = build_model(model_config(backbone=name, width=width, gating="all"))
-    names = {layer.name.removeprefix("backbone.") for layer in MacCounter(model, 16).layers}
-    for site in model.gate_sites:
-        assert site.name in names
-        assert set(site.feeds) <= names and len(set(site.feeds)) == len(site.feeds)
-        for fed in site.feeds:
-            module = model.backbone
-            for part in fed.split("."):
-                module = getattr(module, part)
-            assert module.in_features >= site.size
+    model.eval()
+    images = jax.random.normal(jax.random.key(0), (1, 32, 32, 3))
+    size, forward = (
+        sum(site.size for site in model.gate_sites),
+        jax.jit(lambda backbone, gates: backbone(images, gates)),
+    )
+    feeding = [site for site in model.gate_sites if site.feeds]
+    ends = [site for site in model.gate_sites if not site.feeds]
+    assert len(feeding) >= len(ends), "every convolution of a block but the last feeds the next"
+    matters = []  # a filter whose ReLU is dead matters to nothing even with an open gate; not all are
+    for site in feeding[:2] + feeding[-1:]:
+        assert site.feeds == (site.name[:-1] + str(int(site.name[-1]) + 1),)
+        changed = nnx.clone(model.backbone)
+        module = module_at(changed, site.feeds[0])
+        module.kernel.set_value(module.kernel.get_value().at[:, :, 0].add(5.0))
+        closed, opened = (jnp.ones((1, size)).at[:, site.offset].set(gate) for gate in (0.0, 1.0))
+        np.testing.assert_array_equal(forward(changed, closed), forward(model.backbone, closed))
+        matters.append(np.abs(forward(changed, opened) - forward(model.backbone, opened)).max() > 0)
+    assert any(matters)
+
+
+def test_what_a_dense_layer_adds_feeds_all_that_follows_in_its_block():
+    model = build_model(model_config(backbone="densenet16_k4", width=0, gating="all"))
+    feeds = {site.name: set(site.feeds) for site in model.gate_sites}
+    assert feeds == {
+        "block1_layer1.conv1": {"block1_layer1.conv2"},
+        "block1_layer1.conv2": {"block1_layer2.conv1", "transition1.conv"},
+        "block1_layer2.conv1": {"block1_layer2.conv2"},
+        "block1_layer2.conv2": {"transition1.conv"},
+        "block2_layer1.conv1": {"block2_layer1.conv2"},
+        "block2_layer1.conv2": {"block2_layer2.conv1", "transition2.conv"},
+        "block2_layer2.conv1": {"block2_layer2.conv2"},
+        "block2_layer2.conv2": {"transition2.conv"},
+        "block3_layer1.conv1": {"block3_layer1.conv2"},
+        "block3_layer1.conv2": {"block3_layer2.conv1", "fc"},
+        "block3_layer2.conv1": {"block3_layer2.conv2"},
+        "block3_layer2.conv2": {"fc"},
+    }
 
 
 def test_gater_is_counted_apart():

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gaternet_jax.models.build import build_model
 from gaternet_jax.models.functional import merge_model, split_model
-from gaternet_jax.models.registry import build_model
 from tests.helpers import model_config
 
 torch = pytest.importorskip("torch")

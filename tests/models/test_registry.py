@@ -7,7 +7,7 @@ from gaternet_jax import build_model
 from gaternet_jax.errors import UserError
 from gaternet_jax.models import registry
 from gaternet_jax.models.backbone import Backbone
-from gaternet_jax.models.wider import abstract_model, count_parameters, match_width
+from gaternet_jax.models.build import abstract_model, count_parameters, match_width
 from tests.helpers import model_config
 
 # Parameters of the plain network (1,000 classes for the ImageNet ResNets, else 10) and gates ("residual" and "all").
@@ -135,11 +135,24 @@ def test_same_seed_same_parameters():
 @pytest.mark.parametrize("name", ["resnet20", "resnet18", "densenet40_k12", "shake26_2x16d"])
 def test_wider_networks_come_as_near_as_any_width(name):
     config = model_config(backbone=name, width=0, **{"gater.extractor": "resnet20", "gater.width": 0})
-    width, found, target = match_width(config)
-    own = abstract_model(config).backbone.width
-    assert width > own and target == count(config)
-    config.update(gating="none", width=width)
-    assert count(config) == found
-    for neighbour in (width - 1, width + 1):
+    target, own = count(config), abstract_model(config).backbone.width
+    config.update(gating="none", as_many_parameters_as="residual")
+    width, found = match_width(config), count(config)
+    assert width > own
+    config.update(as_many_parameters_as="")
+    for neighbour in (width - 1, width, width + 1):
         config.update(width=neighbour)
         assert abs(count(config) - target) >= abs(found - target)
+    assert found == count(model_config(backbone=name, width=width, gating="none"))
+
+
+def test_wider_is_for_plain_networks():
+    with pytest.raises(UserError, match=r"is for a plain network; set model.gating='none'"):
+        build_model(model_config(as_many_parameters_as="all"))
+
+
+def test_options_that_a_family_cannot_have_are_refused():
+    with pytest.raises(UserError, match="asked of a DenseNet, which has no residual"):
+        build_model(model_config(backbone="densenet100", zero_init_residual=True))
+    with pytest.raises(UserError, match="unknown model 'shake26_2x0d'"):
+        build_model(model_config(backbone="shake26_2x0d"))

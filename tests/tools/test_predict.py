@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from gaternet_jax.checkpoint import Checkpoints
+from gaternet_jax.models.build import build_model
 from gaternet_jax.models.functional import split_model
-from gaternet_jax.models.registry import build_model
 from gaternet_jax.tools import predict
 from gaternet_jax.workdir import save_config
 from tests.helpers import digits_config
