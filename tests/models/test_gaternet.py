@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from gaternet_jax import build_model
-from gaternet_jax.models import registry
+from gaternet_jax.config import CHOICES
 from gaternet_jax.models.semhash import saturating_sigmoid
 from tests.helpers import model_config
 
@@ -122,7 +122,7 @@ def test_first_convolution_is_gated_after_its_relu():
 
 def test_gradient_through_the_real_valued_gates_equals_finite_differences(monkeypatch):
     """Of the whole model, in float64, through v; weights along random directions, gater and backbone apart."""
-    monkeypatch.setitem(registry.CHOICES, "model.dtype", ("float64",))
+    monkeypatch.setitem(CHOICES, "model.dtype", ("float64",))
     with jax.enable_x64(True):
         model = build_model(model_config(gating="all", dtype="float64"))
         to_double = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float64), tree)  # noqa: E731
