@@ -11,9 +11,11 @@ ResNet-18 (this project's choice; the paper's is not known). 90 epochs of 1,251 
 | resnet18 | 11.7 M + 11.2 M | 1,920 | 1.81 G + 1.81 G |
 | resnet50 | 25.6 M + 11.4 M | 15,104 | 4.09 G + 1.81 G |
 
-The splits are decoded into memory: choose parts that fit (`--config.data.train_split='train[:10000]'`).
-Sources: [G] Goyal et al. 2017 (arXiv 1706.02677), [I] He et al. 2016, [S] Szegedy et al. 2016; the paper's own recipe
-is not known.
+Images are read and decoded anew for every batch (gaternet_jax/data/stream.py). Prepare the dataset from the two files
+of ILSVRC2012 by `python -m gaternet_jax.tools.prepare imagenet --help`; no TensorFlow is needed.
+
+Sources: [G] Goyal et al. 2017 (arXiv 1706.02677), [I] He et al. 2016 (arXiv 1512.03385), [S] Szegedy et al. 2015 (arXiv
+1409.4842; label smoothing: 2016, arXiv 1512.00567); the paper's own recipe is not known.
 """
 
 from gaternet_jax.config import default
@@ -33,8 +35,12 @@ def get_config(variant: str = ""):
     config.data.image_size = 224  # [I]
     config.data.mean = (0.485, 0.456, 0.406)  # of the training images, as commonly used
     config.data.std = (0.229, 0.224, 0.225)
-    config.data.crop_padding = 0  # training images are centre crops, flipped at random: [G] and [I] crop at random
-    config.loss.label_smoothing = 0.1  # [S] 7
+    config.data.pipeline = "stream"
+    config.data.train_crop = "random"  # area 8% to 100%, aspect 3/4 to 4/3 [S, G]
+    config.data.resize = "bilinear"  # assumed; "area" looks at all pixels and costs a tenth of the speed
+    config.data.eval_crop = 0.875  # 224 of 256 pixels [I, G]
+    config.data.crop_padding = 0
+    config.loss.label_smoothing = 0.1  # [S]
     config.optimizer.learning_rate = 0.4  # 0.1 per 256 images [G] 2.1
     config.optimizer.warmup_epochs = 5.0  # [G] 2.2
     config.train.batch_size = 1024  # assumed

@@ -28,7 +28,7 @@ def default() -> Config:
             backbone="resnet20",  # any of gaternet_jax.models.registry.known_backbones()
             width=0,  # filters of the first stage (DenseNet: growth rate); 0: the model's own (ResNet: 16 [He, C])
             as_many_parameters_as="",  # residual | all: a plain network takes the width that matches that gated one
-            num_classes=10,  # of the dataset
+            num_classes=10,  # of the dataset; 0: as many as it has
             channels=3,  # of the input images: 1 grayscale, 3 RGB
             gating="residual",  # none | residual: second convolution of each block [C] | all: the first one too
             dtype="float32",  # compute type: float32 [C] | bfloat16; parameters, BatchNorm and loss stay float32
@@ -47,15 +47,25 @@ def default() -> Config:
     config.data = ConfigDict(
         dict(
             name="cifar10",  # "digits", or the name of a prepared TFDS dataset
+            root="",  # a folder of images, prepared on first use (see tools/prepare); data.name may then be ""
             data_dir="",  # folder of prepared datasets; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets
             train_split="train",
-            eval_split="test",
+            eval_split="test",  # "": the first of test, validation that is there
+            pipeline="memory",  # memory: decoded once | stream: decoded anew for every batch
             image_size=32,  # pixels, height and width
+            resize="area",  # area: all pixels count | bilinear: 2 x 2 of them, faster
+            train_crop="center",  # center: as eval_crop | random: of random area, aspect and place (stream only)
+            crop_area=(0.08, 1.0),  # "random" only: fractions of the image's area (Szegedy et al. 2015)
+            crop_aspect=(3 / 4, 4 / 3),  # "random" only: width / height (likewise)
+            eval_crop=1.0,  # side of the central square relative to the shorter side; 224 / 256: 0.875
             mean=(0.4914, 0.4822, 0.4465),  # per channel, of pixels in [0, 1] [C]
             std=(0.2470, 0.2435, 0.2616),  # likewise [C]
             crop_padding=4,  # pixels of zero padding before the random crop [He]
             flip=True,  # random horizontal flip [He]
             cutout=0,  # pixels, side of the square that is blanked at random (DeVries and Taylor 2017: 16); 0: none
+            on_error="raise",  # an image that cannot be read: raise | skip: another takes its place, and it is reported
+            threads=0,  # "stream" only: that read and decode; 0: as many as CPU cores
+            workers=0,  # "stream" only: processes with so many threads each; 0: threads of the training process
         )
     )
     config.loss = ConfigDict(
@@ -99,11 +109,12 @@ def default() -> Config:
 
 
 POSITIVE = """
-    model.num_classes model.channels model.gater.bottleneck data.image_size train.batch_size train.epochs
+    model.channels model.gater.bottleneck data.image_size train.batch_size train.epochs
     train.eval_batch_size train.eval_every_epochs train.log_every_steps checkpoint.keep_latest
 """
 NON_NEGATIVE = """
-    seed model.width model.gater.width model.squeeze_ratio data.crop_padding data.cutout loss.gate_weight
+    seed model.num_classes model.width model.gater.width model.squeeze_ratio data.crop_padding data.cutout
+    data.threads data.workers loss.gate_weight
     optimizer.clip_norm optimizer.learning_rate optimizer.weight_decay optimizer.warmup_epochs
     checkpoint.every_steps
 """
@@ -112,6 +123,10 @@ CHOICES = {
     "model.as_many_parameters_as": ("", "residual", "all"),
     "model.gater.scope": ("global", "local"),
     "model.dtype": ("float32", "bfloat16"),
+    "data.pipeline": ("memory", "stream"),
+    "data.resize": ("area", "bilinear"),
+    "data.train_crop": ("center", "random"),
+    "data.on_error": ("raise", "skip"),
     "loss.gate": ("l1", "target", "macs"),
     "loss.gate_target_scope": ("overall", "site"),
     "optimizer.schedule": ("cosine", "steps"),
@@ -142,6 +157,16 @@ def validate(config: Config, num_devices: int) -> None:
         problems.append(f"optimizer.decay_at={decay_at} must be increasing fractions between 0 and 1")
     if any(not std > 0 for std in config.data.std):
         problems.append(f"data.std={config.data.std} must be greater than 0")
+    for field, kind, highest in (
+        ("data.crop_area", "numbers between 0 and 1", 1.0),
+        ("data.crop_aspect", "positive numbers", float("inf")),
+    ):
+        if len(fields[field]) != 2 or not 0 < fields[field][0] <= fields[field][1] <= highest:
+            problems.append(f"{field}={fields[field]} must be two {kind}, least and greatest")
+    if not 0 < config.data.eval_crop <= 1:
+        problems.append(f"data.eval_crop={config.data.eval_crop} must be greater than 0 and at most 1")
+    if config.data.train_crop == "random" and config.data.pipeline != "stream":
+        problems.append("data.train_crop=random needs data.pipeline=stream: a split in memory is cropped once")
     for field, choices in CHOICES.items():
         if fields[field] not in choices:
             problems.append(f"{field}='{fields[field]}' must be one of {', '.join(choices)}")

@@ -10,21 +10,29 @@ from jax.sharding import Mesh
 
 from gaternet_jax import checkpoint
 from gaternet_jax.config import Config, validate
-from gaternet_jax.data import memory
-from gaternet_jax.data.datasets import find_classes
+from gaternet_jax.data.batches import Split
+from gaternet_jax.data.datasets import find_dataset
+from gaternet_jax.data.splits import open_split
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.functional import Tree, split_model
 from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.models.macs import MacCounter
-from gaternet_jax.parallel import make_mesh, replicated, to_devices
+from gaternet_jax.parallel import make_mesh, replicated, this_process, to_devices
 from gaternet_jax.step import make_eval_step
 from gaternet_jax.workdir import load_config
 
-MAY_OVERRIDE = ("data.data_dir", "data.eval_split", "train.eval_batch_size")
+MAY_OVERRIDE = (
+    "data.data_dir",
+    "data.eval_split",
+    "data.on_error",
+    "data.threads",
+    "data.workers",
+    "train.eval_batch_size",
+)
 
 
 def make_evaluation(
-    model: GaterNet, macs: MacCounter, split: memory.Split, config: Config, mesh: Mesh
+    model: GaterNet, macs: MacCounter, split: Split, config: Config, mesh: Mesh
 ) -> Callable[[Tree, Tree], dict]:
     """Builds the function (params, stats) -> metrics over a split.
 
@@ -36,7 +44,8 @@ def make_evaluation(
         mesh: the devices.
 
     Returns:
-        A function whose result has: images (their number); loss (cross-entropy, nats); top1 and top5, fractions;
+        A function whose result has: images (their number); unreadable, those left out because they cannot be
+        read, if any; loss (cross-entropy, nats); top1 and top5, fractions;
         and for a model with gates gates_on, the mean fraction of open gates, gates_input_dependent, the fraction of
         gates that are open for some images and closed for others, and macs, the mean multiply-accumulates of the
         backbone with the open filters relative to the dense backbone. It raises RuntimeError if the
@@ -47,13 +56,16 @@ def make_evaluation(
     eval_step = make_eval_step(graphdef, macs, config, mesh)
 
     def evaluation(params: Tree, stats: Tree) -> dict:
-        batches = to_devices(memory.eval_batches(split, config.train.eval_batch_size), mesh)
+        batches = to_devices(split.eval_batches(config.train.eval_batch_size), mesh)
         sums = jax.device_get([eval_step(params, stats, batch) for batch in batches])
         total = jax.tree.map(lambda *parts: np.sum(parts, axis=0, dtype=np.float64), *sums)
-        images = int(total["images"])
-        if images != len(split.labels):
-            raise RuntimeError(f"evaluation counted {images} images of {len(split.labels)}")
-        metrics = {"images": images} | {name: float(total[name] / images) for name in ("loss", "top1", "top5")}
+        images, unreadable = int(total["images"]), int(total["unreadable"])
+        if images + unreadable != split.num_images:
+            raise RuntimeError(f"evaluation counted {images} + {unreadable} images of {split.num_images}")
+        if not images:
+            raise UserError(f"no image of {split.name} can be read")
+        metrics = {"images": images} | ({"unreadable": unreadable} if unreadable else {})
+        metrics |= {name: float(total[name] / images) for name in ("loss", "top1", "top5")}
         open_rate = total["open_per_gate"] / images
         if open_rate.size:
             metrics["gates_on"] = float(open_rate.mean())
@@ -86,8 +98,8 @@ def evaluate(workdir: str | Path, overrides: dict[str, Any] | None = None) -> di
     mesh = make_mesh()
     validate(config, mesh.size)
     model = checkpoint.load_model(workdir)
-    builder, _ = find_classes(config)
-    split = memory.load_split(builder, config.data.eval_split, config)
+    builder = find_dataset(config.data.name, config.data.data_dir)
+    split = open_split(builder, config.data.eval_split, config, this_process())
     _, params, stats = split_model(model)
     params, stats = jax.device_put((params, stats), replicated(mesh))
     macs = MacCounter(model, config.data.image_size)

@@ -8,11 +8,18 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from gaternet_jax.data.batches import Share
+
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over the given devices, or over all."""
     devices = devices or jax.devices()
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def this_process() -> Share:
+    """The part of each batch that this process provides."""
+    return Share(jax.process_index(), jax.process_count())
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -65,6 +65,8 @@ def make_train_step(
         }
         if outputs.gates.size:
             metrics["gates_on"] = (outputs.gates > 0.5).mean()
+        if config.data.on_error == "skip":
+            metrics["substituted"] = 1 - batch["mask"].mean()
         # Less memory early on, so that the average soon forgets the initial parameters (as in TensorFlow's and timm's).
         decay = jnp.minimum(config.train.ema_decay, (1 + state.step) / (10 + state.step))
         ema = None if state.ema is None else optax.incremental_update(params, state.ema, 1 - decay)
@@ -99,6 +101,7 @@ def make_eval_step(graphdef: nnx.GraphDef, macs: MacCounter, config: Config, mes
         finite = jnp.isfinite(outputs.logits).all(-1)
         return {
             "images": mask.sum(),
+            "unreadable": (labels < 0).sum(),
             "loss": jnp.where(mask, cross_entropy(outputs.logits, labels), 0.0).sum(),
             "top1": (mask & finite & (better_or_equal <= 1)).sum(),
             "top5": (mask & finite & (better_or_equal <= 5)).sum(),

@@ -9,8 +9,9 @@ import jax
 
 from gaternet_jax.checkpoint import Checkpoints
 from gaternet_jax.config import Config, validate
-from gaternet_jax.data import memory
-from gaternet_jax.data.datasets import find_classes
+from gaternet_jax.data.batches import steps_per_epoch
+from gaternet_jax.data.datasets import find_run_dataset
+from gaternet_jax.data.splits import open_split
 from gaternet_jax.errors import UserError
 from gaternet_jax.evaluate import describe, make_evaluation
 from gaternet_jax.interrupt import interruptible
@@ -20,7 +21,7 @@ from gaternet_jax.models.build import build_model, count_parameters
 from gaternet_jax.models.functional import split_model
 from gaternet_jax.models.macs import MacCounter
 from gaternet_jax.optimizer import learning_rate_schedule, make_optimizer
-from gaternet_jax.parallel import make_mesh, replicated, to_devices
+from gaternet_jax.parallel import make_mesh, replicated, this_process, to_devices
 from gaternet_jax.pretrained import load_extractor
 from gaternet_jax.progress import progress_bar
 from gaternet_jax.state import init_state
@@ -49,24 +50,24 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None) ->
     workdir = Path(workdir)
     mesh = make_mesh()
     validate(config, mesh.size)
+    config, builder, labels = find_run_dataset(config)
     check_workdir(workdir, config)
     model = build_model(config.model, config.seed)
     parameters, gates = count_parameters(model), sum(site.size for site in model.gate_sites)
     print(f"{parameters:,} parameters, {gates:,} gates", flush=True)
     if config.model.gater.pretrained and not has_checkpoint(workdir):
         load_extractor(model, config.model.gater.pretrained)
-    builder, labels = find_classes(config)
-    train_split = memory.load_split(builder, config.data.train_split, config)
-    eval_split = memory.load_split(builder, config.data.eval_split, config)
+    train_split = open_split(builder, config.data.train_split, config, this_process())
+    eval_split = open_split(builder, config.data.eval_split, config, this_process())
 
     batch_size = config.train.batch_size
-    steps_per_epoch = memory.steps_per_epoch(len(train_split.labels), batch_size)
-    num_steps = max(round(config.train.epochs * steps_per_epoch), 1)
+    epoch_steps = steps_per_epoch(train_split.num_images, batch_size)
+    num_steps = max(round(config.train.epochs * epoch_steps), 1)
     last_step = min(num_steps, stop_at or num_steps)
-    eval_every = max(round(config.train.eval_every_epochs * steps_per_epoch), 1)
+    eval_every = max(round(config.train.eval_every_epochs * epoch_steps), 1)
     save_every = config.checkpoint.every_steps or num_steps
 
-    schedule = learning_rate_schedule(config.optimizer, steps_per_epoch, num_steps)
+    schedule = learning_rate_schedule(config.optimizer, epoch_steps, num_steps)
     optimizer = make_optimizer(config.optimizer, schedule)
     macs = MacCounter(model, config.data.image_size)
     gate_loss = make_gate_loss(config.loss, model.gate_sites, macs)
@@ -88,7 +89,7 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None) ->
                 f"{workdir} has done {done} steps already; train.epochs={config.train.epochs} asks for less"
             )
         save_config(config, labels, workdir)
-        batches = to_devices(memory.train_batches(train_split, batch_size, config.seed, done), mesh)
+        batches = to_devices(train_split.train_batches(batch_size, config.seed, done), mesh)
         if done < last_step:
             train_step, batches = _compile(train_step, state, batches, key)
 
@@ -98,7 +99,7 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None) ->
 
         def log(step: int, means: dict[str, float]) -> None:
             speed = throughput.measure(step)
-            values = {"epoch": step / steps_per_epoch} | means | {"images_per_second": speed * batch_size}
+            values = {"epoch": step / epoch_steps} | means | {"images_per_second": speed * batch_size}
             writer.write(step, "train", values)
             bar.set_postfix_str(f"loss {means['loss']:.3f}, {speed * batch_size:,.0f} images/s", refresh=False)
 
@@ -121,7 +122,7 @@ def train(config: Config, workdir: str | Path, *, stop_at: int | None = None) ->
                 with throughput.paused():
                     eval_metrics = evaluation(state.eval_params, state.stats) if evaluate_now else None
                     if eval_metrics:
-                        epoch = step / steps_per_epoch
+                        epoch = step / epoch_steps
                         writer.write(step, "eval", {"epoch": epoch} | eval_metrics)
                         bar.write(f"epoch {epoch:6.1f}  step {step:7d}  {describe(eval_metrics)}")
                     checkpoints.save(state, window=train_metrics.window, metrics=eval_metrics)

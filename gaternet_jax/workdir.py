@@ -18,6 +18,9 @@ from gaternet_jax.errors import UserError
 # Fields that a resumed run may change. All others decide what the run computes.
 MAY_CHANGE = (
     "data.data_dir",
+    "data.on_error",
+    "data.threads",
+    "data.workers",
     "train.epochs",
     "train.eval_batch_size",
     "train.eval_every_epochs",

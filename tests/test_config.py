@@ -1,13 +1,13 @@
 import ml_collections
 import pytest
 
-from configs import cifar10, cifar100, digits, imagenet
+from configs import cifar10, cifar100, digits, folder, imagenet
 from gaternet_jax.config import default, flatten, validate
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.build import abstract_model, count_parameters
 from gaternet_jax.models.registry import known_backbones
 
-CARDS = {"cifar10": cifar10, "cifar100": cifar100, "digits": digits, "imagenet": imagenet}
+CARDS = {"cifar10": cifar10, "cifar100": cifar100, "digits": digits, "folder": folder, "imagenet": imagenet}
 
 
 @pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
@@ -96,6 +96,14 @@ def test_every_field_has_a_comment():
         ("train.epochs", -1.0, "train.epochs=-1.0 must be greater than 0"),
         ("train.epochs", float("inf"), "train.epochs=inf must be finite"),
         ("seed", -1, "seed=-1 must be at least 0"),
+        ("data.workers", -1, "data.workers=-1 must be at least 0"),
+        ("data.pipeline", "disk", "data.pipeline='disk' must be one of memory, stream"),
+        ("data.train_crop", "random", "data.train_crop=random needs data.pipeline=stream"),
+        ("data.on_error", "ignore", "data.on_error='ignore' must be one of raise, skip"),
+        ("data.resize", "cubic", "data.resize='cubic' must be one of area, bilinear"),
+        ("data.crop_area", (0.0, 1.0), "data.crop_area=.* must be two numbers between 0 and 1, least and greatest"),
+        ("data.crop_aspect", (2.0, 1.0), "data.crop_aspect=.* must be two positive numbers, least and greatest"),
+        ("data.eval_crop", 1.5, "data.eval_crop=1.5 must be greater than 0 and at most 1"),
         ("optimizer.momentum", 1.0, "optimizer.momentum=1.0 must be at least 0 and less than 1"),
         ("train.ema_decay", 1.0, "train.ema_decay=1.0 must be at least 0 and less than 1"),
         ("loss.gate", "l2", "loss.gate='l2' must be one of l1, target, macs"),

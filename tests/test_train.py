@@ -12,9 +12,10 @@ import pytest
 import gaternet_jax.train as module
 from gaternet_jax import load_model
 from gaternet_jax.checkpoint import Checkpoints
-from gaternet_jax.data import memory
 from gaternet_jax.data.augment import normalize
+from gaternet_jax.data.batches import Share
 from gaternet_jax.data.datasets import find_dataset
+from gaternet_jax.data.splits import open_split
 from gaternet_jax.errors import UserError
 from gaternet_jax.evaluate import evaluate
 from gaternet_jax.metrics import NonFiniteError
@@ -244,7 +245,7 @@ def test_changed_config_is_refused_with_the_fields_that_differ(finished):
     assert "model.gater.bottleneck: 8 in the workdir, 4 given" in str(error.value)
     assert "optimizer.learning_rate: 0.2 in the workdir, 0.3 given" in str(error.value)
     assert "train.batch_size" not in str(error.value)
-    assert "Fields that may change: data.data_dir, train.epochs" in str(error.value)
+    assert "Fields that may change: data.data_dir, data.on_error" in str(error.value)
 
 
 def test_number_of_epochs_may_change(tmp_path, use_devices):
@@ -345,7 +346,7 @@ def test_evaluation_counts_gates(finished):
     """Against the model itself, over the whole test set."""
     workdir, _ = finished
     metrics, config, model = evaluate(workdir), load_config(workdir), load_model(workdir)
-    split = memory.load_split(find_dataset("digits"), "test", config)
+    split = open_split(find_dataset("digits"), "test", config, Share(0, 1))
     outputs = jax.jit(lambda x: model(normalize(x, config.data)))(split.images)
     gates, logits = np.asarray(outputs.gates), np.asarray(outputs.logits)
     rate = gates.mean(0)

@@ -41,26 +41,47 @@ def find_dataset(name: str, data_dir: str = "") -> tfds.core.DatasetBuilder:
     file_format = builder.info.file_format
     if file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         raise UserError(
-            f"{version} is stored as {file_format and file_format.value}, which cannot be read at random; prepare it "
-            f"with --file_format=array_record"
+            f"{version} is stored as {file_format and file_format.value}, which cannot be read at random; convert it "
+            f"with `python -m gaternet_jax.tools.prepare convert --source={version} --data_dir=DIR`"
         )
     return builder
 
 
-def find_classes(config: Config) -> tuple[tfds.core.DatasetBuilder, list[str]]:
-    """The dataset of a run and the names of its classes.
+def find_run_dataset(config: Config) -> tuple[Config, tfds.core.DatasetBuilder, list[str]]:
+    """The dataset of a run; that of config.data.root is prepared if it is not there yet.
+
+    Returns:
+        The config, with what it left to the dataset filled in (data.name, data.eval_split, model.num_classes); the
+        dataset; and the names of its classes.
 
     Raises:
         UserError: it is not there, or has another number of classes than the model.
     """
-    builder = find_dataset(config.data.name, config.data.data_dir)
+    data = config.data
+    if data.root:
+        from gaternet_jax.data.prepare import prepare_folder
+
+        version = prepare_folder(Path(data.root), resolve_data_dir(data.data_dir), data.name)
+        builder = find_dataset(version.parent.name, str(version.parent.parent))
+    elif not data.name:
+        raise UserError("say which images: --config.data.root=FOLDER, or --config.data.name of a prepared dataset")
+    else:
+        builder = find_dataset(data.name, data.data_dir)
     labels = class_names(builder)
-    if len(labels) != config.model.num_classes:
+    num_classes = config.model.num_classes or len(labels)
+    if len(labels) != num_classes:
         raise UserError(
-            f"dataset '{config.data.name}' has {len(labels)} classes, "
-            f"but config.model.num_classes={config.model.num_classes}"
+            f"dataset '{builder.name}' has {len(labels)} classes, but config.model.num_classes={num_classes}"
         )
-    return builder, labels
+    resolved = config.copy_and_resolve_references()
+    with resolved.unlocked():
+        resolved.data.name, resolved.model.num_classes = builder.name, num_classes
+        if not data.eval_split:
+            held_out = [split for split in ("test", "validation") if split in builder.info.splits]
+            if not held_out:
+                raise UserError(f"dataset '{builder.name}' has neither a split 'test' nor 'validation' to evaluate on")
+            resolved.data.eval_split = held_out[0]
+    return resolved, builder, labels
 
 
 def class_names(builder: tfds.core.DatasetBuilder) -> list[str]:
@@ -106,7 +127,9 @@ def _how_to_prepare(name: str, root: Path) -> str:
             f"unknown dataset '{name}': it is not in {root} (which has {', '.join(prepared)}) "
             "and TFDS has none of that name"
         )
+    command = f"python -m gaternet_jax.tools.prepare stock --name={name} --data_dir={root}"
+    if name == "imagenet2012":
+        command = f"python -m gaternet_jax.tools.prepare imagenet --data_dir={root} (see its --help)"
     return (
-        f"dataset '{name}' is not prepared in {root}; prepare it with `pip install -e '.[prepare]'` and "
-        f"`tfds build {name} --data_dir={root} --file_format=array_record`, or say where it is with --data_dir"
+        f"dataset '{name}' is not prepared in {root}; prepare it with `{command}`, or say where it is with --data_dir"
     )

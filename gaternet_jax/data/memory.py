@@ -1,113 +1,85 @@
 """Small datasets: decoded once into uint8 memory, batches by index."""
 
-import functools
 import os
 from collections.abc import Iterator
-from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow_datasets as tfds
 
-from gaternet_jax.config import Config
-from gaternet_jax.data.images import decode_image, resize_and_center_crop
+from gaternet_jax.data.batches import Batch, Share, Split, train_batch_indices
+from gaternet_jax.data.reader import Reader, Unreadable
 from gaternet_jax.errors import UserError
 from gaternet_jax.progress import progress_bar
 
-Batch = dict[str, np.ndarray]
 
-READ_SIZE = 256  # records fetched at once
+class MemorySplit(Split):
+    """A split in memory.
+
+    Args:
+        name: for people.
+        images: uint8 [N, H, W, C].
+        labels: int32 [N].
+        readable: bool [N]; False where the image and the label are another's.
+        share: the part of each batch that is wanted.
+    """
+
+    def __init__(self, name: str, images: np.ndarray, labels: np.ndarray, readable: np.ndarray, share: Share):
+        self.name, self.num_images = name, len(labels)
+        self.images, self.labels, self._readable, self._share = images, labels, readable, share
+
+    def train_batches(self, batch_size: int, seed: int, first_step: int) -> Iterator[Batch]:
+        step, rows = first_step, self._share.rows(batch_size)
+        while True:
+            indices = train_batch_indices(self.num_images, batch_size, seed, step)[rows]
+            yield {"image": self.images[indices], "label": self.labels[indices], "mask": self._readable[indices]}
+            step += 1
+
+    def eval_batches(self, batch_size: int) -> Iterator[Batch]:
+        rows = self._share.rows(batch_size)
+        for start in range(0, self.num_images, batch_size):
+            part = slice(start + rows.start, start + rows.stop)
+            images, readable = self.images[part], self._readable[part]
+            labels = np.where(readable, self.labels[part], -1).astype(np.int32)
+            missing = rows.stop - rows.start - len(labels)
+            yield {
+                "image": np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))),
+                "label": np.pad(labels, (0, missing)),
+                "mask": np.pad(readable, (0, missing)),
+            }
 
 
-class Split(NamedTuple):
-    """A split in memory: images uint8 [N, H, W, C], labels int32 [N]."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-
-def load_split(builder: tfds.core.DatasetBuilder, split: str, config: Config) -> Split:
+def load_split(reader: Reader, share: Share) -> MemorySplit:
     """Reads and decodes a whole split, with a progress bar.
 
     Args:
-        builder: from `find_dataset`.
-        split: a split's name, or part of one: "train", "train[:5000]", "test".
-        config: the whole config of the run; images are brought to its data.image_size and model.channels.
+        reader: of the split; the centres of its images are taken.
+        share: the part of each batch that is wanted. The whole split is kept.
 
     Raises:
-        UserError: no such split, an empty one, or an image that cannot be decoded (named by its position).
+        UserError: the split takes more than half of the memory, or an image cannot be read (see `Reader.read`).
     """
-    try:
-        as_data_source: Any = builder.as_data_source  # mistyped in TFDS
-        source = as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-    except (ValueError, KeyError) as error:
-        splits = ", ".join(builder.info.splits)
-        raise UserError(
-            f"dataset '{builder.name}' has no images in split '{split}'; its splits are {splits} ({error})"
-        ) from None
-    size, channels = config.data.image_size, config.model.channels
-    needed, memory = len(source) * size * size * channels, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    count, memory = len(reader), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    needed = count * int(np.prod(reader.shape))
     if needed > memory // 2:
         raise UserError(
-            f"split '{split}' of dataset '{builder.name}' takes {needed / 2**30:.0f} GiB decoded, more than half of "
-            f"this machine's memory; take a part of it, e.g. '{split}[:{len(source) * memory // 2 // needed}]'"
+            f"split '{reader.name}' takes {needed / 2**30:.0f} GiB decoded, more than half of this machine's memory; "
+            f"read it as a stream (--config.data.pipeline=stream) or take a part of it, e.g. "
+            f"'{reader.name.split('/')[1]}[:{count * memory // 2 // needed}]'"
         )
-    images = np.empty((len(source), size, size, channels), np.uint8)
-    labels = np.empty(len(source), np.int32)
-    with progress_bar(f"Decoding {builder.name}/{split}", len(source), unit="image") as bar:
-        for start in range(0, len(source), READ_SIZE):
-            indices = range(start, min(start + READ_SIZE, len(source)))
-            for index, record in zip(indices, source.__getitems__(list(indices)), strict=True):
-                image = decode_image(record["image"], channels, f"image {index} of {builder.name}/{split}")
-                images[index] = resize_and_center_crop(image, size)
-                labels[index] = record["label"]
-            bar.update(len(indices))
-    return Split(images, labels)
-
-
-def steps_per_epoch(num_images: int, batch_size: int) -> int:
-    """Whole batches in an epoch; the images left over differ from epoch to epoch.
-
-    Raises:
-        UserError: fewer images than one batch.
-    """
-    if num_images < batch_size:
-        raise UserError(f"train.batch_size={batch_size} is more than the {num_images} training images")
-    return num_images // batch_size
-
-
-def train_batch_indices(num_images: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """Which images make up training batch `step`: a pure function of its arguments.
-
-    Each epoch is one permutation, of which batches take consecutive parts.
-
-    Returns:
-        int64 [batch_size].
-    """
-    epoch, position = divmod(step, steps_per_epoch(num_images, batch_size))
-    return _permutation(num_images, seed, epoch)[position * batch_size : (position + 1) * batch_size]
-
-
-@functools.lru_cache(maxsize=2)
-def _permutation(num_images: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(num_images)
-
-
-def train_batches(split: Split, batch_size: int, seed: int, first_step: int) -> Iterator[Batch]:
-    """Training batches from `first_step` on, without end."""
-    step = first_step
-    while True:
-        indices = train_batch_indices(len(split.labels), batch_size, seed, step)
-        yield {"image": split.images[indices], "label": split.labels[indices]}
-        step += 1
-
-
-def eval_batches(split: Split, batch_size: int) -> Iterator[Batch]:
-    """Every image once, in order; the last batch is filled up with images whose mask is False."""
-    for start in range(0, len(split.labels), batch_size):
-        images, labels = split.images[start : start + batch_size], split.labels[start : start + batch_size]
-        missing = batch_size - len(labels)
-        yield {
-            "image": np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))),
-            "label": np.pad(labels, (0, missing)),
-            "mask": np.arange(batch_size) < len(labels),
-        }
+    images, labels = np.empty((count, *reader.shape), np.uint8), np.full(count, -1, np.int32)
+    with progress_bar(f"Decoding {reader.name}", count, unit="image") as bar:
+        for index in range(count):
+            label = reader.read(index, images[index])
+            if label is not None:
+                labels[index] = label
+            bar.update()
+    readable = labels >= 0
+    if not readable.all():
+        Unreadable(reader.name).add(np.flatnonzero(~readable))
+        good = np.flatnonzero(readable)
+        if not good.size:
+            raise UserError(f"no image of {reader.name} can be read")
+        for index in np.flatnonzero(~readable):  # the next one that can be read, as in a stream
+            images[index], labels[index] = (
+                held[good[np.searchsorted(good, index) % good.size]] for held in (images, labels)
+            )
+    return MemorySplit(reader.name, images, labels, readable, share)

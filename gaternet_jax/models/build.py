@@ -33,6 +33,10 @@ def build_model(config: Config, seed: int = 0) -> GaterNet:
             raise UserError(f"unknown {field} '{value}'; known: {', '.join(known)}")
     if config.as_many_parameters_as and config.gating != "none":
         raise UserError("model.as_many_parameters_as is for a plain network; set model.gating='none'")
+    if config.num_classes < 1:
+        raise UserError(
+            f"model.num_classes={config.num_classes} is known only with a dataset; give the number of classes"
+        )
     locally = config.gating != "none" and config.gater.scope == "local"
     options = BackboneOptions(
         channels=config.channels,

@@ -7,6 +7,7 @@ colour becomes gray or gray colour as the model needs it; transparency is droppe
 """
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import numpy as np
 from gaternet_jax.checkpoint import load_model
 from gaternet_jax.config import Config
 from gaternet_jax.data.augment import normalize
-from gaternet_jax.data.images import decode_image, resize_and_center_crop
+from gaternet_jax.data.images import center_box, read_box
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.functional import merge_model, split_model
 from gaternet_jax.workdir import load_config, load_labels
@@ -33,14 +34,17 @@ def read_images(paths: list[Path], config: Config) -> np.ndarray:
     Raises:
         UserError: a file that is missing or is not a whole image.
     """
+    data, channels = config.data, config.model.channels
+    choose = functools.partial(center_box, fraction=data.eval_crop)
     images = []
     for path in paths:
         try:
             encoded = path.read_bytes()
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from None
-        image = decode_image(encoded, config.model.channels, str(path))
-        images.append(resize_and_center_crop(image, config.data.image_size))
+        images.append(
+            read_box(encoded, choose, data.image_size, channels=channels, resize=data.resize, source=str(path))
+        )
     return np.stack(images)
 
 

@@ -6,16 +6,19 @@ import pytest
 from sklearn.datasets import load_digits
 
 from configs.cifar10 import get_config
-from gaternet_jax.data import memory
+from gaternet_jax.data.batches import Share
 from gaternet_jax.data.datasets import class_names, find_dataset
+from gaternet_jax.data.splits import open_split
 from gaternet_jax.errors import UserError
 from tests.helpers import digits_config
+
+ALONE = Share(0, 1)
 
 
 @pytest.fixture(scope="module")
 def digits(data_dir):
     builder = find_dataset("digits")
-    return builder, [memory.load_split(builder, split, digits_config()) for split in ("train", "test")]
+    return builder, [open_split(builder, split, digits_config(), ALONE) for split in ("train", "test")]
 
 
 def test_digits_are_those_of_scikit_learn(digits):
@@ -41,22 +44,23 @@ def test_digits_config_has_the_statistics_of_the_training_images(digits):
 
 def test_part_of_a_split(digits):
     builder, (train, _) = digits
-    part = memory.load_split(builder, "train[:100]", digits_config())
+    part = open_split(builder, "train[:100]", digits_config(), ALONE)
     np.testing.assert_array_equal(part.images, train.images[:100])
 
 
 def test_data_are_prepared_and_read_without_tensorflow(tmp_path):
     program = (
-        "import sys; from gaternet_jax.data.datasets import find_dataset; from gaternet_jax.data.memory import "
-        "load_split; from configs.digits import get_config as c; "
-        f"load_split(find_dataset('digits', {str(tmp_path)!r}), 'test', c()); sys.exit('tensorflow' in sys.modules)"
+        "import sys; from gaternet_jax.data.datasets import find_dataset; from gaternet_jax.data.splits import "
+        "open_split; from gaternet_jax.data.batches import Share; from configs.digits import get_config as c; "
+        f"open_split(find_dataset('digits', {str(tmp_path)!r}), 'test', c(), Share(0, 1)); "
+        "sys.exit('tensorflow' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
     assert list(tmp_path.glob("digits/1.0.0/*.array_record*"))
 
 
 def test_missing_data_end_in_one_sentence_that_says_how_to_prepare_them(tmp_path):
-    with pytest.raises(UserError, match=rf"tfds build cifar10 --data_dir={tmp_path} --file_format=array_record"):
+    with pytest.raises(UserError, match=rf"tools\.prepare stock --name=cifar10 --data_dir={tmp_path}"):
         find_dataset("cifar10", str(tmp_path))
 
 
@@ -67,7 +71,7 @@ def test_data_dir_comes_from_the_environment(tmp_path, monkeypatch):
 
 
 def test_unknown_dataset_lists_what_is_there(data_dir, digits):
-    with pytest.raises(UserError, match=r"unknown dataset 'cifar11': it is not in .* \(which has digits\)"):
+    with pytest.raises(UserError, match=r"unknown dataset 'cifar11': it is not in .* \(which has .*digits.*\)"):
         find_dataset("cifar11")
 
 
@@ -80,14 +84,14 @@ def test_folder_that_cannot_be_written(tmp_path):
 def test_unknown_or_empty_split_lists_those_there_are(digits):
     builder, _ = digits
     with pytest.raises(UserError, match="no images in split 'validation'; its splits are train, test"):
-        memory.load_split(builder, "validation", digits_config())
+        open_split(builder, "validation", digits_config(), ALONE)
     with pytest.raises(UserError, match=r"no images in split 'train\[:0\]'"):
-        memory.load_split(builder, "train[:0]", digits_config())
+        open_split(builder, "train[:0]", digits_config(), ALONE)
 
 
 def test_images_of_another_kind_are_brought_to_the_models(digits):
     builder, (_, test) = digits
-    split = memory.load_split(builder, "test[:5]", get_config())
+    split = open_split(builder, "test[:5]", get_config(), ALONE)
     assert split.images.shape == (5, 32, 32, 3)
     np.testing.assert_allclose(split.images.mean((1, 2, 3)), test.images[:5].mean((1, 2, 3)), rtol=0.1)
 

@@ -1,0 +1,76 @@
+"""Which images make up which batch: a pure function of seed and step, for any pipeline and number of processes."""
+
+import dataclasses
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import numpy as np
+
+from gaternet_jax.errors import UserError
+
+# image uint8 [B, H, W, C]; label int32 [B]; mask bool [B], False where a position does not hold the image that it
+# should: in training a substitute for one that cannot be read; in evaluation padding, or, with label -1, one that
+# cannot be read.
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """The part of each batch that a process provides: the rows of its devices, which follow each other."""
+
+    index: int
+    count: int
+
+    def rows(self, batch_size: int) -> slice:
+        """The rows of a batch of `batch_size` images, a multiple of the number of processes."""
+        size = batch_size // self.count
+        return slice(self.index * size, (self.index + 1) * size)
+
+
+class Split(ABC):
+    """A split of a dataset, as batches; of each batch only this process's share.
+
+    Attributes:
+        name: for people: "imagenet2012/train".
+        num_images: in the whole split.
+    """
+
+    name: str
+    num_images: int
+
+    @abstractmethod
+    def train_batches(self, batch_size: int, seed: int, first_step: int) -> Iterator[Batch]:
+        """Training batches from `first_step` on, without end; `batch_size` images over all processes."""
+
+    @abstractmethod
+    def eval_batches(self, batch_size: int) -> Iterator[Batch]:
+        """Every image once, in order; the last batch is filled up with zeros whose mask is False."""
+
+
+def steps_per_epoch(num_images: int, batch_size: int) -> int:
+    """Whole batches in an epoch; the images left over differ from epoch to epoch.
+
+    Raises:
+        UserError: fewer images than one batch.
+    """
+    if num_images < batch_size:
+        raise UserError(f"train.batch_size={batch_size} is more than the {num_images} training images")
+    return num_images // batch_size
+
+
+def train_batch_indices(num_images: int, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """Which images make up training batch `step`: a pure function of its arguments.
+
+    Each epoch is one permutation, of which batches take consecutive parts.
+
+    Returns:
+        int64 [batch_size].
+    """
+    epoch, position = divmod(step, steps_per_epoch(num_images, batch_size))
+    return _permutation(num_images, seed, epoch)[position * batch_size : (position + 1) * batch_size]
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(num_images: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(num_images)

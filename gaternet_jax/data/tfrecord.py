@@ -1,0 +1,146 @@
+"""TFDS datasets stored as TFRecord to ArrayRecord, record by record. Needs no TensorFlow."""
+
+import hashlib
+import json
+import shutil
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+from google.protobuf.message import DecodeError
+from tensorflow_datasets.proto import tf_example_pb2
+
+from gaternet_jax.data.building import Plan, build
+from gaternet_jax.data.shards import Written
+from gaternet_jax.errors import UserError
+
+_protos: Any = tf_example_pb2  # made at run time, unknown to type checkers
+
+CRC32C = 0x82F63B78  # the polynomial, reflected
+MASK = 0xA282EAD8  # added by TFRecord's format, so that checksums of checksums stay good ones
+
+
+class TFRecordExamples:
+    """The records of a TFRecord file, in order: uint64 length, its checksum, the data, their checksum.
+
+    Lengths are checked by their checksums and data by parsing them: the checksums of data would take hours in Python.
+    """
+
+    def __init__(self, path: Path, length: int):
+        self.path, self.length = path, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            with self.path.open("rb") as file:
+                records = 0
+                while header := file.read(12):
+                    yield self._record(file, header, records)
+                    records += 1
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be read: {error.strerror}") from None
+        if records != self.length:
+            raise self._broken(f"it has {records} records where dataset_info.json tells of {self.length}")
+
+    def _record(self, file: Any, header: bytes, index: int) -> bytes:
+        if len(header) < 12:
+            raise self._broken(f"it ends within record {index}")
+        size, checksum = struct.unpack("<QI", header)
+        if checksum != masked_crc32c(header[:8]):
+            raise self._broken(f"the length of record {index} does not match its checksum")
+        data, end = file.read(size), file.read(4)
+        if len(data) < size or len(end) < 4:
+            raise self._broken(f"it ends within record {index}")
+        try:
+            _protos.Example.FromString(data)
+        except DecodeError:
+            raise self._broken(f"record {index} is not a tf.Example") from None
+        return data
+
+    def _broken(self, reason: str) -> UserError:
+        return UserError(f"{self.path} is broken: {reason}; fetch or prepare that dataset again")
+
+
+def masked_crc32c(data: bytes) -> int:
+    """TFRecord's checksum of a few bytes, bit by bit."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (CRC32C if crc & 1 else 0)
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + MASK) & 0xFFFFFFFF
+
+
+def convert_tfrecords(source: Path, data_dir: Path, *, workers: int | None = None) -> Path:
+    """Converts a prepared dataset to ArrayRecord: the same records in the same order, the same metadata.
+
+    Args:
+        source: its folder, DIR/NAME/VERSION or DIR/NAME/CONFIG/VERSION.
+        data_dir: another DIR.
+        workers: processes; None for one per core, 1 for none but this.
+
+    Returns:
+        The new folder, below `data_dir` as the old one is below its DIR.
+
+    Raises:
+        UserError: not a prepared dataset, or not of TFRecord files, or broken ones; or a folder that cannot be
+            written to.
+        KeyboardInterrupt: see `write_shards`.
+    """
+    source = source.resolve()
+    splits, info = _read_info(source)
+    final = data_dir / info["name"] / info.get("configName", "") / info["version"]
+    if final.resolve() == source:
+        raise UserError(f"{source} would be overwritten; choose another --data_dir than the one it is in")
+    shards: dict[str, dict[str, TFRecordExamples]] = {}
+    for split in splits.values():
+        names = split.filename_template.replace(filetype_suffix="array_record").sharded_filepaths(split.num_shards)
+        files = zip(names, split.filepaths, split.shard_lengths, strict=True)
+        shards[split.name] = {new.name: TFRecordExamples(Path(old), length) for new, old, length in files}
+    old_files = [examples.path for split in shards.values() for examples in split.values()]
+    others = [path for path in source.iterdir() if path.is_file() and path not in old_files]
+
+    def finish(folder: Path, written: dict[str, list[Written]]) -> None:
+        del written  # every length was checked
+        for path in others:
+            shutil.copyfile(path, folder / path.name)
+        info["fileFormat"] = "array_record"
+        info.pop("alternativeFileFormats", None)  # they stay behind
+        (folder / "dataset_info.json").write_text(json.dumps(info, indent=2))
+
+    plan = Plan(str(source), _digest([*old_files, *others]), lambda: shards, finish, unit="record")
+    return build(final, plan, workers=workers)
+
+
+def _read_info(source: Path) -> tuple[Any, dict]:
+    """The splits of a dataset, and its dataset_info.json."""
+    try:
+        info = json.loads((source / "dataset_info.json").read_text(encoding="utf-8"))
+        builder = tfds.builder_from_directory(str(source))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{source} is not a prepared TFDS dataset ({error}); give the folder NAME/VERSION that holds its "
+            "dataset_info.json with --source"
+        ) from None
+    file_format = builder.info.file_format
+    if file_format is tfds.core.FileFormat.ARRAY_RECORD:
+        raise UserError(f"{source} is stored as array_record already; use it with --data_dir={source.parents[1]}")
+    if file_format is not tfds.core.FileFormat.TFRECORD:
+        raise UserError(f"{source} is stored as {file_format and file_format.value}; only tfrecord can be converted")
+    return builder.info.splits, info
+
+
+def _digest(paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}; fetch that dataset again") from None
+        digest.update(f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()

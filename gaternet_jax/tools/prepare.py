@@ -1,0 +1,114 @@
+"""Prepares datasets that the models can be trained on, as TFDS datasets of ArrayRecord files.
+
+    python -m gaternet_jax.tools.prepare folder --root=IMAGES --data_dir=DIR --name=NAME
+    python -m gaternet_jax.tools.prepare imagenet --train_tar=ILSVRC2012_img_train.tar \\
+        --validation_tar=ILSVRC2012_img_val.tar --data_dir=DIR
+    python -m gaternet_jax.tools.prepare convert --source=OTHER_DIR/NAME/VERSION --data_dir=DIR
+    python -m gaternet_jax.tools.prepare stock --name=cifar10 --data_dir=DIR
+
+folder: images in IMAGES/train/CLASS/ and IMAGES/test/CLASS/ (or validation, or both).
+imagenet: ImageNet-1k of its two archives, which are read in place.
+convert: a prepared dataset of TFRecord files.
+stock: any dataset that TFDS knows; TFDS fetches and prepares it, and needs TensorFlow for that. Nothing else does.
+
+Only a whole dataset is moved into place; after an interruption the same command goes on.
+"""
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+
+from gaternet_jax.data.datasets import resolve_data_dir
+from gaternet_jax.data.prepare import prepare_folder, prepare_imagenet
+from gaternet_jax.data.tfrecord import convert_tfrecords
+from gaternet_jax.errors import UserError
+
+
+def prepare_stock(name: str, data_dir: Path) -> Path:
+    """Lets TFDS fetch and prepare one of its own datasets.
+
+    Raises:
+        UserError: no TensorFlow, no such dataset, or TFDS cannot prepare it.
+    """
+    if importlib.util.find_spec("tensorflow") is None:
+        raise UserError(f"TFDS needs TensorFlow to prepare '{name}': pip install -e '.[prepare]'")
+    try:
+        builder = tfds.builder(name, data_dir=str(data_dir), file_format="array_record")
+        builder.download_and_prepare()
+    except tfds.core.DatasetNotFoundError:
+        raise UserError(f"TFDS knows no dataset '{name}'; its catalog: https://www.tensorflow.org/datasets") from None
+    except Exception as error:  # of the network, of archives, of instructions for fetching by hand
+        raise UserError(f"TFDS cannot prepare '{name}' in {data_dir}: {error}") from None
+    return Path(builder.data_dir)
+
+
+def describe(folder: Path) -> str:
+    """What was prepared, in a line."""
+    info = tfds.builder_from_directory(str(folder)).info
+    splits = ", ".join(f"{split.num_examples:,} {name}" for name, split in info.splits.items())
+    return f"{folder}: {splits} images"
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    folder = commands.add_parser("folder", help="a folder of class folders")
+    folder.add_argument("--root", type=Path, required=True, help="folder with train/, and test/ or validation/")
+    folder.add_argument("--name", default="", help="of the dataset (default: made of the folder's name)")
+    imagenet = commands.add_parser("imagenet", help="ImageNet-1k, of its two archives")
+    imagenet.add_argument("--train_tar", type=Path, required=True, help="ILSVRC2012_img_train.tar")
+    imagenet.add_argument("--validation_tar", type=Path, required=True, help="ILSVRC2012_img_val.tar")
+    stock = commands.add_parser("stock", help="a dataset that TFDS knows")
+    stock.add_argument("--name", required=True, help="its name there, e.g. cifar10")
+    convert = commands.add_parser("convert", help="a prepared dataset of TFRecord files")
+    convert.add_argument("--source", type=Path, required=True, help="its folder, NAME/VERSION")
+    for command in (folder, imagenet):
+        command.add_argument("--skip_corrupt", action="store_true", help="leave out images that cannot be read")
+    for command in (folder, imagenet, convert):
+        command.add_argument("--workers", type=positive, help="processes (default: one per core)")
+    for command in (folder, imagenet, stock, convert):
+        command.add_argument(
+            "--data_dir",
+            default="",
+            help="folder of prepared datasets (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)",
+        )
+    return parser.parse_args(argv)
+
+
+def run(arguments: argparse.Namespace) -> Path:
+    """Carries out a command; gives the folder of the dataset."""
+    data_dir = resolve_data_dir(arguments.data_dir)
+    if arguments.command == "stock":
+        return prepare_stock(arguments.name, data_dir)
+    if arguments.command == "convert":
+        return convert_tfrecords(arguments.source, data_dir, workers=arguments.workers)
+    options = dict(skip_corrupt=arguments.skip_corrupt, workers=arguments.workers)
+    if arguments.command == "folder":
+        return prepare_folder(arguments.root, data_dir, arguments.name, **options)
+    return prepare_imagenet(arguments.train_tar, arguments.validation_tar, data_dir, **options)
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse(argv)
+    try:
+        folder = run(arguments)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted. Nothing is lost: the same command goes on with the shards that are missing.")
+    print(describe(folder))
+    print(f"Next: python -m gaternet_jax.main --config=... --data_dir={resolve_data_dir(arguments.data_dir)}")
+
+
+if __name__ == "__main__":
+    main()
