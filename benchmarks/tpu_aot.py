@@ -1,0 +1,311 @@
+"""Compiles the training step for TPUs on a machine without one, and checks the program: memory, FLOPs, collectives.
+
+    python -m benchmarks.tpu_aot [--topologies=v5e:2x2,v5e:4x8,v4:2x2x1] [--models=resnet50,resnet18,resnet50-plain]
+
+Models are variants of configs/imagenet.py, in bfloat16. Needs libtpu (`pip install -e '.[tpu]'`), 10 GB of memory and
+two minutes a program (two cores). Ends with exit code 1 if a program does not fit a chip's memory, or if devices
+exchange anything but sums: of gradients, of BatchNorm's statistics and their gradients, of metrics.
+
+The bound on images/s is the longest of three times, as if nothing else took any: matrix units (XLA's FLOPs / peak),
+main memory (bytes / bandwidth) and links (a ring's 2 (n - 1) / n x bytes reduced / all links of a chip). XLA's own
+"GB accessed" has what stays on the core as well; "GB of HBM" is what this program's layouts leave of it.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.experimental import topologies
+
+from benchmarks.hlo import Array, Collective, find_collectives, hbm_traffic
+from configs.imagenet import get_config
+from gaternet_jax.config import Config, validate
+from gaternet_jax.errors import UserError
+from gaternet_jax.losses import make_gate_loss
+from gaternet_jax.models.build import abstract_model
+from gaternet_jax.models.functional import split_model
+from gaternet_jax.models.gaternet import GaterNet
+from gaternet_jax.models.layers import BatchNorm, Conv
+from gaternet_jax.models.macs import MacCounter
+from gaternet_jax.optimizer import learning_rate_schedule, make_optimizer
+from gaternet_jax.parallel import make_mesh
+from gaternet_jax.progress import progress_bar
+from gaternet_jax.state import init_state
+from gaternet_jax.step import make_train_step
+
+TRAIN_IMAGES = 1_281_167  # of ImageNet; only the learning rate's schedule depends on it
+PURPOSES = ("gradient", "batchnorm", "metric", "other")
+ALLOWED = ("all-reduce", "all-reduce-start")
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Peak numbers of one TPU chip: bfloat16 FLOP/s, bytes, bytes/s, bytes/s over all links one way; their source."""
+
+    flops: float
+    hbm: float
+    hbm_bandwidth: float
+    ici_bandwidth: float
+    source: str
+
+
+CHIPS = {
+    "v5e": Chip(197e12, 16e9, 819e9, 200e9, "cloud.google.com/tpu/docs/v5e (ICI: 1600 Gbit/s)"),
+    "v5p": Chip(459e12, 95e9, 2765e9, 600e9, "cloud.google.com/tpu/docs/v5p (ICI: 4800 Gbit/s)"),
+    "v4": Chip(275e12, 32 * 2**30, 1200e9, 300e9, "cloud.google.com/tpu/docs/v4; ICI: arXiv 2304.01433, 6 x 50 GB/s"),
+}
+
+
+def find_chip(topology: str) -> Chip:
+    name = topology.partition(":")[0]
+    if name not in CHIPS:
+        raise UserError(f"the topology '{topology}' is of no known chip; give CHIP:SHAPE, CHIP one of {list(CHIPS)}")
+    return CHIPS[name]
+
+
+def find_devices(topology: str) -> Sequence[Any]:
+    """The chips of a slice such as "v5e:2x2", for the compiler alone.
+
+    Raises:
+        UserError: libtpu is not installed, or does not know the topology.
+    """
+    # libtpu would ask this machine, and Google's metadata server, which TPU it has.
+    for name, value in dict(SKIP_MDS_QUERY="1", ACCELERATOR_TYPE="v5litepod-4", WORKER_HOSTNAMES="localhost").items():
+        os.environ.setdefault(f"TPU_{name}", value)
+    # The two cores of a v4 chip work as one device, as they do by default on Cloud TPUs.
+    cores = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology, **cores).devices
+    except RuntimeError as error:
+        if "TPU support not installed" in str(error):
+            raise UserError("compiling for TPUs needs libtpu: pip install -e '.[tpu]'") from None
+        raise UserError(f"libtpu knows no topology '{topology}': {error}") from None
+
+
+def lower_step(config: Config, devices: Sequence[Any]) -> tuple[jax.stages.Lowered, GaterNet]:
+    """Traces the training step that `config` describes, on shapes alone; and its model."""
+    mesh = make_mesh(devices)
+    validate(config, mesh.size)
+    model = abstract_model(config.model)
+    batch_size, size = config.train.batch_size, config.data.image_size
+    steps_per_epoch = TRAIN_IMAGES // batch_size
+    schedule = learning_rate_schedule(config.optimizer, steps_per_epoch, round(config.train.epochs * steps_per_epoch))
+    optimizer = make_optimizer(config.optimizer, schedule)
+    gate_loss = make_gate_loss(config.loss, model.gate_sites, MacCounter(model, size))
+    graphdef, params, stats = split_model(model)
+    state = jax.eval_shape(lambda params, stats: init_state(params, stats, optimizer), params, stats)
+    batch = {
+        "image": jax.ShapeDtypeStruct((batch_size, size, size, config.model.channels), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+        "mask": jax.ShapeDtypeStruct((batch_size,), jnp.bool_),
+    }
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    step = make_train_step(graphdef, optimizer, schedule, gate_loss, config, mesh)
+    return step.lower(state, batch, key), model
+
+
+def share_off_padding(conv: Conv, positions: int) -> float:
+    """The share of (output position, kernel tap) pairs that meet the image and not its padding."""
+    kernel, stride = conv.kernel_size[0], np.ravel(conv.strides or 1)[0]
+    out = round(np.sqrt(positions)) // kernel
+    taps = stride * np.arange(out)[:, None] + np.arange(kernel) - kernel // 2
+    return float(((taps >= 0) & (taps < stride * out)).mean() ** 2)
+
+
+def analytic_flops(model: GaterNet, image_size: int, images: int) -> float:
+    """FLOPs of convolutions and linear layers in a training step, two for each multiply-accumulate.
+
+    Forward, gradient of the weights, gradient of the input; not the last for the layers that see the images. Taps on
+    padding are left out, as XLA leaves them out.
+    """
+    modules = {".".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
+    total, parts = 0.0, set()
+    for layer in MacCounter(model, image_size).layers:
+        module, part = modules[layer.name], layer.name.partition(".")[0]
+        share = share_off_padding(module, layer.positions) if isinstance(module, Conv) else 1.0
+        total += (3 if part in parts else 2) * layer.macs * share
+        parts.add(part)  # the first layer of gater or backbone is done
+    return 2 * images * total
+
+
+def without_ones(shape: Sequence[int]) -> tuple[int, ...]:
+    """A shape for comparison: the compiler may reorder axes and drop those of one element."""
+    return tuple(sorted(size for size in shape if size != 1))
+
+
+class Purposes:
+    """Says what a sum over the devices is for.
+
+    Attributes:
+        parameters: shapes of all parameters.
+        channels: shapes of the parameters of BatchNorm, which are those of its statistics.
+    """
+
+    def __init__(self, model: GaterNet):
+        norms = [module for _, module in nnx.iter_modules(model) if isinstance(module, BatchNorm)]
+        self.parameters = {without_ones(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))}
+        self.channels = {without_ones((norm.num_features,)) for norm in norms}
+
+    def __call__(self, array: Array, op_name: str) -> str:
+        """One of PURPOSES; a linear layer's bias as long as some BatchNorm's counts as BatchNorm's."""
+        shape = without_ones(array.shape)
+        if not array.shape:
+            return "metric"
+        if shape in self.channels and "jvp(" in op_name and op_name.endswith("/reduce_sum"):
+            return "batchnorm"
+        return "gradient" if shape in self.parameters and "transpose(jvp(" in op_name else "other"
+
+
+def check_collectives(collectives: list[Collective], model: GaterNet) -> tuple[dict[str, list[int]], list[str]]:
+    """Number and bytes of the arrays by purpose, and a sentence for each collective that should not be."""
+    purpose_of, sums, problems = Purposes(model), {purpose: [0, 0] for purpose in PURPOSES}, []
+    for collective in collectives:
+        for array, op_name in collective.arrays:
+            purpose = purpose_of(array, op_name) if collective.opcode in ALLOWED else "other"
+            sums[purpose][0] += 1
+            sums[purpose][1] += array.bytes
+            if purpose == "other":
+                what = f"{array.dtype}{list(array.shape)}"
+                problems.append(f"{collective.opcode} of {what} ({op_name or collective.name}): devices exchange it")
+    return sums, problems
+
+
+def check_memory(memory: dict[str, int], chip: Chip) -> list[str]:
+    """A sentence if the program does not fit; arguments and outputs that share memory count once."""
+    needed = sum(memory.values()) - 2 * memory["aliased"]
+    if needed <= chip.hbm:
+        return []
+    return [f"a chip needs {needed / 1e9:.2f} GB and has {chip.hbm / 1e9:.2f} GB: fewer --images_per_chip, more chips"]
+
+
+def roofline(flops: float, hbm_bytes: float, reduced_bytes: float, chips: int, chip: Chip) -> dict[str, float]:
+    """Seconds that a step takes at least in each part, of one chip's work."""
+    return {
+        "compute": flops / chip.flops,
+        "HBM": hbm_bytes / chip.hbm_bandwidth,
+        "ICI": 2 * (chips - 1) / chips * reduced_bytes / chip.ici_bandwidth,
+    }
+
+
+def examine(topology: str, variant: str, images_per_chip: int) -> dict[str, Any]:
+    """All that is known of a program; its `problems` are sentences."""
+    chip, devices = find_chip(topology), find_devices(topology)
+    config = get_config(variant)
+    config.train.batch_size = images_per_chip * len(devices)
+    lowered, model = lower_step(config, devices)
+    row: dict[str, Any] = {"topology": topology, "model": variant, "images_per_chip": images_per_chip}
+    row |= {"chips": len(devices), "problems": []}
+    start = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        said = next(line.strip() for line in str(error).splitlines() if line.strip())
+        return row | {"problems": [f"a chip's memory is too small: fewer --images_per_chip, more chips. XLA: {said}"]}
+    row["compile_seconds"] = time.perf_counter() - start
+    stats, text = compiled.memory_analysis(), compiled.as_text()
+    assert stats is not None and text is not None
+    row["memory"] = {
+        "arguments": stats.argument_size_in_bytes,
+        "outputs": stats.output_size_in_bytes,
+        "aliased": stats.alias_size_in_bytes,
+        "temporaries": stats.temp_size_in_bytes,
+        "code": stats.generated_code_size_in_bytes,
+    }
+    cost: Any = compiled.cost_analysis()
+    row |= {"flops": cost["flops"], "analytic_flops": analytic_flops(model, config.data.image_size, images_per_chip)}
+    row |= {"bytes_accessed": cost["bytes accessed"], "hbm_bytes": hbm_traffic(text)}
+    collectives = find_collectives(text)
+    kinds = sorted({collective.opcode for collective in collectives})
+    row["kinds"] = {kind: sum(collective.opcode == kind for collective in collectives) for kind in kinds}
+    row["collectives"], others = check_collectives(collectives, model)
+    row["problems"] = check_memory(row["memory"], chip) + others
+    reduced = sum(bytes_ for _, bytes_ in row["collectives"].values())
+    row["seconds"] = roofline(row["flops"], row["hbm_bytes"], reduced, len(devices), chip)
+    row["images_per_second"] = images_per_chip / max(row["seconds"].values())
+    return row
+
+
+def table(columns: Sequence[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(columns) + " |", "|---|---|" + "---:|" * (len(columns) - 2)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    """Three tables: memory, work, collectives."""
+    memory, work, exchanged = [], [], []
+    for row in rows:
+        start = [row["topology"], row["model"]]
+        needed = sum(row["memory"].values()) - 2 * row["memory"]["aliased"]
+        sizes = [f"{size / 1e9:.2f}" for size in (*row["memory"].values(), needed, find_chip(row["topology"]).hbm)]
+        memory.append([*start, f"{row['compile_seconds']:.0f}", *sizes])
+        flops = [f"{row[name] / 1e12:.3f}" for name in ("flops", "analytic_flops")]
+        bytes_ = [f"{row[name] / 1e9:.1f}" for name in ("bytes_accessed", "hbm_bytes")]
+        times = [f"{1e3 * seconds:.1f}" for seconds in row["seconds"].values()]
+        speeds = [f"{row['images_per_second']:,.0f}", f"{row['images_per_second'] * row['chips']:,.0f}"]
+        work.append([*start, *flops, f"{row['flops'] / row['analytic_flops']:.3f}", *bytes_, *times, *speeds])
+        kinds = ", ".join(f"{number} {kind}" for kind, number in row["kinds"].items())
+        sums = [f"{number}, {size / 1e6:.3f} MB" if number else "0" for number, size in row["collectives"].values()]
+        exchanged.append([*start, kinds, *sums])
+    gigabytes = ("arguments", "outputs", "aliased", "temporaries", "code", "in all", "of")
+    teraflops, traffic = ("XLA TFLOP", "analytic", "ratio"), ("GB accessed", "GB of HBM")
+    bounds = ("compute ms", "HBM ms", "ICI ms", "images/s a chip", "images/s")
+    return "\n".join(
+        [
+            table(("GB a chip", "model", "compile s", *gigabytes), memory),
+            table(("step of a chip", "model", *teraflops, *traffic, *bounds), work),
+            table(("arrays summed", "model", "instructions", *PURPOSES), exchanged),
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--topologies", default="v5e:2x2,v5e:4x8,v4:2x2x1", help="comma-separated")
+    parser.add_argument("--models", default="resnet50,resnet18,resnet50-plain", help="variants of configs/imagenet.py")
+    parser.add_argument("--images_per_chip", type=int, default=128)
+    parser.add_argument("--json", default="", help="also write all numbers to this file")
+    arguments = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")  # an accelerator of this machine is left alone
+    jax.config.update("jax_enable_compilation_cache", False)
+    programs = [(t, m) for t in arguments.topologies.split(",") for m in arguments.models.split(",")]
+    rows = []
+    try:
+        for topology, variant in programs:  # wrong names end it before minutes have gone
+            find_chip(topology)
+            find_devices(topology)
+            get_config(variant)
+        with progress_bar("Compiling", len(programs), unit="program") as bar:
+            for topology, variant in programs:
+                bar.write(f"{variant} for {topology} ...", file=sys.stderr)
+                rows.append(examine(topology, variant, arguments.images_per_chip))
+                if arguments.json:
+                    Path(arguments.json).write_text(json.dumps(rows, indent=1) + "\n")
+                jax.clear_caches()
+                bar.update()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    print(f"jax {jax.__version__}, {arguments.images_per_chip} images a chip, bfloat16\n")
+    print(report([row for row in rows if "memory" in row]))
+    for name in dict.fromkeys(topology.partition(":")[0] for topology, _ in programs):
+        chip = CHIPS[name]
+        peaks = f"{chip.flops / 1e12:.0f} TFLOP/s, {chip.hbm / 1e9:.1f} GB at {chip.hbm_bandwidth / 1e9:.0f} GB/s"
+        print(f"{name}: {peaks}, links {chip.ici_bandwidth / 1e9:.0f} GB/s ({chip.source})")
+    problems = [f"{row['model']} for {row['topology']}: {problem}" for row in rows for problem in row["problems"]]
+    if problems:
+        sys.exit("\n".join(["", *problems]))
+
+
+if __name__ == "__main__":
+    main()
