@@ -19,6 +19,7 @@ lint: $(VENV)/installed-test          ## ruff and pyright
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright
+	$(VENV)/bin/shellcheck launch/*.sh launch/*.sbatch
 
 format: $(VENV)/installed-test          ## apply ruff's formatting and safe fixes
 	$(VENV)/bin/ruff check --fix .

@@ -1,17 +1,25 @@
 """Checkpoints of a workdir (Orbax): the latest few and the best, saved in the background.
 
     workdir/checkpoints/STEP/  "model" (params, or their moving average; stats) and "training"
+    workdir/damaged/           checkpoints that could not be read when a run was resumed
 
 A converted checkpoint has the same form without "training".
 """
 
+import contextlib
 import copy
+import sys
+import time
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from gaternet_jax.distributed import is_primary, wait_for_all
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.build import build_model
 from gaternet_jax.models.functional import Tree, merge_model, split_model
@@ -31,13 +39,18 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | Path, keep_latest: int = 1):
+        self._folder, self._keep_latest = Path(workdir).absolute() / "checkpoints", keep_latest
+        self._writer: Any = None  # opened by the first save: reading changes nothing
+
+    def _open_writer(self) -> Any:
+        self._set_aside([step for step in self.steps if not self._can_be_listed(step)])
         policies: Any = ocp.training.preservation_policies
-        self._orbax = ocp.training.Checkpointer(
-            str(Path(workdir).absolute() / "checkpoints"),
+        return ocp.training.Checkpointer(
+            str(self._folder),
             save_decision_policy=_Always(),
             preservation_policy=policies.AnyPreservationPolicy(
                 [
-                    policies.LatestN(keep_latest),
+                    policies.LatestN(self._keep_latest),
                     policies.BestN(
                         n=1,
                         get_metric_fn=lambda metrics: metrics[BEST_METRIC],
@@ -50,78 +63,152 @@ class Checkpoints:
     @property
     def steps(self) -> list[int]:
         """Steps of the checkpoints there are, ascending."""
-        return [checkpoint.step for checkpoint in self._orbax.checkpoints]
+        if not self._folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdigit())
 
     @property
     def latest(self) -> int | None:
         """Step of the latest checkpoint."""
-        return self._orbax.latest.step if self._orbax.latest else None
+        return max(self.steps, default=None)
 
     @property
     def best(self) -> int | None:
         """Step of the checkpoint with the best top-1 among those evaluated (the later of equals), else the latest."""
-        evaluated: list[Any] = [c for c in self._orbax.checkpoints if c.metrics]
-        best = max(evaluated, key=lambda c: (c.metrics[BEST_METRIC], c.step), default=None)
-        return best.step if best else self.latest
+        found = {step: self._metadata(step).get("metrics") for step in self.steps if self._can_be_listed(step)}
+        evaluated = [(metrics[BEST_METRIC], step) for step, metrics in found.items() if metrics]
+        return max(evaluated)[1] if evaluated else self.latest
 
-    def save(self, state: TrainState, *, window: dict, metrics: dict | None = None) -> None:
+    def save(self, state: TrainState, *, window: dict, metrics: dict | None = None, overwrite: bool = False) -> None:
         """Starts saving a state; returns once it is safe to change it.
 
         Args:
             state: what to save, at its own step.
             window: training metrics not yet written, from `TrainMetrics.window`.
             metrics: of an evaluation of this state.
+            overwrite: replace the checkpoint of that step, if there is one.
+
+        Raises:
+            UserError: this one or the one before cannot be written, e.g. because the disk is full.
         """
-        step = int(state.step)
-        self._orbax.save_checkpointables_async(
-            step,
-            {
-                "model": {"params": state.eval_params, "stats": state.stats},
-                "training": _training_part(state),
-            },
-            metrics=metrics,
-            custom_metadata={"window": copy.deepcopy(window)},  # written later, in the background,
-        )
+        parts = {
+            "model": {"params": state.eval_params, "stats": state.stats},
+            "training": _training_part(state),
+        }
+        metadata = {"window": copy.deepcopy(window), "metrics": metrics}
+        self._save(int(state.step), parts, metadata, metrics=metrics, overwrite=overwrite)
 
     def save_model(self, params: Tree, stats: Tree) -> None:
         """Saves a model without a training state, as step 0 (for converted checkpoints)."""
-        self._orbax.save_checkpointables(0, {"model": {"params": params, "stats": stats}})
+        self._save(0, {"model": {"params": params, "stats": stats}}, {})
 
-    def restore(self, state: TrainState) -> tuple[TrainState, dict]:
-        """The latest checkpoint, placed on the devices as `state` is, and its window of training metrics.
+    def _save(self, step: int, parts: dict, metadata: dict, **options: Any) -> None:
+        checksums = {name: checksum(part) for name, part in parts.items()}
+        with self._explained():
+            self._writer = self._writer or self._open_writer()
+            metadata = metadata | {"checksums": checksums}
+            self._writer.save_checkpointables_async(step, parts, custom_metadata=metadata, **options)
+
+    def restore(self, state: TrainState) -> tuple[TrainState, dict, bool]:
+        """The latest whole checkpoint, placed on the devices as `state` is.
+
+        Damaged ones after it are named, and moved to workdir/damaged.
+
+        Returns:
+            The state; its window of training metrics; whether it was evaluated.
 
         Raises:
-            UserError: the checkpoint is of another model.
+            UserError: no checkpoint is whole, or the checkpoint is of another model.
         """
-        assert self.latest is not None
         like = {
             "model": {"params": state.eval_params, "stats": state.stats},
             "training": _training_part(state),
         }
-        restored = self._load(self.latest, like)
+        step, restored = self._load_whole(reversed(self.steps), like)
+        self._set_aside([damaged for damaged in self.steps if damaged > step])
         model, training = restored["model"], restored["training"]
         params, ema = (model["params"], None) if state.ema is None else (training["params"], model["params"])
         restored = TrainState(training["step"], params, model["stats"], training["opt_state"], ema)
-        metadata: Any = self._orbax.checkpointables_metadata(self.latest).custom_metadata
-        return restored, metadata["window"]
+        metadata = self._metadata(step)
+        return restored, metadata["window"], metadata["metrics"] is not None
 
     def restore_model(self, step: int, params: Tree, stats: Tree) -> tuple[Tree, Tree]:
-        """Parameters and statistics at a step, placed as those given.
+        """Parameters and statistics at a step, or, if that is damaged, at the latest that is whole; placed as given.
 
         Raises:
-            UserError: the checkpoint is of another model.
+            UserError: no checkpoint is whole, or the checkpoint is of another model.
         """
-        model = self._load(step, {"model": {"params": params, "stats": stats}})["model"]
-        return model["params"], model["stats"]
+        others = [other for other in reversed(self.steps) if other != step]
+        _, restored = self._load_whole([step, *others], {"model": {"params": params, "stats": stats}})
+        return restored["model"]["params"], restored["model"]["stats"]
+
+    def _load_whole(self, steps: Iterable[int], like: dict) -> tuple[int, dict]:
+        """The first of `steps` that is whole, and what it holds; those before it are named."""
+        reasons = []
+        for step in steps:
+            try:
+                return step, self._load(step, like)
+            except UserError:  # it is of another model; the others are no better
+                raise
+            except Exception as error:  # whatever Orbax and TensorStore meet in broken files
+                while error.__cause__ is not None:
+                    error = error.__cause__
+                reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
+                reasons.append(f"checkpoint {step} in {self._folder} is damaged: {reason}")
+                print(reasons[-1], file=sys.stderr, flush=True)
+        raise UserError(
+            "no checkpoint is whole:\n  " + "\n  ".join(reasons) + "\nNothing was deleted. Put one back from a "
+            "copy, or begin anew in another --workdir"
+        )
 
     def _load(self, step: int, like: dict) -> dict:
+        if not self._can_be_listed(step):
+            raise ValueError("its metadata cannot be read")
         self._check_shapes(step, like["model"])
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
-        return self._orbax.load_checkpointables(step, abstract)
+        restored = ocp.load_checkpointables(self._path(step), abstract)
+        checksums = self._metadata(step)["checksums"]
+        changed = [name for name, part in restored.items() if checksum(part) != checksums[name]]
+        if changed:
+            raise ValueError(f"the contents of {' and '.join(changed)} do not match their checksums")
+        return restored
+
+    def _path(self, step: int) -> str:
+        return str(self._folder / str(step))
+
+    def _metadata(self, step: int) -> dict:
+        metadata: Any = ocp.checkpointables_metadata(self._path(step)).custom_metadata
+        return metadata
+
+    def _can_be_listed(self, step: int) -> bool:
+        try:
+            return "checksums" in self._metadata(step)
+        except Exception:  # whatever Orbax meets in broken files
+            return False
+
+    def _set_aside(self, steps: list[int]) -> None:
+        if is_primary():
+            for step in steps:
+                aside = self._folder.parent / "damaged" / f"{step}-{time.strftime('%Y%m%d-%H%M%S')}"
+                aside.parent.mkdir(exist_ok=True)
+                (self._folder / str(step)).rename(aside)
+                print(f"Moved to {aside}", file=sys.stderr, flush=True)
+        wait_for_all("damaged checkpoints are set aside")
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(
+                f"a checkpoint cannot be written to {self._folder}: {reason}. The earlier ones are whole; make room, "
+                "and the same command goes on from them"
+            ) from error
 
     def _check_shapes(self, step: int, model: dict) -> None:
         """Orbax reports a wrong shape as a missing handler; say what is wrong instead."""
-        saved = self._orbax.checkpointables_metadata(step).metadata["model"]
+        saved = ocp.checkpointables_metadata(self._path(step)).metadata["model"]
         saved, wanted = _shapes(saved), _shapes(model)
         differing = [
             f"{path}: {saved.get(path, 'absent')} in the checkpoint, {wanted.get(path, 'absent')} in the model"
@@ -131,20 +218,32 @@ class Checkpoints:
         if differing:
             more = f"\n  and {len(differing) - 5} more" if len(differing) > 5 else ""
             raise UserError(
-                f"checkpoint {step} in {self._orbax.directory} is of another model:\n  "
-                + "\n  ".join(differing[:5])
-                + more
+                f"checkpoint {step} in {self._folder} is of another model:\n  " + "\n  ".join(differing[:5]) + more
             )
 
     def close(self) -> None:
-        """Waits until everything is written."""
-        self._orbax.close()
+        """Waits until everything is written.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        if self._writer is not None:
+            with self._explained():
+                self._writer.close()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self.close()
+
+
+def checksum(tree: Any) -> int:
+    """CRC-32 of all arrays of a tree, in order: what was read is what was written."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        total = zlib.crc32(np.ascontiguousarray(jax.device_get(leaf)).tobytes(), total)
+    return total
 
 
 def _training_part(state: TrainState) -> dict:

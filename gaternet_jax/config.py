@@ -65,6 +65,7 @@ def default() -> Config:
             cutout=0,  # pixels, side of the square that is blanked at random (DeVries and Taylor 2017: 16); 0: none
             on_error="raise",  # an image that cannot be read: raise | skip: another takes its place, and it is reported
             threads=0,  # "stream" only: that read and decode; 0: as many as CPU cores
+            stall_seconds=300.0,  # a wait for a batch of so long is reported, with where it hangs
             workers=0,  # "stream" only: processes with so many threads each; 0: threads of the training process
         )
     )
@@ -94,6 +95,8 @@ def default() -> Config:
             batch_size=128,  # images per step over all devices [He]
             epochs=200.0,  # may be a fraction; assumed [He: 164]
             ema_decay=0.0,  # moving average of parameters, for evaluation; usually 0.9999, less early on; 0: none [He]
+            on_nonfinite="stop",  # loss or gradients NaN or infinite: stop | skip: that step changes nothing
+            max_skipped_steps=10,  # "skip" only: in the whole run; one more ends it
             eval_batch_size=512,  # images per evaluation step over all devices
             eval_every_epochs=1.0,  # a checkpoint follows each evaluation
             log_every_steps=50,  # training metrics are means over this many steps
@@ -110,11 +113,11 @@ def default() -> Config:
 
 POSITIVE = """
     model.channels model.gater.bottleneck data.image_size train.batch_size train.epochs
-    train.eval_batch_size train.eval_every_epochs train.log_every_steps checkpoint.keep_latest
+    train.eval_batch_size train.eval_every_epochs train.log_every_steps checkpoint.keep_latest data.stall_seconds
 """
 NON_NEGATIVE = """
     seed model.num_classes model.width model.gater.width model.squeeze_ratio data.crop_padding data.cutout
-    data.threads data.workers loss.gate_weight
+    train.max_skipped_steps data.threads data.workers loss.gate_weight
     optimizer.clip_norm optimizer.learning_rate optimizer.weight_decay optimizer.warmup_epochs
     checkpoint.every_steps
 """
@@ -127,6 +130,7 @@ CHOICES = {
     "data.resize": ("area", "bilinear"),
     "data.train_crop": ("center", "random"),
     "data.on_error": ("raise", "skip"),
+    "train.on_nonfinite": ("stop", "skip"),
     "loss.gate": ("l1", "target", "macs"),
     "loss.gate_target_scope": ("overall", "site"),
     "optimizer.schedule": ("cosine", "steps"),

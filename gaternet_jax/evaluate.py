@@ -1,5 +1,7 @@
 """Exact evaluation over a split: every image once, whatever the batch size and the number of devices."""
 
+import itertools
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,11 @@ from gaternet_jax.errors import UserError
 from gaternet_jax.models.functional import Tree, split_model
 from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.models.macs import MacCounter
-from gaternet_jax.parallel import make_mesh, replicated, this_process, to_devices
+from gaternet_jax.parallel import make_mesh, replicate, stop_flags, this_process, to_devices
 from gaternet_jax.step import make_eval_step
 from gaternet_jax.workdir import load_config
 
+LAG = 2  # steps that are started before the sums of one are fetched
 MAY_OVERRIDE = (
     "data.data_dir",
     "data.eval_split",
@@ -33,8 +36,8 @@ MAY_OVERRIDE = (
 
 def make_evaluation(
     model: GaterNet, macs: MacCounter, split: Split, config: Config, mesh: Mesh
-) -> Callable[[Tree, Tree], dict]:
-    """Builds the function (params, stats) -> metrics over a split.
+) -> Callable[..., dict | None]:
+    """Builds the function (params, stats, asked=None) -> metrics over a split.
 
     Args:
         model: gives the structure; it is left in evaluation mode.
@@ -49,16 +52,26 @@ def make_evaluation(
         and for a model with gates gates_on, the mean fraction of open gates, gates_input_dependent, the fraction of
         gates that are open for some images and closed for others, and macs, the mean multiply-accumulates of the
         backbone with the open filters relative to the dense backbone. It raises RuntimeError if the
-        images it counted are not those of the split (a defect, not the user's doing).
+        images it counted are not those of the split (a defect, not the user's doing). Where `asked`, a function,
+        says in any process that an end was asked for, all of them give up together and the result is None.
     """
     model.eval()
     graphdef, _, _ = split_model(model)
     eval_step = make_eval_step(graphdef, macs, config, mesh)
 
-    def evaluation(params: Tree, stats: Tree) -> dict:
+    def evaluation(params: Tree, stats: Tree, asked: Callable[[], bool] = lambda: False) -> dict | None:
+        total, pending = None, deque()
+        go_on, stop = stop_flags(mesh)
         batches = to_devices(split.eval_batches(config.train.eval_batch_size), mesh)
-        sums = jax.device_get([eval_step(params, stats, batch) for batch in batches])
-        total = jax.tree.map(lambda *parts: np.sum(parts, axis=0, dtype=np.float64), *sums)
+        for batch in itertools.chain(batches, [None] * LAG):  # sums are fetched late, so that devices never wait
+            pending.append(batch and eval_step(params, stats, batch | {"stop": stop if asked() else go_on}))
+            if len(pending) > LAG and (sums := jax.device_get(pending.popleft())):
+                if sums.pop("stop"):
+                    return None
+                total = jax.tree.map(
+                    lambda part, so_far=0: np.float64(part) + so_far, sums, *([total] if total else [])
+                )
+        assert total is not None
         images, unreadable = int(total["images"]), int(total["unreadable"])
         if images + unreadable != split.num_images:
             raise RuntimeError(f"evaluation counted {images} + {unreadable} images of {split.num_images}")
@@ -101,9 +114,11 @@ def evaluate(workdir: str | Path, overrides: dict[str, Any] | None = None) -> di
     builder = find_dataset(config.data.name, config.data.data_dir)
     split = open_split(builder, config.data.eval_split, config, this_process())
     _, params, stats = split_model(model)
-    params, stats = jax.device_put((params, stats), replicated(mesh))
+    params, stats = replicate((params, stats), mesh)
     macs = MacCounter(model, config.data.image_size)
-    return make_evaluation(model, macs, split, config, mesh)(params, stats)
+    metrics = make_evaluation(model, macs, split, config, mesh)(params, stats)
+    assert metrics is not None  # nobody asks for an end here
+    return metrics
 
 
 def describe(metrics: dict) -> str:

@@ -4,22 +4,30 @@
     python -m gaternet_jax.main --config=configs/cifar10.py:resnet56 --data_dir=DIR --config.train.epochs=100
     python -m gaternet_jax.main --workdir=runs/digits --mode=evaluate
 
-The same command again goes on from the latest checkpoint.
+The same command again goes on from the latest checkpoint. On several hosts, start it on each: JAX detects Cloud TPU,
+SLURM, Kubernetes and Open MPI (launch/ has scripts); elsewhere give --coordinator, --num_processes and --process_id.
+
+Exit code: 0 done, or ended with a checkpoint after SIGINT or SIGTERM; 1 a crash, which a restart may mend; 2 an error
+that it cannot.
 """
 
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from gaternet_jax import distributed
 from gaternet_jax.checkpoint import Checkpoints
 from gaternet_jax.errors import UserError
 from gaternet_jax.evaluate import describe, evaluate
 from gaternet_jax.metrics import NonFiniteError
+from gaternet_jax.profiling import parse_steps
+from gaternet_jax.progress import silence
 from gaternet_jax.train import train
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -31,6 +39,16 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run: checkpoints, metrics. Default: runs/X or runs/X-VARIANT."
 )
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "Train, or evaluate the best checkpoint.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, for several processes outside of a cluster that JAX detects."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are; with --coordinator.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0; with --coordinator.")
+_PROFILE = flags.DEFINE_string("profile", None, "START:STOP: trace these steps into WORKDIR/profile.")
+_COMPILATION_CACHE = flags.DEFINE_string(
+    "compilation_cache", None, "Folder that keeps compiled programs. Default: $JAX_COMPILATION_CACHE_DIR, else none."
+)
+_DEBUG_NANS = flags.DEFINE_bool("debug_nans", False, "Stop at the operation that first makes a NaN (slow).")
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Folder of prepared TFDS datasets. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets."
 )
@@ -38,27 +56,57 @@ _DATA_DIR = flags.DEFINE_string(
 
 def main(_) -> None:
     try:
+        set_up()
         if _MODE.value == "evaluate":
             run_evaluation()
         else:
             run_training()
-    except (UserError, NonFiniteError) as error:
-        sys.exit(f"error: {error}")
+    except (UserError, NonFiniteError, FloatingPointError) as error:
+        end(2, f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("\nEnded at once. The same command goes on from the latest checkpoint.")
+        end(130, "\nEnded at once. The same command goes on from the latest checkpoint.")
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        end(1, f"error: process {jax.process_index()} lost the others: {error}\nStart all of them again to go on.")
+
+
+def set_up() -> None:
+    """What must be done before anything touches a device."""
+    distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if _COMPILATION_CACHE.value:
+        jax.config.update("jax_compilation_cache_dir", _COMPILATION_CACHE.value)
+    jax.config.update("jax_debug_nans", _DEBUG_NANS.value)
+    threading.excepthook = _report_thread_error
+    if not distributed.is_primary():
+        silence()
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  process 0 tells what all do
+
+
+def _report_thread_error(args: threading.ExceptHookArgs) -> None:
+    # Orbax raises the error of a background save again where training notices it; there it is explained.
+    if not type(args.thread).__module__.startswith("orbax."):
+        threading.__excepthook__(args)
+
+
+def end(code: int, message: str) -> None:
+    """Ends with an exit code: 2 for what a restart cannot mend, 1 for what it can."""
+    print(message, file=sys.stderr, flush=True)
+    if distributed.several():
+        os._exit(code)  # an orderly end would wait for the other processes
+    sys.exit(code)
 
 
 def run_training() -> None:
     config = _CONFIG.value
     if config is None:
         raise UserError("say what to train: --config=configs/X.py (see configs/)")
-    if jax.process_count() > 1:
-        raise UserError("training on several hosts is not there yet; run one process")
     if _DATA_DIR.value:
         config.data.data_dir = _DATA_DIR.value
     workdir = get_workdir()
     print(f"Training {config.model.backbone} (gating: {config.model.gating}) on {config.data.name} in {workdir}")
-    metrics = train(config, workdir)
+    profile = parse_steps(_PROFILE.value) if _PROFILE.value else None
+    metrics = train(config, workdir, profile=profile)
     print(summary(workdir, metrics))
 
 

@@ -22,9 +22,13 @@ class MetricWriter:
     Args:
         workdir: the run's folder.
         resume_step: lines of steps beyond this one are removed; the run computes them again.
+        enabled: False in processes that write nothing.
     """
 
-    def __init__(self, workdir: Path, resume_step: int):
+    def __init__(self, workdir: Path, resume_step: int, *, enabled: bool = True):
+        self._enabled = enabled
+        if not enabled:
+            return
         self.path = workdir / "metrics.jsonl"
         _drop_lines_after(self.path, resume_step)
         self._file = self.path.open("a", encoding="utf-8")
@@ -32,6 +36,8 @@ class MetricWriter:
 
     def write(self, step: int, split: str, values: dict[str, float | int]) -> None:
         """Writes one line: step, split, and the values."""
+        if not self._enabled:
+            return
         line = {"step": step, "split": split} | values
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
@@ -42,6 +48,8 @@ class MetricWriter:
         return self
 
     def __exit__(self, *_):
+        if not self._enabled:
+            return
         self._file.close()
         self._tensorboard.close()
 
@@ -56,19 +64,34 @@ class TrainMetrics:
         emit: called with (step, means) when the window of steps that ends with this step is complete.
         every: a window ends at each multiple of this many steps.
         last_step: the last window ends here.
+        max_skipped: how many steps may be skipped because of numbers that are not finite.
         lag: see above.
+
+    Attributes:
+        stop: whether a process was asked to end; all processes learn of it at the same step.
+        window: what goes into checkpoints: sums since the last means, and the number of steps skipped in the run.
     """
 
-    def __init__(self, emit: Callable[[int, dict[str, float]], None], *, every: int, last_step: int, lag: int = 2):
-        self.window: dict = {"steps": 0, "sums": {}}  # since the last means; goes into checkpoints
+    def __init__(
+        self,
+        emit: Callable[[int, dict[str, float]], None],
+        *,
+        every: int,
+        last_step: int,
+        max_skipped: int = 0,
+        lag: int = 2,
+    ):
+        self.window: dict = {"steps": 0, "sums": {}, "skipped": 0}
+        self.stop = False
         self._emit, self._every, self._last_step, self._lag = emit, every, last_step, lag
+        self._max_skipped = max_skipped
         self._pending: deque[tuple[int, dict[str, jax.Array]]] = deque()
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes the metrics of step number `step`, the first being 1.
 
         Raises:
-            NonFiniteError: a metric of an earlier step is NaN or infinite.
+            NonFiniteError: a metric of an earlier step is NaN or infinite, or too many steps were skipped.
         """
         for value in metrics.values():
             value.copy_to_host_async()
@@ -88,26 +111,44 @@ class TrainMetrics:
     def _fetch(self) -> None:
         step, metrics = self._pending.popleft()
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise NonFiniteError(f"{name} is {value} at step {step}")
-        steps, sums = self.window["steps"] + 1, self.window["sums"]
-        self.window = {"steps": steps, "sums": {name: sums.get(name, 0.0) + value for name, value in values.items()}}
+        self.stop |= bool(values.pop("stop", False))
+        steps, sums, skipped = self.window["steps"], self.window["sums"], self.window["skipped"]
+        can_skip = "skipped" in values
+        if values.pop("skipped", False):
+            skipped += 1
+            if skipped > self._max_skipped:
+                raise NonFiniteError(f"loss or gradients were not finite in {skipped} steps, the last of them {step}")
+        else:
+            for name, value in values.items():
+                if not math.isfinite(value):
+                    raise NonFiniteError(f"{name} is {value} at step {step}")
+            steps, sums = steps + 1, {name: sums.get(name, 0.0) + value for name, value in values.items()}
         if step % self._every == 0 or step == self._last_step:
-            means = {name: total / steps for name, total in self.window["sums"].items()}
-            self.window = {"steps": 0, "sums": {}}
-            self._emit(step, means)
+            means = {name: total / steps for name, total in sums.items()}
+            steps, sums = 0, {}
+            self._emit(step, means | ({"skipped_steps": skipped} if can_skip else {}))
+        self.window = {"steps": steps, "sums": sums, "skipped": skipped}
 
 
-class Throughput:
-    """Steps per second, without the time spent in `paused`."""
+class LoopClock:
+    """Steps per second, and where the time of the loop goes, without the time spent in `paused`.
 
-    def __init__(self):
-        self.start(0)
+    input: waiting for a batch. step: starting one, and waiting for the devices. host: all else, checkpoints included.
+    """
 
-    def start(self, step: int) -> None:
-        """Begins to measure, when `step` steps are done."""
+    def __init__(self, step: int):
+        self._begin(step)
+
+    def _begin(self, step: int) -> None:
         self._step, self._since = step, time.perf_counter()
+        self._seconds = {"input": 0.0, "step": 0.0}
+
+    @contextlib.contextmanager
+    def spent(self, part: str):
+        """Time in this context counts for a part."""
+        before = time.perf_counter()
+        yield
+        self._seconds[part] += time.perf_counter() - before
 
     @contextlib.contextmanager
     def paused(self):
@@ -116,12 +157,13 @@ class Throughput:
         yield
         self._since += time.perf_counter() - before
 
-    def measure(self, step: int) -> float:
-        """Steps per second since the last call, when `step` steps are done."""
-        now = time.perf_counter()
-        rate = (step - self._step) / (now - self._since)
-        self._step, self._since = step, now
-        return rate
+    def measure(self, step: int) -> dict[str, float]:
+        """Since the last call, when `step` steps are done: steps_per_second; fractions time_input, _step, _host."""
+        elapsed = time.perf_counter() - self._since
+        shares = {f"time_{part}": seconds / elapsed for part, seconds in self._seconds.items()}
+        speed = (step - self._step) / elapsed
+        self._begin(step)
+        return {"steps_per_second": speed} | shares | {"time_host": max(1 - sum(shares.values()), 0.0)}
 
 
 def _drop_lines_after(path: Path, last_step: int) -> None:

@@ -22,9 +22,22 @@ def this_process() -> Share:
     return Share(jax.process_index(), jax.process_count())
 
 
+def debugs_nans() -> bool:
+    """Whether JAX was told to find the operation that makes a NaN (--debug_nans)."""
+    settings: Any = jax.config  # its fields are made at run time
+    return settings.jax_debug_nans
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Puts arrays, the same in all processes, on every device."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, replicated(mesh))
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(replicated(mesh), np.asarray(x)), tree)
 
 
 def split_by_batch(mesh: Mesh) -> NamedSharding:
@@ -32,8 +45,21 @@ def split_by_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
+def stop_flags(mesh: Mesh) -> tuple[jax.Array, jax.Array]:
+    """Two batches of flags, one flag per device, int8 [devices]: of a process that goes on, and of one that stops."""
+    mine = sum(device.process_index == jax.process_index() for device in mesh.devices.flat)
+    sharding = split_by_batch(mesh)
+    go_on, stop = (
+        jax.make_array_from_process_local_data(sharding, np.full(mine, flag, np.int8)) for flag in (False, True)
+    )
+    return go_on, stop
+
+
 def to_devices(batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, ahead: int = 2) -> Iterator[dict[str, jax.Array]]:
-    """Sends batches to the devices, `ahead` of them before they are needed; transfers overlap computation."""
+    """Sends batches, each process its rows, to the devices, `ahead` of them before they are needed.
+
+    Transfers overlap computation.
+    """
     sharding = split_by_batch(mesh)
     queue: deque[dict[str, jax.Array]] = deque()
     for batch in batches:

@@ -5,6 +5,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+_silent = False
+
 
 class _Lines:
     """Writes each state of a bar as a line of its own, for log files."""
@@ -17,9 +19,15 @@ class _Lines:
         sys.stderr.flush()
 
 
+def silence() -> None:
+    """No bars from here on: another process shows them."""
+    global _silent
+    _silent = True
+
+
 def progress_bar(title: str, total: int, *, unit: str, initial: int = 0) -> tqdm:
     """A bar with speed and time left: live on a terminal, a line now and then in a log file."""
-    common: Any = dict(desc=title, total=total, initial=initial, unit=unit)
+    common: Any = dict(desc=title, total=total, initial=initial, unit=unit, disable=_silent)
     if sys.stderr.isatty():
         return tqdm(**common, dynamic_ncols=True)
     lines: Any = _Lines()

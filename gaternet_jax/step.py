@@ -14,7 +14,7 @@ from gaternet_jax.data.augment import augment, normalize
 from gaternet_jax.losses import GateLoss, cross_entropy
 from gaternet_jax.models.functional import Tree, merge_model, split_model
 from gaternet_jax.models.macs import MacCounter
-from gaternet_jax.parallel import replicated, split_by_batch
+from gaternet_jax.parallel import debugs_nans, replicated, split_by_batch
 from gaternet_jax.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -30,6 +30,9 @@ def make_train_step(
     mesh: Mesh,
 ) -> jax.stages.Wrapped:
     """Builds the jitted training step (state, batch, key) -> (state, metrics); the state given to it is donated.
+
+    A batch may have "stop", see `stop_flags`; the metric of that name is 1 for all processes if any of them stops. With
+    train.on_nonfinite = skip the metric "skipped" is 1 for a step that changed nothing.
 
     Args:
         graphdef: of the model in training mode, from `split_model`.
@@ -67,18 +70,31 @@ def make_train_step(
             metrics["gates_on"] = (outputs.gates > 0.5).mean()
         if config.data.on_error == "skip":
             metrics["substituted"] = 1 - batch["mask"].mean()
+        if "stop" in batch:  # what one process wants, all learn at the same step
+            metrics["stop"] = batch["stop"].max()
         # Less memory early on, so that the average soon forgets the initial parameters (as in TensorFlow's and timm's).
         decay = jnp.minimum(config.train.ema_decay, (1 + state.step) / (10 + state.step))
         ema = None if state.ema is None else optax.incremental_update(params, state.ema, 1 - decay)
-        return TrainState(state.step + 1, params, stats, opt_state, ema), metrics
+        new = TrainState(state.step + 1, params, stats, opt_state, ema)
+        if config.train.on_nonfinite == "skip":
+            finite = jnp.isfinite(total_loss) & jnp.isfinite(metrics["gradient_norm"])
+            new = jax.tree.map(lambda after, before: _keep_if(finite, after, before), new, state)
+            metrics = {name: jnp.where(finite | (name == "stop"), value, 0) for name, value in metrics.items()}
+            metrics["skipped"] = 1 - finite
+        return new, metrics
 
     everywhere, by_batch = replicated(mesh), split_by_batch(mesh)
     return jax.jit(
         train_step,
-        donate_argnums=0,
+        donate_argnums=() if debugs_nans() else 0,  # which repeats a step to find where a NaN came from
         in_shardings=(everywhere, by_batch, everywhere),
         out_shardings=everywhere,
     )
+
+
+def _keep_if(finite: jax.Array, after: jax.Array, before: jax.Array) -> jax.Array:
+    """The new value of a number, or the old one; counts of steps go on in any case."""
+    return after if jnp.issubdtype(after.dtype, jnp.integer) else jnp.where(finite, after, before)
 
 
 def make_eval_step(graphdef: nnx.GraphDef, macs: MacCounter, config: Config, mesh: Mesh) -> jax.stages.Wrapped:
@@ -105,6 +121,7 @@ def make_eval_step(graphdef: nnx.GraphDef, macs: MacCounter, config: Config, mes
             "loss": jnp.where(mask, cross_entropy(outputs.logits, labels), 0.0).sum(),
             "top1": (mask & finite & (better_or_equal <= 1)).sum(),
             "top5": (mask & finite & (better_or_equal <= 5)).sum(),
+            **({"stop": batch["stop"].max()} if "stop" in batch else {}),
             "macs": jnp.where(mask, macs.fraction(outputs.gates), 0.0).sum(),
             "open_per_gate": jnp.where(mask[:, None], outputs.gates, 0.0).sum(0),
         }

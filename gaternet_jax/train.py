@@ -12,131 +12,172 @@ from gaternet_jax.config import Config, validate
 from gaternet_jax.data.batches import steps_per_epoch
 from gaternet_jax.data.datasets import find_run_dataset
 from gaternet_jax.data.splits import open_split
+from gaternet_jax.distributed import is_primary, primary_first, wait_for_all
 from gaternet_jax.errors import UserError
 from gaternet_jax.evaluate import describe, make_evaluation
 from gaternet_jax.interrupt import interruptible
 from gaternet_jax.losses import make_gate_loss
-from gaternet_jax.metrics import MetricWriter, NonFiniteError, Throughput, TrainMetrics
+from gaternet_jax.metrics import LoopClock, MetricWriter, NonFiniteError, TrainMetrics
 from gaternet_jax.models.build import build_model, count_parameters
 from gaternet_jax.models.functional import split_model
 from gaternet_jax.models.macs import MacCounter
 from gaternet_jax.optimizer import learning_rate_schedule, make_optimizer
-from gaternet_jax.parallel import make_mesh, replicated, this_process, to_devices
+from gaternet_jax.parallel import debugs_nans, make_mesh, replicate, replicated, stop_flags, this_process, to_devices
 from gaternet_jax.pretrained import load_extractor
+from gaternet_jax.profiling import Profiler
 from gaternet_jax.progress import progress_bar
 from gaternet_jax.state import init_state
 from gaternet_jax.step import make_train_step
-from gaternet_jax.workdir import check_workdir, has_checkpoint, save_config
+from gaternet_jax.watchdog import Watchdog
+from gaternet_jax.workdir import check_workdir, has_checkpoint, in_use, mark_finished, save_config
 
 
-def train(config: Config, workdir: str | Path, *, stop_at: int | None = None) -> dict:
-    """Trains in a workdir, from its latest checkpoint if it has one.
+def train(
+    config: Config, workdir: str | Path, *, stop_at: int | None = None, profile: tuple[int, int] | None = None
+) -> dict:
+    """Trains in a workdir, from its latest whole checkpoint if it has one.
 
-    SIGINT or SIGTERM end it with a checkpoint after the current step.
+    SIGINT or SIGTERM, of any process, end it with a checkpoint: one process after its current step, several after the
+    step at which all of them know.
 
     Args:
         config: the resolved config.
-        workdir: a new or empty folder, or that of the same run.
+        workdir: a new or empty folder, or that of the same run; with several processes, one that all of them see.
         stop_at: end with a checkpoint after this step, as if the run were interrupted there.
+        profile: steps to trace, see `Profiler`.
 
     Returns:
         step, the last one; whether the run is finished; and the metrics of an evaluation (see `make_evaluation`) if
         it ended with one, as a finished run does.
 
     Raises:
-        UserError: config, data or workdir cannot be used.
+        UserError: config, data or workdir cannot be used, or a checkpoint not be written.
         NonFiniteError: loss, gradient or parameters became NaN or infinite; nothing of it was saved.
     """
     workdir = Path(workdir)
     mesh = make_mesh()
     validate(config, mesh.size)
-    config, builder, labels = find_run_dataset(config)
+    with primary_first("dataset"):
+        config, builder, labels = find_run_dataset(config)
     check_workdir(workdir, config)
     model = build_model(config.model, config.seed)
-    parameters, gates = count_parameters(model), sum(site.size for site in model.gate_sites)
-    print(f"{parameters:,} parameters, {gates:,} gates", flush=True)
-    if config.model.gater.pretrained and not has_checkpoint(workdir):
-        load_extractor(model, config.model.gater.pretrained)
-    train_split = open_split(builder, config.data.train_split, config, this_process())
-    eval_split = open_split(builder, config.data.eval_split, config, this_process())
-
-    batch_size = config.train.batch_size
-    epoch_steps = steps_per_epoch(train_split.num_images, batch_size)
-    num_steps = max(round(config.train.epochs * epoch_steps), 1)
-    last_step = min(num_steps, stop_at or num_steps)
-    eval_every = max(round(config.train.eval_every_epochs * epoch_steps), 1)
-    save_every = config.checkpoint.every_steps or num_steps
-
-    schedule = learning_rate_schedule(config.optimizer, epoch_steps, num_steps)
-    optimizer = make_optimizer(config.optimizer, schedule)
-    macs = MacCounter(model, config.data.image_size)
-    gate_loss = make_gate_loss(config.loss, model.gate_sites, macs)
-    graphdef, params, stats = split_model(model)
-    train_step = make_train_step(graphdef, optimizer, schedule, gate_loss, config, mesh)
-    evaluation = make_evaluation(model, macs, eval_split, config, mesh)
-    state = init_state(params, stats, optimizer, ema=config.train.ema_decay > 0)
-    state, key = jax.device_put((state, jax.random.key(config.seed)), replicated(mesh))
-
+    wait_for_all("workdir checked")
     with contextlib.ExitStack() as stack:
+        if is_primary():
+            stack.enter_context(in_use(workdir))
+        parameters, gates = count_parameters(model), sum(site.size for site in model.gate_sites)
+        print(f"{parameters:,} parameters, {gates:,} gates", flush=True)
+        if config.model.gater.pretrained and not has_checkpoint(workdir):
+            load_extractor(model, config.model.gater.pretrained)
+        train_split = open_split(builder, config.data.train_split, config, this_process())
+        eval_split = open_split(builder, config.data.eval_split, config, this_process())
+
+        batch_size = config.train.batch_size
+        epoch_steps = steps_per_epoch(train_split.num_images, batch_size)
+        num_steps = max(round(config.train.epochs * epoch_steps), 1)
+        last_step = min(num_steps, stop_at or num_steps)
+        eval_every = max(round(config.train.eval_every_epochs * epoch_steps), 1)
+        save_every = config.checkpoint.every_steps or num_steps
+
+        schedule = learning_rate_schedule(config.optimizer, epoch_steps, num_steps)
+        optimizer = make_optimizer(config.optimizer, schedule)
+        macs = MacCounter(model, config.data.image_size)
+        gate_loss = make_gate_loss(config.loss, model.gate_sites, macs)
+        graphdef, params, stats = split_model(model)
+        train_step = make_train_step(graphdef, optimizer, schedule, gate_loss, config, mesh)
+        evaluation = make_evaluation(model, macs, eval_split, config, mesh)
+        state = init_state(params, stats, optimizer, ema=config.train.ema_decay > 0)
+        state = replicate(state, mesh)
+        key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=replicated(mesh))()
+
         checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint.keep_latest))
-        window = None
-        if checkpoints.latest is not None:
-            state, window = checkpoints.restore(state)
-            print(f"Going on from step {checkpoints.latest} of {num_steps} in {workdir}", flush=True)
+        window, evaluated = None, True
+        if checkpoints.steps:
+            state, window, evaluated = checkpoints.restore(state)
         done = int(state.step)
+        if window:
+            print(f"Going on from step {done} of {num_steps} in {workdir}", flush=True)
         if done > num_steps:
             raise UserError(
                 f"{workdir} has done {done} steps already; train.epochs={config.train.epochs} asks for less"
             )
-        save_config(config, labels, workdir)
+        if is_primary():
+            save_config(config, labels, workdir)
+        go_on, stop = stop_flags(mesh)
         batches = to_devices(train_split.train_batches(batch_size, config.seed, done), mesh)
         if done < last_step:
-            train_step, batches = _compile(train_step, state, batches, key)
+            train_step, batches = _compile(train_step, state, batches, {"stop": go_on}, key)
 
-        writer = stack.enter_context(MetricWriter(workdir, resume_step=done))
+        writer = stack.enter_context(MetricWriter(workdir, resume_step=done, enabled=is_primary()))
         bar = stack.enter_context(progress_bar("Training", num_steps, unit="step", initial=done))
-        throughput = Throughput()
+        clock = LoopClock(done)
 
         def log(step: int, means: dict[str, float]) -> None:
-            speed = throughput.measure(step)
-            values = {"epoch": step / epoch_steps} | means | {"images_per_second": speed * batch_size}
-            writer.write(step, "train", values)
-            bar.set_postfix_str(f"loss {means['loss']:.3f}, {speed * batch_size:,.0f} images/s", refresh=False)
+            measured = clock.measure(step)
+            speed = measured.pop("steps_per_second") * batch_size
+            writer.write(step, "train", {"epoch": step / epoch_steps} | means | {"images_per_second": speed} | measured)
+            loss = f"loss {means['loss']:.3f}, " if "loss" in means else ""
+            bar.set_postfix_str(f"{loss}{speed:,.0f} images/s", refresh=False)
 
-        train_metrics = TrainMetrics(log, every=config.train.log_every_steps, last_step=num_steps)
+        train_metrics = TrainMetrics(
+            log, every=config.train.log_every_steps, last_step=num_steps, max_skipped=config.train.max_skipped_steps
+        )
         if window:
             train_metrics.window = window
         stack.enter_context(_explain_non_finite(checkpoints, workdir))
+        watchdog = stack.enter_context(Watchdog(config.data.stall_seconds))
+        profiler = stack.enter_context(Profiler(workdir, profile))
         interrupted = stack.enter_context(interruptible())
-        throughput.start(done)
-        step, eval_metrics, stop = done, None, False
-        while step < last_step and not stop:
-            state, metrics = train_step(state, next(batches), key)
-            step += 1
-            train_metrics.add(step, metrics)
+
+        def save(step: int, *, evaluate: bool, overwrite: bool = False) -> dict | None:
+            """Evaluates, if asked to, and saves; None from an evaluation that was interrupted."""
+            train_metrics.wait()  # raises before anything that came of a NaN is saved
+            with clock.paused():
+                metrics = evaluation(state.eval_params, state.stats, interrupted) if evaluate else None
+            if metrics:
+                epoch = step / epoch_steps
+                writer.write(step, "eval", {"epoch": epoch} | metrics)
+                bar.write(f"epoch {epoch:6.1f}  step {step:7d}  {describe(metrics)}")
+            checkpoints.save(state, window=train_metrics.window, metrics=metrics, overwrite=overwrite)
+            return metrics
+
+        step, eval_metrics, ended = done, None, False
+        if done and not evaluated and (done % eval_every == 0 or done == num_steps):  # interrupted in its evaluation
+            eval_metrics = save(done, evaluate=True, overwrite=True)
+            ended = eval_metrics is None
+        while step < last_step and not ended:
+            profiler.after(step)
+            watchdog.begin()
+            with clock.spent("input"):
+                batch = next(batches)
+            watchdog.finish()
+            with clock.spent("step"):
+                state, metrics = train_step(state, batch | {"stop": stop if interrupted() else go_on}, key)
+                step += 1
+                train_metrics.add(step, metrics)
             bar.update()
-            evaluate_now = step % eval_every == 0 or step == num_steps
-            stop = interrupted() or step == last_step
-            if evaluate_now or step % save_every == 0 or stop:
-                train_metrics.wait()  # raises before anything that came of a NaN is saved
-                with throughput.paused():
-                    eval_metrics = evaluation(state.eval_params, state.stats) if evaluate_now else None
-                    if eval_metrics:
-                        epoch = step / epoch_steps
-                        writer.write(step, "eval", {"epoch": epoch} | eval_metrics)
-                        bar.write(f"epoch {epoch:6.1f}  step {step:7d}  {describe(eval_metrics)}")
-                    checkpoints.save(state, window=train_metrics.window, metrics=eval_metrics)
-    if eval_metrics is None and step == num_steps:  # it was finished before
-        eval_metrics = evaluation(state.eval_params, state.stats)
-    return (eval_metrics or {}) | {"step": step, "finished": step == num_steps}
+            asked = train_metrics.stop or (jax.process_count() == 1 and interrupted())
+            ended = asked or step == last_step
+            evaluate_now = not asked and (step % eval_every == 0 or step == num_steps)
+            if evaluate_now or step % save_every == 0 or ended:
+                eval_metrics = save(step, evaluate=evaluate_now)
+                ended = ended or (evaluate_now and eval_metrics is None)
+        if eval_metrics is None and step == num_steps and not ended:  # it was finished before
+            eval_metrics = evaluation(state.eval_params, state.stats)
+        finished = step == num_steps and eval_metrics is not None
+        if finished and is_primary():
+            mark_finished(workdir, step)
+        return (eval_metrics or {}) | {"step": step, "finished": finished}
 
 
-def _compile(train_step, state, batches, key):
+def _compile(train_step, state, batches, flags, key):
     """Compiles ahead of the loop, so that the first steps' speed is that of steps."""
+    if debugs_nans():
+        return train_step, batches  # JAX finds the operation that made a NaN only in what it compiles itself
     print("Compiling the training step ...", flush=True)
     start = time.perf_counter()
     first = next(batches)
-    compiled = train_step.lower(state, first, key).compile()
+    compiled = train_step.lower(state, first | flags, key).compile()
     print(f"Compiled in {time.perf_counter() - start:.1f} s", flush=True)
     return compiled, itertools.chain([first], batches)
 

@@ -5,9 +5,16 @@ workdir/labels.txt         the names of the classes, one a line
 workdir/metrics.jsonl      see metrics.py
 workdir/tensorboard/       the same for TensorBoard
 workdir/checkpoints/STEP/  see checkpoint.py
+workdir/lock               held by the process that trains here
+workdir/finished           the last step, once all steps are done
 """
 
+import contextlib
+import fcntl
 import json
+import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -19,12 +26,14 @@ from gaternet_jax.errors import UserError
 MAY_CHANGE = (
     "data.data_dir",
     "data.on_error",
+    "data.stall_seconds",
     "data.threads",
     "data.workers",
     "train.epochs",
     "train.eval_batch_size",
     "train.eval_every_epochs",
     "train.log_every_steps",
+    "train.max_skipped_steps",
     "checkpoint.keep_latest",
     "checkpoint.every_steps",
 )
@@ -39,7 +48,7 @@ def check_workdir(workdir: Path, given: Config) -> None:
     for path in (workdir, *workdir.parents):
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file; choose another --workdir")
-    if not workdir.exists() or not any(workdir.iterdir()):
+    if not workdir.exists() or not any(path.name != "lock" for path in workdir.iterdir()):
         return
     if not (workdir / "config.json").is_file():
         raise UserError(f"{workdir} holds something that is not a run (no config.json); choose another --workdir")
@@ -59,6 +68,36 @@ def check_workdir(workdir: Path, given: Config) -> None:
             + "\nGive the same config to go on with it, or another --workdir. "
             f"Fields that may change: {', '.join(MAY_CHANGE)}"
         )
+
+
+@contextlib.contextmanager
+def in_use(workdir: Path) -> Iterator[None]:
+    """Keeps other runs out of a workdir; the system lets go of it, whatever ends this process.
+
+    Raises:
+        UserError: a living run is at work there, or the folder cannot be written to.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / "lock").open("a+")
+    except OSError as error:
+        raise UserError(f"cannot write to {workdir}: {error.strerror}; choose another --workdir") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
+            raise UserError(f"{workdir} is in use by {holder}; wait for its end, or choose another --workdir") from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
+        yield
+
+
+def mark_finished(workdir: Path, step: int) -> None:
+    """Leaves a file that tells launch scripts that all steps are done."""
+    _write(workdir / "finished", f"{step}\n")
 
 
 def has_checkpoint(workdir: Path) -> bool:

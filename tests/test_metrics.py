@@ -3,7 +3,7 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from gaternet_jax.metrics import MetricWriter, NonFiniteError, Throughput, TrainMetrics
+from gaternet_jax.metrics import LoopClock, MetricWriter, NonFiniteError, TrainMetrics
 
 
 def values(loss):
@@ -70,11 +70,49 @@ def test_writer_appends_and_drops_what_a_resumed_run_computes_again(tmp_path):
     assert list((tmp_path / "tensorboard").iterdir())
 
 
-def test_throughput_leaves_pauses_out(monkeypatch):
-    clock = iter([0.0, 0.0, 1.0, 11.0, 12.0])
-    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
-    throughput = Throughput()
-    throughput.start(40)  # at 0
-    with throughput.paused():  # from 1 to 11
+def test_clock_tells_where_time_goes_and_leaves_pauses_out(monkeypatch):
+    now = iter([0.0, 0.0, 1.0, 2.0, 8.0, 10.0, 30.0, 30.0, 30.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(now))
+    clock = LoopClock(40)
+    with clock.spent("input"):  # from 0 to 1
         pass
-    assert throughput.measure(140) == 50.0  # 2 of 12 seconds were training
+    with clock.spent("step"):  # from 2 to 8
+        pass
+    with clock.paused():  # from 10 to 30
+        pass
+    measured = clock.measure(140)  # 10 s without the pause
+    assert measured == {"steps_per_second": 10.0, "time_input": 0.1, "time_step": 0.6, "time_host": pytest.approx(0.3)}
+
+
+def test_skipped_steps_count_in_no_mean_and_are_bounded():
+    emitted = []
+    metrics = TrainMetrics(lambda *line: emitted.append(line), every=2, last_step=9, max_skipped=2, lag=0)
+    nan = {"loss": jnp.float32(0), "skipped": jnp.int32(1)}
+    good = {"loss": jnp.float32(3), "skipped": jnp.int32(0)}
+    for step, values in enumerate([good, nan, nan, good], 1):
+        metrics.add(step, values)
+    assert emitted == [(2, {"loss": 3.0, "skipped_steps": 1}), (4, {"loss": 3.0, "skipped_steps": 2})]
+    with pytest.raises(NonFiniteError, match="not finite in 3 steps, the last of them 5"):
+        metrics.add(5, nan)
+
+
+def test_window_of_skipped_steps_only_has_no_means():
+    emitted = []
+    metrics = TrainMetrics(lambda *line: emitted.append(line), every=1, last_step=9, max_skipped=1, lag=0)
+    metrics.add(1, {"loss": jnp.float32(0), "skipped": jnp.int32(1)})
+    assert emitted == [(1, {"skipped_steps": 1})]
+
+
+def test_all_learn_that_one_stops():
+    metrics, emitted = collect(every=1, lag=1)
+    metrics.add(1, values(1.0) | {"stop": jnp.int8(0)})
+    metrics.add(2, values(1.0) | {"stop": jnp.int8(1)})
+    assert not metrics.stop
+    metrics.wait()
+    assert metrics.stop and "stop" not in emitted[-1][1]
+
+
+def test_process_that_does_not_write_leaves_nothing(tmp_path):
+    with MetricWriter(tmp_path, 0, enabled=False) as writer:
+        writer.write(1, "train", {"loss": 1.0})
+    assert not list(tmp_path.iterdir())
