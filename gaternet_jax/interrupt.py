@@ -1,6 +1,7 @@
 """An orderly end: the first SIGINT or SIGTERM asks for it, a second SIGINT ends at once."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -19,8 +20,11 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
     def ask(signum, frame):
         del frame
+        if not asked.is_set():
+            os.write(2, b"\nEnding in good order. Ctrl-C once more ends at once.\n")
         asked.set()
-        signal.signal(signum, before[signum])  # a second one has its usual effect
+        if signum == signal.SIGINT:
+            signal.signal(signum, before[signum])  # launchers send SIGTERM more than once; a second Ctrl-C is meant
 
     before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -29,7 +29,7 @@ from gaternet_jax.progress import progress_bar
 from gaternet_jax.state import init_state
 from gaternet_jax.step import make_train_step
 from gaternet_jax.watchdog import Watchdog
-from gaternet_jax.workdir import check_workdir, has_checkpoint, in_use, mark_finished, save_config
+from gaternet_jax.workdir import check_workdir, has_checkpoint, in_use, mark_finished, mark_unfinished, save_config
 
 
 def train(
@@ -65,6 +65,7 @@ def train(
     with contextlib.ExitStack() as stack:
         if is_primary():
             stack.enter_context(in_use(workdir))
+        interrupted = stack.enter_context(interruptible())
         parameters, gates = count_parameters(model), sum(site.size for site in model.gate_sites)
         print(f"{parameters:,} parameters, {gates:,} gates", flush=True)
         if config.model.gater.pretrained and not has_checkpoint(workdir):
@@ -103,6 +104,8 @@ def train(
             )
         if is_primary():
             save_config(config, labels, workdir)
+            if done < num_steps:
+                mark_unfinished(workdir)
         go_on, stop = stop_flags(mesh)
         batches = to_devices(train_split.train_batches(batch_size, config.seed, done), mesh)
         if done < last_step:
@@ -127,7 +130,6 @@ def train(
         stack.enter_context(_explain_non_finite(checkpoints, workdir))
         watchdog = stack.enter_context(Watchdog(config.data.stall_seconds))
         profiler = stack.enter_context(Profiler(workdir, profile))
-        interrupted = stack.enter_context(interruptible())
 
         def save(step: int, *, evaluate: bool, overwrite: bool = False) -> dict | None:
             """Evaluates, if asked to, and saves; None from an evaluation that was interrupted."""

@@ -100,6 +100,11 @@ def mark_finished(workdir: Path, step: int) -> None:
     _write(workdir / "finished", f"{step}\n")
 
 
+def mark_unfinished(workdir: Path) -> None:
+    """Takes that file away: a finished run goes on, with more epochs."""
+    (workdir / "finished").unlink(missing_ok=True)
+
+
 def has_checkpoint(workdir: Path) -> bool:
     """Whether a run in this workdir has saved anything yet."""
     checkpoints = workdir / "checkpoints"

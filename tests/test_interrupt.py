@@ -23,6 +23,14 @@ def test_second_interrupt_ends_at_once():
         signal.raise_signal(signal.SIGINT)
 
 
+def test_repeated_sigterm_is_harmless(capfd):
+    with interruptible() as interrupted:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)
+        assert interrupted()
+    assert capfd.readouterr().err.count("Ending in good order") == 1
+
+
 def test_other_threads_are_never_interrupted():
     answers = []
 
