@@ -95,7 +95,7 @@ def default() -> Config:
             batch_size=128,  # images per step over all devices [He]
             epochs=200.0,  # may be a fraction; assumed [He: 164]
             ema_decay=0.0,  # moving average of parameters, for evaluation; usually 0.9999, less early on; 0: none [He]
-            on_nonfinite="stop",  # loss or gradients NaN or infinite: stop | skip: that step changes nothing
+            on_nonfinite="stop",  # loss, gradient or update NaN or infinite: stop | skip: that step changes nothing
             max_skipped_steps=10,  # "skip" only: in the whole run; one more ends it
             eval_batch_size=512,  # images per evaluation step over all devices
             eval_every_epochs=1.0,  # a checkpoint follows each evaluation

@@ -117,7 +117,7 @@ class TrainMetrics:
         if values.pop("skipped", False):
             skipped += 1
             if skipped > self._max_skipped:
-                raise NonFiniteError(f"loss or gradients were not finite in {skipped} steps, the last of them {step}")
+                raise NonFiniteError(f"a loss, gradient or update was not finite in {skipped} steps, the last: {step}")
         else:
             for name, value in values.items():
                 if not math.isfinite(value):

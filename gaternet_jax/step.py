@@ -77,7 +77,7 @@ def make_train_step(
         ema = None if state.ema is None else optax.incremental_update(params, state.ema, 1 - decay)
         new = TrainState(state.step + 1, params, stats, opt_state, ema)
         if config.train.on_nonfinite == "skip":
-            finite = jnp.isfinite(total_loss) & jnp.isfinite(metrics["gradient_norm"])
+            finite = jnp.isfinite(total_loss + metrics["gradient_norm"] + metrics["parameter_norm"])
             new = jax.tree.map(lambda after, before: _keep_if(finite, after, before), new, state)
             metrics = {name: jnp.where(finite | (name == "stop"), value, 0) for name, value in metrics.items()}
             metrics["skipped"] = 1 - finite

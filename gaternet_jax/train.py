@@ -166,10 +166,10 @@ def train(
                 ended = ended or (evaluate_now and eval_metrics is None)
         if eval_metrics is None and step == num_steps and not ended:  # it was finished before
             eval_metrics = evaluation(state.eval_params, state.stats)
-        finished = step == num_steps and eval_metrics is not None
-        if finished and is_primary():
-            mark_finished(workdir, step)
-        return (eval_metrics or {}) | {"step": step, "finished": finished}
+    finished = step == num_steps and eval_metrics is not None
+    if finished and is_primary():  # the last checkpoint is written by now
+        mark_finished(workdir, step)
+    return (eval_metrics or {}) | {"step": step, "finished": finished}
 
 
 def _compile(train_step, state, batches, flags, key):

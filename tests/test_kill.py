@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def start(workdir, epochs):
-    fields = {"train.epochs": epochs, "train.eval_every_epochs": 2.0, "checkpoint.every_steps": 3}
+    fields = {"train.epochs": epochs, "train.eval_every_epochs": 2.0, "checkpoint.every_steps": 5}
     command = [sys.executable, "-u", "-m", "tests.process_worker", str(workdir), "1", "0", json.dumps(fields)]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
     return subprocess.Popen(command, **pipes)
@@ -83,29 +83,27 @@ def undisturbed(tmp_path_factory, data_dir):
     return get
 
 
-@pytest.mark.parametrize("epochs, kills, longest", [(6.0, 2, 1.0), pytest.param(60.0, 20, 2.0, marks=pytest.mark.slow)])
-def test_killed_run_ends_bit_for_bit_where_the_undisturbed_one_ends(undisturbed, tmp_path, epochs, kills, longest):
-    workdir, moments, killed = tmp_path / "run", random.Random(epochs), 0
-    for _ in range(kills):
-        killed += disturb(workdir, epochs, signal.SIGKILL, moments.uniform(0, longest))[1]
-    assert killed == kills, "the run was over before all the kills; give it more epochs"
-    finish(workdir, epochs)
-    assert_same_run(workdir, undisturbed(epochs))
-
-
 @pytest.mark.parametrize(
-    "epochs, signals, longest", [(6.0, 1, 0.5), pytest.param(60.0, 20, 2.0, marks=pytest.mark.slow)]
+    "epochs, signals, longest",
+    [
+        (3.0, [signal.SIGKILL, signal.SIGTERM], 0.3),
+        pytest.param(60.0, [signal.SIGKILL] * 20, 2.0, marks=pytest.mark.slow),
+        pytest.param(60.0, [signal.SIGTERM] * 20, 2.0, marks=pytest.mark.slow),
+    ],
+    ids=["short", "kills", "terminations"],
 )
-def test_terminated_run_loses_no_step(undisturbed, tmp_path, epochs, signals, longest):
+def test_disturbed_run_ends_bit_for_bit_where_the_undisturbed_one_ends(undisturbed, tmp_path, epochs, signals, longest):
     workdir, moments, last = tmp_path / "run", random.Random(epochs), 0
-    for _ in range(signals):
-        said, alive = disturb(workdir, epochs, signal.SIGTERM, moments.uniform(0, longest))
-        assert alive and "Traceback" not in said, said
+    for signum in signals:
+        said, alive = disturb(workdir, epochs, signum, moments.uniform(0, longest))
+        assert alive, "the run was over before its last signal; give it more epochs"
         if last:
-            assert f"Going on from step {last} " in said
-        last = int(said.split()[-1])
-        assert steps(workdir)[-1] == last
-    assert f"Going on from step {last} " in finish(workdir, epochs)
+            assert f"Going on from step {last} " in said, "no step is lost by SIGTERM"
+        if signum == signal.SIGTERM:
+            assert "Traceback" not in said
+            last = int(said.split()[-1])
+            assert steps(workdir)[-1] == last
+    finish(workdir, epochs)
     assert_same_run(workdir, undisturbed(epochs))
 
 

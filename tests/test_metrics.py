@@ -92,7 +92,7 @@ def test_skipped_steps_count_in_no_mean_and_are_bounded():
     for step, values in enumerate([good, nan, nan, good], 1):
         metrics.add(step, values)
     assert emitted == [(2, {"loss": 3.0, "skipped_steps": 1}), (4, {"loss": 3.0, "skipped_steps": 2})]
-    with pytest.raises(NonFiniteError, match="not finite in 3 steps, the last of them 5"):
+    with pytest.raises(NonFiniteError, match="not finite in 3 steps, the last: 5"):
         metrics.add(5, nan)
 
 

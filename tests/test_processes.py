@@ -56,7 +56,8 @@ def alone(tmp_path_factory, data_dir):
     return workdir
 
 
-@pytest.mark.parametrize("processes, devices", [(2, 2), pytest.param(4, 1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes, devices", [(2, 2), (4, 1)])
 def test_processes_compute_what_one_computes(alone, tmp_path, processes, devices):
     run(tmp_path / "run", processes, devices)
     assert_same(alone, tmp_path / "run")

@@ -27,11 +27,11 @@ GOLDEN = Path(__file__).parent / "golden" / "steps.json"
 UPDATE = bool(os.environ.get("UPDATE_GOLDEN"))
 
 
-def setup(devices=1, ema_decay=0.0, **model_fields):
+def setup(devices=1, ema_decay=0.0, on_nonfinite="stop", **model_fields):
     """A small model, its step, its state and a batch."""
     config = default()
     config.model = model_config(**model_fields)
-    config.train.ema_decay = ema_decay
+    config.train.ema_decay, config.train.on_nonfinite = ema_decay, on_nonfinite
     mesh = make_mesh(jax.devices()[:devices])
     model = build_model(config.model)
     macs = MacCounter(model, 16)
@@ -202,3 +202,25 @@ def test_constant_or_broken_logits_are_never_right():
         params = jax.tree.map(lambda x, value=value: jnp.full_like(x, value), state.params)
         result = step(params, state.stats, batch)
         assert int(result["top1"]) == 0 and int(result["top5"]) == 0
+
+
+def test_step_that_is_not_finite_changes_nothing_but_the_count():
+    step, state, batch, *_ = setup(gating="all", on_nonfinite="skip", ema_decay=0.9)
+    good, metrics = step(jax.tree.map(jnp.copy, state), batch, jax.random.key(0))
+    assert int(metrics["skipped"]) == 0 and int(good.step) == 1
+    broken = dataclasses.replace(state, params=jax.tree.map(lambda x: x.at[..., 0].set(jnp.nan), state.params))
+    before = jax.device_get(broken)
+    after, metrics = step(broken, batch, jax.random.key(0))
+    assert int(metrics["skipped"]) == 1 and int(after.step) == 1
+    assert all(np.isfinite(value) for value in metrics.values())
+    for name in ("params", "stats", "ema"):
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(getattr(after, name)), getattr(before, name))
+
+
+def test_all_learn_which_process_stops():
+    step, state, batch, *_, mesh = setup(devices=4)
+    flags = np.array([0, 0, 1, 0], np.int8)
+    state, metrics = step(state, batch | {"stop": jax.device_put(flags, split_by_batch(mesh))}, jax.random.key(0))
+    assert int(metrics["stop"]) == 1
+    _, metrics = step(state, batch | {"stop": jax.device_put(0 * flags, split_by_batch(mesh))}, jax.random.key(0))
+    assert int(metrics["stop"]) == 0
