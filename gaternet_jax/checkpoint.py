@@ -227,9 +227,10 @@ class Checkpoints:
         Raises:
             UserError: it cannot be written.
         """
-        if self._writer is not None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
             with self._explained():
-                self._writer.close()
+                writer.close()
 
     def __enter__(self):
         return self

@@ -189,6 +189,7 @@ def _explain_non_finite(checkpoints: Checkpoints, workdir: Path):
     try:
         yield
     except NonFiniteError as error:
+        checkpoints.close()  # the last one may still be being written
         kept = f"the last good checkpoint is step {checkpoints.latest}" if checkpoints.steps else "no checkpoint yet"
         raise NonFiniteError(
             f"training stopped: {error} ({kept}, in {workdir}). Start again in another --workdir with a lower "

@@ -111,8 +111,9 @@ def test_disturbed_run_ends_bit_for_bit_where_the_undisturbed_one_ends(undisturb
 @pytest.mark.parametrize("damage", [truncate, empty, flip])
 def test_killed_run_whose_newest_checkpoint_is_damaged_ends_there_too(undisturbed, tmp_path, damage):
     epochs, workdir = 12.0, tmp_path / "run"
-    for seconds in (0.6, 1.2, 0.9):
+    for seconds in (2.0, 1.2, 0.9):
         disturb(workdir, epochs, signal.SIGKILL, seconds)
+        assert len(steps(workdir)) > 1, "there is one before the newest to go on from"
         newest = steps(workdir)[-1]
         damage(workdir / "checkpoints" / str(newest))
     said = finish(workdir, epochs)

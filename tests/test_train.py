@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 import gaternet_jax.train as module
 from gaternet_jax import load_model
@@ -40,7 +41,7 @@ def read_metrics(workdir):
 def read_state(workdir, step):
     """Every array of a checkpoint, as saved."""
     with Checkpoints(workdir) as checkpoints:
-        saved = checkpoints._orbax.load_checkpointables(step)
+        saved = ocp.load_checkpointables(checkpoints._path(step))
     return jax.tree.map(np.asarray, saved)
 
 
@@ -115,7 +116,7 @@ def test_interrupt_saves_and_the_run_goes_on_bit_for_bit(finished, tmp_path, use
     use_devices(2)
     config = digits_config(**{"train.epochs": 2.0, "checkpoint.every_steps": 3})
     with monkeypatch.context() as patch:
-        answers = iter([False] * 16 + [True])
+        answers = iter([False] * 33 + [True])  # two looks a step
         patch.setattr(module, "interruptible", lambda: contextlib.nullcontext(lambda: next(answers)))
         interrupted = train(config, tmp_path)
     assert interrupted["step"] == 17 and not interrupted["finished"]
@@ -126,7 +127,7 @@ def test_interrupt_saves_and_the_run_goes_on_bit_for_bit(finished, tmp_path, use
 
 def test_saved_window_is_that_of_the_moment(finished, tmp_path):
     with Checkpoints(finished[0]) as checkpoints:
-        saved = checkpoints._orbax.load_checkpointables(44)
+        saved = ocp.load_checkpointables(checkpoints._path(44))
     params, stats = saved["model"]["params"], saved["model"]["stats"]
     state = TrainState(jnp.int32(1), params, stats, {"trace": params}, None)
     window = {"steps": 1, "sums": {"loss": 1.0}}
@@ -134,7 +135,7 @@ def test_saved_window_is_that_of_the_moment(finished, tmp_path):
         checkpoints.save(state, window=window)
         window["steps"], window["sums"]["loss"] = 2, 9.0
     with Checkpoints(tmp_path) as checkpoints:
-        metadata = checkpoints._orbax.checkpointables_metadata(1).custom_metadata
+        metadata = checkpoints._metadata(1)
     assert metadata["window"] == {"steps": 1, "sums": {"loss": 1.0}}
 
 
