@@ -108,6 +108,7 @@ def lower_step(config: Config, devices: Sequence[Any]) -> tuple[jax.stages.Lower
         "image": jax.ShapeDtypeStruct((batch_size, size, size, config.model.channels), jnp.uint8),
         "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
         "mask": jax.ShapeDtypeStruct((batch_size,), jnp.bool_),
+        "stop": jax.ShapeDtypeStruct((mesh.size,), jnp.int8),
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
     step = make_train_step(graphdef, optimizer, schedule, gate_loss, config, mesh)

@@ -3,6 +3,7 @@
 bytes -> size of the image -> box within it -> pixels of the box -> resized to what the model takes
 """
 
+import contextlib
 import io
 import math
 from collections.abc import Callable, Sequence
@@ -95,11 +96,8 @@ def read_box(
     if jpeg is not None and jpeg.height * jpeg.width <= MAX_PIXELS:
         box = choose(jpeg.height, jpeg.width)
         scale = next((s for s in SCALES if min(box.height, box.width) >= 2 * s * size), 1)
-        try:
+        with contextlib.suppress(ValueError):  # decode_image reads it then, or tells what is wrong with it
             pixels = decode_jpeg_part(encoded, jpeg, box.top + box.height, scale, channels=channels, fast=fast)
-        except ValueError:
-            pass  # decode_image reads it, or tells what is wrong with it
-        else:
             return _resize(pixels, Box(*(side // scale for side in box)), resize, out)
     pixels = decode_image(encoded, channels, source)
     return _resize(pixels, choose(*pixels.shape[:2]), resize, out)

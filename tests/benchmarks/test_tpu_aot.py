@@ -155,7 +155,7 @@ def test_real_step_exchanges_sums_only():
 
 def test_step_on_images_split_by_height_is_refused(monkeypatch):
     def by_height(mesh):
-        axes = {"image": (None, "data"), "label": (), "mask": ()}
+        axes = {"image": (None, "data"), "label": (), "mask": (), "stop": ("data",)}
         return {name: NamedSharding(mesh, PartitionSpec(*of)) for name, of in axes.items()}
 
     monkeypatch.setattr(gaternet_jax.step, "split_by_batch", by_height)
