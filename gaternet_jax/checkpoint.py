@@ -21,11 +21,13 @@ from orbax.checkpoint import v1 as ocp
 
 from gaternet_jax.distributed import is_primary, wait_for_all
 from gaternet_jax.errors import UserError
+from gaternet_jax.inference.narrow import narrow_model
+from gaternet_jax.inference.selection import from_json
 from gaternet_jax.models.build import build_model
 from gaternet_jax.models.functional import Tree, merge_model, split_model
 from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.state import TrainState
-from gaternet_jax.workdir import load_config
+from gaternet_jax.workdir import load_compaction, load_config
 
 BEST_METRIC = "top1"
 
@@ -269,10 +271,10 @@ def _shapes(tree) -> dict[str, tuple[int, ...]]:
 
 
 def load_model(workdir: str | Path, checkpoint: Literal["best", "latest"] | int = "best") -> GaterNet:
-    """Loads the model of a training run or of a conversion, in evaluation mode.
+    """Loads the model of a training run, of a conversion or of a compaction, in evaluation mode.
 
     Args:
-        workdir: the --workdir of a run, or the --out of `tools.convert`.
+        workdir: the --workdir of a run, or the --out of `tools.convert` or `tools.compact`.
         checkpoint: "best" (top-1 on the evaluation split; the latest if none was evaluated), "latest", or a step.
 
     Raises:
@@ -280,6 +282,8 @@ def load_model(workdir: str | Path, checkpoint: Literal["best", "latest"] | int 
     """
     model = build_model(load_config(workdir).model)
     model.eval()
+    if (kept := load_compaction(workdir)) is not None:
+        model = narrow_model(model, from_json(kept, model.gate_sites))
     graphdef, params, stats = split_model(model)
     if not (Path(workdir) / "checkpoints").is_dir():
         raise UserError(f"{workdir} has no checkpoint yet; train with --workdir={workdir}")

@@ -6,6 +6,7 @@ workdir/metrics.jsonl      see metrics.py
 workdir/tensorboard/       the same for TensorBoard
 workdir/checkpoints/STEP/  see checkpoint.py
 workdir/lock               held by the process that trains here
+workdir/compaction.json    of a compacted model: the filters that it kept
 workdir/finished           the last step, once all steps are done
 """
 
@@ -21,6 +22,8 @@ from ml_collections import ConfigDict
 
 from gaternet_jax.config import Config, default, flatten
 from gaternet_jax.errors import UserError
+
+COMPACTION = "compaction.json"  # which filters a compacted model kept (inference/compact.py)
 
 # Fields that a resumed run may change. All others decide what the run computes.
 MAY_CHANGE = (
@@ -148,6 +151,26 @@ def load_config(workdir: str | Path) -> Config:
             f"{path} is of another version of gaternet-jax, or no config: it lacks {', '.join(sorted(missing))}"
         )
     return ConfigDict(content).lock()
+
+
+def load_compaction(workdir: str | Path) -> dict | None:
+    """Which filters a compacted model kept, by site; None of any other.
+
+    Raises:
+        UserError: the file is damaged, or of a newer version.
+    """
+    path = Path(workdir) / COMPACTION
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] > 1:
+            raise UserError(
+                f"{path} was written by a newer gaternet-jax (format {content['format']}); upgrade this one"
+            )
+        return content["selection"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); run tools.compact again") from None
 
 
 def load_labels(workdir: str | Path) -> list[str]:

@@ -4,16 +4,19 @@ import abc
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 
 
 @dataclasses.dataclass(frozen=True)
 class GateSite:
     """The gates of one convolution: filter i of `name` is multiplied by gate `offset + i`.
 
+    A compacted convolution (inference/compact.py) may have further filters behind the gated ones, always open.
+
     Attributes:
         name: path of the gated convolution in the backbone, e.g. "stage2.block1.conv2".
         offset: index of its first gate in the gate vector.
-        size: number of its filters, hence of its gates.
+        size: number of its gates.
         feeds: paths of the layers that these filters feed and nothing else does: a closed filter saves their share.
     """
 
@@ -57,7 +60,7 @@ def apply_gates(maps: jax.Array, gates: Gates, site: GateSite | None) -> jax.Arr
     """O_i = maps_i * g_i: a gate of 0 replaces the feature map by zeros (GaterNet eq. 5).
 
     Args:
-        maps: feature maps [B, H, W, site.size].
+        maps: feature maps [B, H, W, C]; the first site.size channels are gated.
         gates: the gates of this pass.
         site: which gates these maps have; None leaves them as they are.
 
@@ -69,4 +72,5 @@ def apply_gates(maps: jax.Array, gates: Gates, site: GateSite | None) -> jax.Arr
     if gates is None:
         raise ValueError(f"{site.name} is gated, but no gates were given; pass gates of shape [B, G]")
     of_site = gates.of(site) if isinstance(gates, LocalGates) else gates[:, site.gates]
+    of_site = jnp.pad(of_site, ((0, 0), (0, maps.shape[-1] - site.size)), constant_values=1)
     return maps * of_site[:, None, None, :].astype(maps.dtype)

@@ -7,12 +7,14 @@ padding of kernel // 2), not by XLA's "SAME", which differs when the stride is 2
 import contextlib
 import contextvars
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from gaternet_jax.models.backbone import BackboneOptions
+from gaternet_jax.models.packing import convolution, only
 
 HE_FAN_OUT = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")  # released code
 LINEAR_UNIFORM = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # assumed: PyTorch's default
@@ -20,10 +22,18 @@ LINEAR_UNIFORM = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  
 _calls: contextvars.ContextVar[list | None] = contextvars.ContextVar("calls", default=None)
 
 
+class LayerCall(NamedTuple):
+    """One call of a layer, with the shapes of its input and its output."""
+
+    layer: "Conv | Linear"
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
 @contextlib.contextmanager
-def record_layers() -> Iterator[list[tuple["Conv | Linear", tuple[int, ...]]]]:
-    """Lists each convolution and linear layer that is called in this context, with the shape of its output."""
-    calls: list[tuple[Conv | Linear, tuple[int, ...]]] = []
+def record_layers() -> Iterator[list[LayerCall]]:
+    """Lists the calls of convolutions and linear layers in this context."""
+    calls: list[LayerCall] = []
     token = _calls.set(calls)
     try:
         yield calls
@@ -32,12 +42,24 @@ def record_layers() -> Iterator[list[tuple["Conv | Linear", tuple[int, ...]]]]:
 
 
 class Conv(nnx.Conv):
-    """`nnx.Conv`, seen by `record_layers`."""
+    """`nnx.Conv`, seen by `record_layers`.
+
+    Attributes:
+        packing: output pixels (rows, columns) that are computed together; see models/packing.py.
+    """
+
+    packing: tuple[int, int] = (1, 1)
 
     def __call__(self, inputs, *args, **kwargs):
-        outputs = super().__call__(inputs, *args, **kwargs)
+        if self.packing == (1, 1):
+            outputs = super().__call__(inputs, *args, **kwargs)
+        else:
+            kernel = self.kernel.get_value().astype(self.dtype)
+            outputs = convolution(inputs, kernel, only(self.strides), only(self.padding), self.packing)
+            if self.bias is not None:
+                outputs = outputs + self.bias.get_value().astype(self.dtype)[None, None, None]
         if (calls := _calls.get()) is not None:
-            calls.append((self, outputs.shape))
+            calls.append(LayerCall(self, inputs.shape, outputs.shape))
         return outputs
 
 
@@ -47,7 +69,7 @@ class Linear(nnx.Linear):
     def __call__(self, inputs, *args, **kwargs):
         outputs = super().__call__(inputs, *args, **kwargs)
         if (calls := _calls.get()) is not None:
-            calls.append((self, outputs.shape))
+            calls.append(LayerCall(self, inputs.shape, outputs.shape))
         return outputs
 
 
@@ -103,6 +125,30 @@ class BatchNorm(nnx.BatchNorm):
         shift = self.bias.get_value() - mean * scale
         per_channel = (1,) * (x.ndim - 1) + (-1,)
         return (inputs * scale.reshape(per_channel) + shift.reshape(per_channel)).astype(x.dtype)
+
+
+class Folded(nnx.Module):
+    """Stands where a BatchNorm was that is now part of the convolution before it."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x
+
+
+class Places(nnx.BatchStat):
+    """Channels of a wider map that the channels of a narrow one belong to; saved with the statistics."""
+
+
+def add_into(x: jax.Array, narrow: jax.Array, places: Places | None) -> jax.Array:
+    """x + narrow, where channel i of `narrow` belongs to channel places[i] of x.
+
+    Args:
+        x: maps [B, H, W, C].
+        narrow: maps [B, H, W, len(places)].
+        places: distinct; None: `narrow` has all channels, in order.
+    """
+    if places is None:
+        return x + narrow
+    return x.at[..., places.get_value()].add(narrow, unique_indices=True, mode="promise_in_bounds")
 
 
 class SqueezeExcitation(nnx.Module):

@@ -18,7 +18,7 @@ from flax import nnx
 from gaternet_jax.models.functional import merge_model, split_model
 from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.models.gates import GateSite
-from gaternet_jax.models.layers import record_layers
+from gaternet_jax.models.layers import LayerCall, record_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class MacCounter:
     """
 
     def __init__(self, model: GaterNet, image_size: int):
-        self.layers = _count_layers(model, image_size)
+        self.layers = tuple(_count(name, call) for name, call in trace_layers(model, image_size))
         self.gater = sum(layer.macs for layer in self.layers if layer.name.startswith("gater."))
         in_backbone = [layer for layer in self.layers if layer.name.startswith("backbone.")]
         self.dense = sum(layer.macs for layer in in_backbone)
@@ -91,21 +91,25 @@ class MacCounter:
         return float(self.dense) * self.fraction(gates)
 
 
-def _count_layers(model: GaterNet, image_size: int) -> tuple[LayerMacs, ...]:
-    counting = nnx.clone(model)  # the caller's model keeps its mode
-    counting.eval()
-    graphdef, params, stats = split_model(counting)
-    counted: list[LayerMacs] = []
+def trace_layers(model: GaterNet, image_size: int) -> list[tuple[str, LayerCall]]:
+    """The convolutions and linear layers of a model, by path, in the order in which an image passes them."""
+    tracing = nnx.clone(model)  # the caller's model keeps its mode
+    tracing.eval()
+    graphdef, params, stats = split_model(tracing)
+    traced: list[tuple[str, LayerCall]] = []
 
     def forward(params, stats, images):
         merged = merge_model(graphdef, params, stats)
         names = {id(module): ".".join(map(str, path)) for path, module in nnx.iter_modules(merged)}
         with record_layers() as calls:
             merged(images)
-        for layer, shape in calls:
-            positions = math.prod(shape[1:-1]) * math.prod(getattr(layer, "kernel_size", ()))
-            counted.append(LayerMacs(names[id(layer)], layer.in_features, layer.out_features, positions))
+        traced.extend((names[id(call.layer)], call) for call in calls)
 
     shape = (1, image_size, image_size, model.backbone.channels)
     jax.eval_shape(forward, params, stats, jax.ShapeDtypeStruct(shape, jnp.float32))
-    return tuple(counted)
+    return traced
+
+
+def _count(name: str, call: LayerCall) -> LayerMacs:
+    positions = math.prod(call.outputs[1:-1]) * math.prod(getattr(call.layer, "kernel_size", ()))
+    return LayerMacs(name, call.layer.in_features, call.layer.out_features, positions)

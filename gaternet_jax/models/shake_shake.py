@@ -11,7 +11,15 @@ from flax import nnx
 from gaternet_jax.models.backbone import Backbone, BackboneOptions
 from gaternet_jax.models.blocks import decide_locally, local_head
 from gaternet_jax.models.gates import Gates, GateTable, apply_gates
-from gaternet_jax.models.layers import BatchNorm, SqueezeExcitation, at_least_float32, conv, linear
+from gaternet_jax.models.layers import (
+    BatchNorm,
+    Places,
+    SqueezeExcitation,
+    add_into,
+    at_least_float32,
+    conv,
+    linear,
+)
 
 STEM_FILTERS = 16
 BLOCKS_PER_STAGE = 4
@@ -53,6 +61,7 @@ class Branch(nnx.Module):
         self.conv2 = conv(width, width, 3, options)
         self.bn2 = BatchNorm(width, rngs=options.rngs, zero_init=options.zero_init_residual)
         self.site2 = table.add(f"{name}.conv2", width) if options.gating != "none" else None
+        self.into: Places | None = None  # channels of the block that it adds to; see ResidualBlock
 
     def __call__(self, x: jax.Array, gates: Gates) -> jax.Array:
         hidden = apply_gates(jax.nn.relu(self.bn1(self.conv1(jax.nn.relu(x)))), gates, self.site1)
@@ -89,20 +98,23 @@ class ShakeBlock(nnx.Module):
         self.squeeze = SqueezeExcitation(width, ratio, rngs=options.rngs) if ratio else None
         branches = (self.branch1, self.branch2)
         self.local = local_head(in_channels, tuple(s for b in branches for s in (b.site1, b.site2)), options)
+        self.out_channels = width
         self.deterministic = False  # set by .train() and .eval()
 
     def __call__(self, x: jax.Array, gates: Gates, key: jax.Array | None) -> jax.Array:
         decide_locally(self.local, x, gates)
         one, two = self.branch1(x, gates), self.branch2(x, gates)
+        shortcut = x if self.shortcut is None else self.shortcut(x)
         if self.deterministic:
-            mixed = (one + two) / 2
-        else:
-            assert key is not None, "in training mode branches are mixed at random: pass a key"
-            mixing = jax.random.uniform(key, (2, x.shape[0], 1, 1, 1), x.dtype)
-            mixed = shake(one, two, mixing[0], mixing[1])
+            base = shortcut if self.squeeze is None else jnp.zeros_like(shortcut)
+            mixed = add_into(add_into(base, one / 2, self.branch1.into), two / 2, self.branch2.into)
+            return mixed if self.squeeze is None else shortcut + self.squeeze(mixed)
+        assert key is not None, "in training mode branches are mixed at random: pass a key"
+        mixing = jax.random.uniform(key, (2, x.shape[0], 1, 1, 1), x.dtype)
+        mixed = shake(one, two, mixing[0], mixing[1])
         if self.squeeze is not None:
             mixed = self.squeeze(mixed)
-        return (x if self.shortcut is None else self.shortcut(x)) + mixed
+        return shortcut + mixed
 
 
 class ShakeShake(Backbone):

@@ -1,0 +1,65 @@
+"""The gates that a model opens for some images: what compaction and specialists are made for."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from gaternet_jax.config import Config
+from gaternet_jax.data.augment import normalize
+from gaternet_jax.data.batches import Share
+from gaternet_jax.data.datasets import find_dataset
+from gaternet_jax.data.splits import open_split
+from gaternet_jax.errors import UserError
+from gaternet_jax.models.functional import merge_model, split_model
+from gaternet_jax.models.gaternet import GaterNet, Outputs
+
+BATCH_SIZE = 100
+
+
+def read_split(config: Config, split: str, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first images of a split of a run's dataset, as evaluation sees them, and their labels.
+
+    Returns:
+        uint8 [N, H, W, C]; int32 [N]; N is `limit`, or fewer if there are fewer.
+
+    Raises:
+        UserError: no such dataset or split, or not one image in it.
+    """
+    builder = find_dataset(config.data.name, config.data.data_dir)
+    images, labels, read = [], [], 0
+    batches = open_split(builder, split, config, Share(0, 1)).eval_batches(BATCH_SIZE)
+    for batch in batches:
+        mask = np.asarray(batch["mask"])
+        images.append(np.asarray(batch["image"])[mask])
+        labels.append(np.asarray(batch["label"])[mask])
+        read += int(mask.sum())
+        if read >= limit:
+            break
+    if not read:
+        raise UserError(f"split '{split}' of {config.data.name} has no image; choose another one")
+    return np.concatenate(images)[:limit], np.concatenate(labels)[:limit]
+
+
+def run_model(model: GaterNet, images: Any, data: Config | None = None) -> Outputs:
+    """Outputs for many images, batch by batch; arrays of NumPy.
+
+    Args:
+        model: in evaluation mode.
+        images: normalised floats [N, H, W, C], or uint8 if `data` is given.
+        data: the `data` part of a run's config, which says how to normalise.
+    """
+    graphdef, params, stats = split_model(model)
+
+    @jax.jit
+    def forward(params, stats, batch):
+        return merge_model(graphdef, params, stats)(batch if data is None else normalize(batch, data))
+
+    outputs: list[Outputs] = []
+    for start in range(0, len(images), BATCH_SIZE):
+        batch = images[start : start + BATCH_SIZE]
+        padded = np.pad(batch, ((0, min(BATCH_SIZE, len(images)) - len(batch)), (0, 0), (0, 0), (0, 0)))
+        found = jax.device_get(forward(params, stats, padded))
+        outputs.append(Outputs(*(array[: len(batch)] for array in found)))
+    joined: list[Any] = [np.concatenate(arrays) for arrays in zip(*outputs, strict=True)]
+    return Outputs(*joined)

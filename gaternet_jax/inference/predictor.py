@@ -1,0 +1,267 @@
+"""One object over all ways to run a model."""
+
+import functools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from gaternet_jax.config import Config
+from gaternet_jax.data.augment import normalize
+from gaternet_jax.data.images import center_box, read_box
+from gaternet_jax.errors import UserError
+from gaternet_jax.inference.calibration import run_model
+from gaternet_jax.inference.compact import check_gates, compact_model, expand
+from gaternet_jax.inference.dynamic import make_dynamic
+from gaternet_jax.inference.narrow import narrow_model
+from gaternet_jax.inference.selection import everything
+from gaternet_jax.inference.specialists import Specialists, check_global, plan_specialists
+from gaternet_jax.inference.tuning import ConvTimes, pack
+from gaternet_jax.inference.widths import BackboneTimes
+from gaternet_jax.models.functional import merge_model, split_model
+from gaternet_jax.models.gaternet import GaterNet, Outputs
+
+MODES = ("dense", "compact", "specialists", "dynamic", "auto")
+MEASURED_PIXELS = 64 * 32 * 32  # of a batch in a measurement; larger ones take as long per pixel
+TRIALS = 5  # of each mode, for "auto"; the median counts
+
+Array = Any  # of JAX or NumPy
+Engine = Callable[[Array, int], Outputs]  # normalised images of one batch size, how many of them count
+
+
+class Predictor:
+    """Predicts with a model, in the way that suits it and this machine.
+
+    dense: all filters, closed ones masked. compact: without the filters that calibration never opened; an
+    approximation for images that would open one. specialists: narrower backbones for groups of images (large batches).
+    dynamic: only the open filters of each unit (batches of one). auto: for each batch size, the fastest by measurement
+    of dense, dynamic and, with calibration images, specialists. All but compact are exact.
+
+    It may be called from several threads. The first call prepares it; `warm_up` does so ahead.
+
+    Args:
+        model: it is left as it is; outputs are those of evaluation mode.
+        mode: see above.
+        calibration: images like those to come, [N, H, W, C], at least a few per class; for compact and specialists.
+        batch_sizes: inputs are cut into batches of the largest, and the last one is padded to the next of these.
+        data: the `data` part of the run's config: then images may be uint8, or files. None: normalised floats only.
+        tune: measure convolutions on this machine, and choose packings and widths by it (some seconds to a minute);
+            otherwise none is packed, and fewer filters count as less time.
+
+    Raises:
+        UserError: an unknown mode, one that the model cannot run in, or calibration images that are missing, none, or
+            of another shape.
+    """
+
+    def __init__(
+        self,
+        model: GaterNet,
+        mode: str = "auto",
+        calibration: np.ndarray | None = None,
+        *,
+        batch_sizes: Sequence[int] = (1, 64),
+        data: Config | None = None,
+        tune: bool = True,
+    ):
+        if mode not in MODES:
+            raise UserError(f"unknown mode '{mode}'; known: {', '.join(MODES)}")
+        if not batch_sizes or min(batch_sizes) < 1:
+            raise UserError(f"batch_sizes={tuple(batch_sizes)} must be at least one positive number")
+        self.model, self.mode, self.batch_sizes = model, mode, tuple(sorted(set(batch_sizes)))
+        self.chosen: dict[int, str] = {}  # the mode of each batch size
+        self.seconds: dict[int, dict[str, float]] = {}  # of "auto": what each mode took
+        self._data, self._tune, self._calibration = data, tune, calibration
+        self._engines: dict[tuple[int, int], Engine] = {}  # by image size and batch size
+        self._times: dict[int, ConvTimes] = {}
+        self._lock = threading.Lock()
+        if mode in ("compact", "specialists"):
+            if calibration is None:
+                raise UserError(f"mode '{mode}' needs calibration images: pass calibration=[N, H, W, C]")
+            check_gates(np.ones((1, sum(site.size for site in model.gate_sites))), model.gate_sites)
+        if mode == "specialists":
+            check_global(model)
+        if mode == "dynamic" and not model.gate_sites:
+            check_gates(np.ones((1, 0)), ())
+        if calibration is not None:
+            self._calibration = self._checked(calibration, "calibration images")
+
+    def __call__(self, images: np.ndarray | jax.Array | Sequence[str | Path]) -> Outputs:
+        """Predicts.
+
+        Args:
+            images: [B, H, W, C], normalised floats; or, with `data`, uint8, or image files.
+
+        Returns:
+            Arrays of NumPy, float32: logits [B, K], gates [B, G], gate_scores [B, G]. In compact mode, gates of filters
+            that went are 0, their scores minus infinity; those of filters that lost their gate 1 and infinity.
+
+        Raises:
+            UserError: images of another shape, size or type, or files that cannot be read.
+        """
+        checked = self._checked(self._read(images), "images")
+        outputs: list[list[Array]] = []
+        for start in range(0, len(checked), self.batch_sizes[-1]):
+            batch = checked[start : start + self.batch_sizes[-1]]
+            size = next(size for size in self.batch_sizes if size >= len(batch))
+            padded = np.pad(batch, ((0, size - len(batch)), (0, 0), (0, 0), (0, 0)))
+            found = self._engine(batch.shape[1], size)(padded, len(batch))
+            outputs.append([np.asarray(array)[: len(batch)] for array in found])
+        logits, gates, scores = (_joined(arrays) for arrays in zip(*outputs, strict=True))
+        return Outputs(logits, gates, scores)
+
+    def warm_up(self, image_size: int | None = None) -> "Predictor":
+        """Prepares and compiles all batch sizes; of images of the calibration's or the config's size, or this one."""
+        known = self._calibration.shape[1] if self._calibration is not None else self._data and self._data.image_size
+        if not (size := image_size or known):
+            raise UserError("warm_up needs the size of the images, pixels: warm_up(32)")
+        channels = self.model.backbone.channels
+        for batch_size in self.batch_sizes:
+            engine = self._engine(size, batch_size)
+            examples = np.zeros((batch_size, size, size, channels), np.float32)
+            if self._calibration is not None:
+                examples = np.resize(self._calibration, examples.shape)
+            engine(self._normalized(examples), batch_size)
+        return self
+
+    def _read(self, images: Any) -> np.ndarray:
+        if isinstance(images, (np.ndarray, jax.Array)):
+            return np.asarray(images)
+        if self._data is None:
+            raise UserError("image files need the run's preprocessing: Predictor(..., data=load_config(workdir).data)")
+        return read_files([Path(path) for path in images], self._data, self.model.backbone.channels)
+
+    def _checked(self, images: np.ndarray, what: str) -> np.ndarray:
+        """Normalised images, float32."""
+        images, channels = np.asarray(images), self.model.backbone.channels
+        kinds = "normalised floats" if self._data is None else "uint8 pixels or normalised floats"
+        fits = (images.dtype == np.uint8 and self._data is not None) or np.issubdtype(images.dtype, np.floating)
+        square = images.ndim == 4 and images.shape[-1] == channels and images.shape[1] == images.shape[2]
+        if not fits or not square or not len(images):
+            raise UserError(
+                f"{what} must be {kinds}, square, of shape [batch, size, size, {channels}], at least one; "
+                f"got {images.dtype} {list(images.shape)}"
+            )
+        for size, known in ((self._calibration, "the calibration images"), (self._data, "the model's images")):
+            expected = None if size is None else size.shape[1] if isinstance(size, np.ndarray) else size.image_size
+            if expected and images.shape[1] != expected:
+                raise UserError(f"{what} are {images.shape[1]} pixels wide, but {known} are {expected}; resize them")
+        return self._normalized(images)
+
+    def _normalized(self, images: Array) -> np.ndarray:
+        if images.dtype != np.uint8:
+            return np.asarray(images, np.float32)
+        return np.asarray(normalize(images, self._data))
+
+    def _engine(self, image_size: int, batch_size: int) -> Engine:
+        with self._lock:
+            if (image_size, batch_size) not in self._engines:
+                self._engines[image_size, batch_size] = self._make(image_size, batch_size)
+            return self._engines[image_size, batch_size]
+
+    def _make(self, image_size: int, batch_size: int) -> Engine:
+        make = {
+            "dense": _dense,
+            "compact": _compact,
+            "specialists": _specialists,
+            "dynamic": _dynamic,
+        }
+        times = self._conv_times(image_size, batch_size) if self._tune else None
+        if self.mode != "auto":
+            self.chosen[batch_size] = self.mode
+            return make[self.mode](self.model, self._gates, image_size, batch_size, times)
+        modes = ["dense"] + (["dynamic"] if self.model.gate_sites and batch_size <= 4 else [])
+        if self._calibration is not None and self.model.gater is not None:
+            modes.append("specialists")
+        engines = {mode: make[mode](self.model, self._gates, image_size, batch_size, times) for mode in modes}
+        shape = (batch_size, image_size, image_size, self.model.backbone.channels)
+        example = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        if self._calibration is not None:
+            example = np.resize(self._calibration, shape)
+        taken = {mode: _median_seconds(engine, example) for mode, engine in engines.items()}
+        self.seconds[batch_size], self.chosen[batch_size] = taken, min(taken, key=lambda mode: taken[mode])
+        return engines[self.chosen[batch_size]]
+
+    @functools.cached_property
+    def _gates(self) -> Array:
+        assert self._calibration is not None
+        model = narrow_model(self.model, everything(self.model.gate_sites))
+        return run_model(model, self._calibration).gates
+
+    def _conv_times(self, image_size: int, batch_size: int) -> ConvTimes:
+        measured = max(min(batch_size, MEASURED_PIXELS // image_size**2), 1)
+        return self._times.setdefault(measured, ConvTimes(measured))
+
+
+def _joined(arrays: Sequence[Array]) -> Array:
+    return np.concatenate(arrays)
+
+
+def _compiled(model: GaterNet) -> Engine:
+    graphdef, params, stats = split_model(model)
+    forward = jax.jit(lambda params, stats, images: merge_model(graphdef, params, stats)(images))
+    return lambda images, _: jax.device_get(forward(params, stats, images))
+
+
+def _packed(model: GaterNet, image_size: int, times: ConvTimes | None) -> GaterNet:
+    return model if times is None else pack(model, image_size, times)
+
+
+def _dense(model, _, image_size, __, times) -> Engine:
+    return _compiled(_packed(narrow_model(model, everything(model.gate_sites)), image_size, times))
+
+
+def _compact(model, gates, image_size, _, times) -> Engine:
+    compacted, selection = compact_model(model, gates, times and BackboneTimes(model, image_size, times))
+    run = _compiled(_packed(compacted, image_size, times))
+    return lambda images, count: expand(run(images, count), model.gate_sites, selection)
+
+
+def _dynamic(model, _, image_size, __, times) -> Engine:
+    return _compiled(make_dynamic(model, image_size, times))
+
+
+def _specialists(model, gates, image_size, batch_size, times) -> Engine:
+    backbone_times = times and BackboneTimes(model, image_size, times)
+    plan = plan_specialists(gates, model.gate_sites, backbone_times, batch_size)
+    return Specialists(model, plan, image_size, times)
+
+
+def _median_seconds(engine: Engine, images: Array) -> float:
+    engine(images, len(images))  # compiles
+    taken = []
+    for _ in range(TRIALS):
+        start = time.perf_counter()
+        engine(images, len(images))
+        taken.append(time.perf_counter() - start)
+    return float(np.median(taken))
+
+
+def read_files(paths: Sequence[Path], data: Config, channels: int) -> np.ndarray:
+    """Reads image files as the model's training data was read.
+
+    Args:
+        paths: any format that Pillow reads.
+        data: the `data` part of the run's config.
+        channels: of the model's images.
+
+    Returns:
+        uint8 [N, H, W, C].
+
+    Raises:
+        UserError: a file that is missing or is not a whole image.
+    """
+    choose = functools.partial(center_box, fraction=data.eval_crop)
+    images = []
+    for path in paths:
+        try:
+            encoded = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        images.append(
+            read_box(encoded, choose, data.image_size, channels=channels, resize=data.resize, source=str(path))
+        )
+    return np.stack(images)

@@ -1,0 +1,216 @@
+"""Specialists: backbones for groups of images that open alike filters, exact for every image.
+
+    images -> gater -> gates -> each image to the cheapest specialist that has all its open filters
+                                (the whole network, where none has) -> masks for the rest -> logits, in order
+
+Specialists are made once, from the gates of calibration images. Their number, and how rare a filter may be in its
+group before it is left out, are those with the least expected time: measured times of convolutions, batches drawn from
+images that were held out from the grouping.
+"""
+
+import dataclasses
+import functools
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from sklearn.cluster import KMeans
+
+from gaternet_jax.errors import UserError
+from gaternet_jax.inference.compact import check_gates
+from gaternet_jax.inference.narrow import narrow_model
+from gaternet_jax.inference.selection import everything, kept_gates, select
+from gaternet_jax.inference.tuning import ConvTimes, pack
+from gaternet_jax.inference.widths import BackboneTimes, count_per_site, fill
+from gaternet_jax.models.backbone import Backbone
+from gaternet_jax.models.functional import Tree
+from gaternet_jax.models.gaternet import GaterNet, Outputs
+from gaternet_jax.models.gates import GateSite
+from gaternet_jax.models.semhash import binary_gates
+
+GROUPS = (1, 2, 3, 4, 6, 8, 10, 12, 16)  # numbers of specialists that are tried
+RARE = (0.0, 0.01, 0.03, 0.1)  # a filter open for at most this fraction of its group is left out
+TIERS = (1, 2)  # specialists of one tier have the same widths, hence one compiled program
+DRAWS = 32  # batches of a simulation
+CALL_SECONDS = 2e-4  # of starting one more program, about; measured on a CPU
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Which filters each specialist has.
+
+    Attributes:
+        keep: bool [specialists, G], the cheapest first.
+        seconds: expected, of a batch of convolutions, relative to the whole network's.
+    """
+
+    keep: np.ndarray
+    seconds: float
+
+
+def group_sizes(batch_size: int) -> list[int]:
+    """The batch sizes to which groups are padded: few programs, little padding."""
+    sizes = {batch_size, *(size for power in range(12) for size in (2**power, 3 * 2**power))}
+    return sorted(size for size in sizes if size <= batch_size)
+
+
+def pad_size(count: np.ndarray | int, batch_size: int) -> np.ndarray:
+    """The next of `group_sizes`; 0 stays 0."""
+    sizes = np.array([0, *group_sizes(batch_size)])
+    return sizes[np.searchsorted(sizes, count)]
+
+
+def assign(gates: Any, keep: np.ndarray) -> np.ndarray:
+    """The first specialist that covers each image's open filters; their number where none does.
+
+    Args:
+        gates: [N, G].
+        keep: bool [specialists, G].
+
+    Returns:
+        int [N].
+    """
+    misses = (gates > 0).astype(np.float32) @ (~keep).T.astype(np.float32)  # [N, specialists]
+    covers = np.concatenate([misses == 0, np.ones((len(gates), 1), bool)], axis=1)
+    return covers.argmax(1)
+
+
+def plan_specialists(
+    gates: Any, sites: tuple[GateSite, ...], times: BackboneTimes | None, batch_size: int, seed: int = 0
+) -> Plan:
+    """Groups calibration images, for the least expected time of a batch.
+
+    Args:
+        gates: of the calibration images, [N, G].
+        sites: of the model.
+        times: None: time is taken to be proportional to the filters.
+        batch_size: images per call.
+        seed: of the grouping.
+
+    Raises:
+        UserError: no gates at all, or gates of another model.
+    """
+    check_gates(gates, sites)
+    opened, rng = gates > 0, np.random.default_rng(seed)
+    order = rng.permutation(len(gates))
+    fitted, judged = (
+        (opened[order[len(order) // 2 :]], opened[order[: len(order) // 2]]) if len(order) > 1 else [opened] * 2
+    )
+    sizes = np.array([site.size for site in sites])
+    choose = times.choose if times else (lambda needed: needed)
+    seconds = times.seconds if times else (lambda widths: float(widths.sum()))
+    whole, call = seconds(sizes), CALL_SECONDS if times else 0.0
+    batches = rng.integers(len(judged), size=(DRAWS, batch_size))
+
+    def expected(keep: np.ndarray, costs: list[float]) -> float:
+        groups = assign(judged, keep)[batches]  # [draws, batch]
+        counts = (groups[..., None] == np.arange(len(keep) + 1)).sum(1)  # [draws, specialists + 1]
+        per_image = np.array([*costs, whole]) / batch_size
+        return float((pad_size(counts, batch_size) * per_image + (counts > 0) * call).sum(1).mean())
+
+    best = Plan(np.zeros((0, len(opened[0])), bool), 1.0)
+    for number in (number for number in GROUPS if number <= len(np.unique(fitted, axis=0))):
+        groups = KMeans(number, random_state=seed).fit_predict(fitted.astype(np.float32))
+        rates = np.stack([fitted[groups == group].mean(0) for group in range(number)])
+        for rare, tiers in itertools.product(RARE, TIERS):
+            keep, costs = _widen(rates, rates > rare, sites, tiers, choose, seconds)
+            total = expected(keep, costs) / (whole + call)
+            if total < best.seconds - 0.01:  # a program more must be worth it
+                best = Plan(keep, total)
+    return best
+
+
+def _widen(rates, keep, sites, tiers, choose, seconds) -> tuple[np.ndarray, list[float]]:
+    """Gives the specialists of a tier the same widths; returns them and their costs, the cheapest first."""
+    needed = count_per_site(keep, sites)
+    order = np.argsort([needed[group].sum() for group in range(len(keep))], kind="stable")
+    widened, costs = [], []
+    for tier in np.array_split(order, min(tiers, len(order))):
+        widths = choose(np.maximum(needed[tier].max(0), 1))
+        widened += [fill(keep[group], widths, sites, rates[group]) for group in tier]
+        costs += [seconds(widths)] * len(tier)
+    return np.stack(widened), costs
+
+
+class Specialists:
+    """Runs a model by its specialists.
+
+    Args:
+        model: with a global gater, in evaluation mode.
+        plan: which specialists.
+        image_size: pixels.
+        times: for packing; None: no packing.
+
+    Raises:
+        UserError: the model has no gates, or decides them block by block.
+    """
+
+    def __init__(self, model: GaterNet, plan: Plan, image_size: int, times: ConvTimes | None = None):
+        check_global(model)
+        sites = model.gate_sites
+        whole = self._prepare(model, everything(sites), image_size, times)
+        graphdef, state = nnx.split(whole.gater)
+        self._gater = functools.partial(_run_gater, graphdef, state)
+        self.plan, self._members = plan, []
+        all_gates = np.ones(len(plan.keep[0]) if len(plan.keep) else sum(site.size for site in sites), bool)
+        for keep in plan.keep:
+            selection = select(sites, keep, all_gates)
+            backbone = self._prepare(model, selection, image_size, times).backbone
+            self._members.append((kept_gates(sites, selection), *_split(backbone)))
+        self._members.append((np.arange(len(all_gates)), *_split(whole.backbone)))
+
+    @staticmethod
+    def _prepare(model, selection, image_size, times) -> GaterNet:
+        narrow = narrow_model(model, selection)
+        return narrow if times is None else pack(narrow, image_size, times)
+
+    def __call__(self, images: jax.Array, count: int | None = None) -> Outputs:
+        """Outputs, arrays of NumPy, for the first `count` images [B, H, W, C]; the others are padding."""
+        batch_size, count = len(images), len(images) if count is None else count
+        gates, scores = jax.device_get(self._gater(images))
+        groups = assign(gates[:count], self.plan.keep)
+        started = []
+        for member in np.unique(groups):
+            chosen = np.flatnonzero(groups == member)
+            padded = np.resize(chosen, pad_size(len(chosen), batch_size))
+            columns, graphdef, params, stats = self._members[member]
+            started.append((chosen, _run_backbone(graphdef, params, stats, images, padded, gates[padded][:, columns])))
+        logits = None
+        for chosen, found in started:
+            found = np.asarray(found)
+            logits = np.zeros((batch_size, found.shape[1]), np.float32) if logits is None else logits
+            logits[chosen] = found[: len(chosen)]
+        assert logits is not None
+        arrays: list[Any] = [logits, gates, scores]
+        return Outputs(*arrays)
+
+
+def check_global(model: GaterNet) -> None:
+    """Raises UserError unless a global gater decides all gates before the backbone runs."""
+    if not model.gate_sites:
+        raise UserError("a plain model has no gates, so that there is nothing to leave out; use mode 'dense'")
+    if model.gater is None:
+        raise UserError(
+            "specialists need all gates before the backbone runs, but this model decides them block by block "
+            "(model.gater.scope=local); use mode 'dynamic' or 'dense'"
+        )
+
+
+def _split(backbone: Backbone) -> tuple[nnx.GraphDef, Tree, Tree]:
+    graphdef, params, stats = nnx.split(backbone, nnx.Param, nnx.BatchStat)
+    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run_gater(graphdef, state, images):
+    scores = nnx.merge(graphdef, state)(images)
+    return binary_gates(scores), scores
+
+
+@functools.partial(jax.jit, static_argnums=0)  # specialists of one structure share their programs
+def _run_backbone(graphdef, params, stats, images, chosen, gates):
+    backbone = nnx.merge(graphdef, params, stats)
+    return backbone(images[jnp.asarray(chosen)], gates)

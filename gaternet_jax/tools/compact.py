@@ -1,0 +1,126 @@
+"""Makes a smaller model of a trained one: without the filters that it never opens.
+
+    python -m gaternet_jax.tools.compact --workdir=runs/cifar10 --out=runs/cifar10-compact
+
+Calibrates on the run's training split, and tells on its evaluation split how often the compacted model is only an
+approximation. The result is a folder like a run's: load_model, tools.predict, tools.export and --mode=evaluate take it.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from gaternet_jax.checkpoint import load_model
+from gaternet_jax.errors import UserError
+from gaternet_jax.inference.calibration import read_split, run_model
+from gaternet_jax.inference.compact import compact_model, departures, describe_compaction, save_compacted
+from gaternet_jax.inference.tuning import ConvTimes
+from gaternet_jax.inference.widths import BackboneTimes
+from gaternet_jax.tools.predict import positive
+from gaternet_jax.workdir import load_config, load_labels
+
+
+def compact(
+    workdir: Path, out: Path, *, images: int, held_out: int, data_dir: str = "", measured: bool = False
+) -> dict:
+    """Writes the compacted model and compaction_report.json to `out`.
+
+    Args:
+        workdir: of a training run or a conversion.
+        out: a new or empty folder.
+        images: of the training split, for calibration.
+        held_out: of the evaluation split, to compare.
+        data_dir: of prepared datasets; "": as in the run.
+        measured: keep filters that a layer is faster with, by measurement on this machine.
+
+    Returns:
+        The report.
+
+    Raises:
+        UserError: a model without gates, no data, or `out` is not empty.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is not an empty folder; choose another --out")
+    config = load_config(workdir)
+    if data_dir:
+        config.data.data_dir = data_dir
+    model, data = load_model(workdir), config.data
+    if not model.gate_sites:
+        raise UserError(f"{workdir} holds a plain model: it has no gates, and nothing can be left out")
+    print(f"Calibrating on {images:,} images of {data.name}/{data.train_split} ...", flush=True)
+    seen, _ = read_split(config, data.train_split, images)
+    gates = run_model(model, seen, data).gates
+    times = BackboneTimes(model, data.image_size, ConvTimes(16)) if measured else None
+    compacted, selection = compact_model(model, gates, times)
+    print(f"Comparing on {data.name}/{data.eval_split} ...", flush=True)
+    unseen, labels = read_split(config, data.eval_split, held_out)
+    before, after = run_model(model, unseen, data), run_model(compacted, unseen, data)
+    left = departures(before.gates, model.gate_sites, selection)
+    difference = np.abs(before.logits - after.logits).max(1)
+    report = describe_compaction(model, compacted, selection, data.image_size) | {
+        "calibration_images": len(seen),
+        "held_out_images": len(unseen),
+        "held_out_departures": int(left.sum()),
+        "held_out_top1": [float((found.logits.argmax(1) == labels).mean()) for found in (before, after)],
+        "largest_difference_of_logits": {
+            "gates as calibrated": float(difference[~left].max(initial=0)),
+            "departures": float(difference[left].max(initial=0)),
+        },
+    }
+    save_compacted(out, config, load_labels(workdir), compacted, selection)
+    (out / "compaction_report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+def describe(report: dict) -> str:
+    """The report for people."""
+    filters, kept, always = report["filters"]
+
+    def change(name: str) -> str:
+        before, after = report[name]
+        return f"{before:,} -> {after:,} ({after / before:.1%})" if before else "none"
+
+    left, images = report["held_out_departures"], report["held_out_images"]
+    before, after = report["held_out_top1"]
+    return "\n".join(
+        [
+            f"Gated filters    {filters:,}: {filters - kept:,} removed, {kept:,} stay, {always:,} of them without gate",
+            f"Parameters       {change('parameters')}",
+            f"Backbone MACs    {change('macs_backbone')}",
+            f"Gater MACs       {change('macs_gater')}",
+            f"Held-out images  {left:,} of {images:,} ({left / images:.2%}) have gates that calibration never saw: "
+            "there the compacted model is an approximation",
+            f"Held-out top-1   {before:.2%} -> {after:.2%}",
+        ]
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", type=Path, required=True, help="of a training run or a conversion")
+    parser.add_argument("--out", type=Path, required=True, help="a new or empty folder")
+    parser.add_argument("--images", type=positive, default=5000, help="for calibration (default: 5000)")
+    parser.add_argument("--held_out", type=positive, default=10000, help="to compare on (default: 10000)")
+    parser.add_argument("--data_dir", default="", help="folder of prepared datasets (default: the run's)")
+    parser.add_argument("--measured", action="store_true", help="keep filters that this machine is faster with")
+    arguments = parser.parse_args(argv)
+    try:
+        report = compact(
+            arguments.workdir,
+            arguments.out,
+            images=arguments.images,
+            held_out=arguments.held_out,
+            data_dir=arguments.data_dir,
+            measured=arguments.measured,
+        )
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    print(describe(report))
+    print(f"Next: python -m gaternet_jax.main --workdir={arguments.out} --mode=evaluate")
+
+
+if __name__ == "__main__":
+    main()
