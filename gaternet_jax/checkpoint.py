@@ -3,22 +3,21 @@
     workdir/checkpoints/STEP/  "model" (params, or their moving average; stats) and "training"
     workdir/damaged/           checkpoints that could not be read when a run was resumed
 
-A converted checkpoint has the same form without "training".
+A converted checkpoint has the same form without "training". A run that is killed goes on from the last checkpoint that
+was finished; up to two later ones (`checkpoint_writer.IN_FLIGHT`) may have been on their way.
 """
 
-import contextlib
 import copy
 import sys
 import time
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from gaternet_jax.checkpoint_writer import BEST_METRIC, CheckpointWriter, checksum
 from gaternet_jax.distributed import is_primary, wait_for_all
 from gaternet_jax.errors import UserError
 from gaternet_jax.inference.narrow import narrow_model
@@ -28,8 +27,6 @@ from gaternet_jax.models.functional import Tree, merge_model, split_model
 from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.state import TrainState
 from gaternet_jax.workdir import load_compaction, load_config
-
-BEST_METRIC = "top1"
 
 
 class Checkpoints:
@@ -42,25 +39,7 @@ class Checkpoints:
 
     def __init__(self, workdir: str | Path, keep_latest: int = 1):
         self._folder, self._keep_latest = Path(workdir).absolute() / "checkpoints", keep_latest
-        self._writer: Any = None  # opened by the first save: reading changes nothing
-
-    def _open_writer(self) -> Any:
-        self._set_aside([step for step in self.steps if not self._can_be_listed(step)])
-        policies: Any = ocp.training.preservation_policies
-        return ocp.training.Checkpointer(
-            str(self._folder),
-            save_decision_policy=_Always(),
-            preservation_policy=policies.AnyPreservationPolicy(
-                [
-                    policies.LatestN(self._keep_latest),
-                    policies.BestN(
-                        n=1,
-                        get_metric_fn=lambda metrics: metrics[BEST_METRIC],
-                        keep_checkpoints_without_metrics=False,
-                    ),
-                ]
-            ),
-        )
+        self._writer: CheckpointWriter | None = None  # opened by the first save: reading changes nothing
 
     @property
     def steps(self) -> list[int]:
@@ -91,7 +70,7 @@ class Checkpoints:
             overwrite: replace the checkpoint of that step, if there is one.
 
         Raises:
-            UserError: this one or the one before cannot be written, e.g. because the disk is full.
+            UserError: this one or an earlier one cannot be written, e.g. because the disk is full.
         """
         parts = {
             "model": {"params": state.eval_params, "stats": state.stats},
@@ -105,11 +84,10 @@ class Checkpoints:
         self._save(0, {"model": {"params": params, "stats": stats}}, {})
 
     def _save(self, step: int, parts: dict, metadata: dict, **options: Any) -> None:
-        checksums = {name: checksum(part) for name, part in parts.items()}
-        with self._explained():
-            self._writer = self._writer or self._open_writer()
-            metadata = metadata | {"checksums": checksums}
-            self._writer.save_checkpointables_async(step, parts, custom_metadata=metadata, **options)
+        if self._writer is None:
+            self._set_aside([step for step in self.steps if not self._can_be_listed(step)])
+            self._writer = CheckpointWriter(self._folder, self._keep_latest)
+        self._writer.save(step, parts, metadata, **options)
 
     def restore(self, state: TrainState) -> tuple[TrainState, dict, bool]:
         """The latest whole checkpoint, placed on the devices as `state` is.
@@ -197,17 +175,6 @@ class Checkpoints:
                 print(f"Moved to {aside}", file=sys.stderr, flush=True)
         wait_for_all("damaged checkpoints are set aside")
 
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise UserError(
-                f"a checkpoint cannot be written to {self._folder}: {reason}. The earlier ones are whole; make room, "
-                "and the same command goes on from them"
-            ) from error
-
     def _check_shapes(self, step: int, model: dict) -> None:
         """Orbax reports a wrong shape as a missing handler; say what is wrong instead."""
         saved = ocp.checkpointables_metadata(self._path(step)).metadata["model"]
@@ -231,8 +198,7 @@ class Checkpoints:
         """
         writer, self._writer = self._writer, None
         if writer is not None:
-            with self._explained():
-                writer.close()
+            writer.close()
 
     def __enter__(self):
         return self
@@ -241,26 +207,10 @@ class Checkpoints:
         self.close()
 
 
-def checksum(tree: Any) -> int:
-    """CRC-32 of all arrays of a tree, in order: what was read is what was written."""
-    total = 0
-    for leaf in jax.tree.leaves(tree):
-        total = zlib.crc32(np.ascontiguousarray(jax.device_get(leaf)).tobytes(), total)
-    return total
-
-
 def _training_part(state: TrainState) -> dict:
     """What a resumed run needs besides the model; the raw parameters only where the model holds their average."""
     part = {"step": state.step, "opt_state": state.opt_state}
     return part if state.ema is None else part | {"params": state.params}
-
-
-class _Always:
-    """The training loop decides when to save."""
-
-    def should_save(self, step, previous_steps, *, context) -> bool:
-        del step, previous_steps, context
-        return True
 
 
 def _shapes(tree) -> dict[str, tuple[int, ...]]:

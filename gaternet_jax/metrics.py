@@ -137,33 +137,39 @@ class LoopClock:
     """
 
     def __init__(self, step: int):
+        self._part, self._since = "host", time.perf_counter()
         self._begin(step)
 
     def _begin(self, step: int) -> None:
-        self._step, self._since = step, time.perf_counter()
-        self._seconds = {"input": 0.0, "step": 0.0}
+        self._step, self._seconds = step, {"input": 0.0, "step": 0.0, "host": 0.0, "paused": 0.0}
+
+    def _go_over_to(self, part: str) -> str:
+        """From here on time counts for this part; returns the part it counted for before."""
+        before, now = self._part, time.perf_counter()
+        self._seconds[before] += now - self._since
+        self._part, self._since = part, now
+        return before
 
     @contextlib.contextmanager
     def spent(self, part: str):
-        """Time in this context counts for a part."""
-        before = time.perf_counter()
+        """Time in this context counts for a part, and not for that of a context around it."""
+        before = self._go_over_to(part)
         yield
-        self._seconds[part] += time.perf_counter() - before
+        self._go_over_to(before)
 
-    @contextlib.contextmanager
     def paused(self):
         """Time in this context does not count."""
-        before = time.perf_counter()
-        yield
-        self._since += time.perf_counter() - before
+        return self.spent("paused")
 
     def measure(self, step: int) -> dict[str, float]:
         """Since the last call, when `step` steps are done: steps_per_second; fractions time_input, _step, _host."""
-        elapsed = time.perf_counter() - self._since
+        self._go_over_to(self._part)
+        del self._seconds["paused"]
+        elapsed = sum(self._seconds.values())
         shares = {f"time_{part}": seconds / elapsed for part, seconds in self._seconds.items()}
         speed = (step - self._step) / elapsed
         self._begin(step)
-        return {"steps_per_second": speed} | shares | {"time_host": max(1 - sum(shares.values()), 0.0)}
+        return {"steps_per_second": speed} | shares
 
 
 def _drop_lines_after(path: Path, last_step: int) -> None:

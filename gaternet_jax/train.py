@@ -118,9 +118,11 @@ def train(
         def log(step: int, means: dict[str, float]) -> None:
             measured = clock.measure(step)
             speed = measured.pop("steps_per_second") * batch_size
-            writer.write(step, "train", {"epoch": step / epoch_steps} | means | {"images_per_second": speed} | measured)
+            values = {"epoch": step / epoch_steps} | means | {"images_per_second": speed} | measured
             loss = f"loss {means['loss']:.3f}, " if "loss" in means else ""
-            bar.set_postfix_str(f"{loss}{speed:,.0f} images/s", refresh=False)
+            with clock.spent("host"):  # not "step", where the means were waited for
+                writer.write(step, "train", values)
+                bar.set_postfix_str(f"{loss}{speed:,.0f} images/s", refresh=False)
 
         train_metrics = TrainMetrics(
             log, every=config.train.log_every_steps, last_step=num_steps, max_skipped=config.train.max_skipped_steps
@@ -133,7 +135,8 @@ def train(
 
         def save(step: int, *, evaluate: bool, overwrite: bool = False) -> dict | None:
             """Evaluates, if asked to, and saves; None from an evaluation that was interrupted."""
-            train_metrics.wait()  # raises before anything that came of a NaN is saved
+            with clock.spent("step"):
+                train_metrics.wait()  # raises before anything that came of a NaN is saved
             with clock.paused():
                 metrics = evaluation(state.eval_params, state.stats, interrupted) if evaluate else None
             if metrics:

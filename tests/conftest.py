@@ -1,4 +1,4 @@
-"""Eight CPU devices, strict shapes, a dataset folder of the test session's own."""
+"""Eight CPU devices, strict shapes, a dataset folder and compiled programs of the test session's own."""
 
 import os
 
@@ -18,6 +18,14 @@ def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tfds")
     os.environ["TFDS_DATA_DIR"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled(tmp_path_factory):
+    """Many tests train the same small model; within a worker it is compiled once. Processes that tests start do not
+    see this cache: what they compute must not depend on who compiled it."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @pytest.fixture

@@ -60,8 +60,8 @@ def truncate(checkpoint):
 
 
 def flip(checkpoint):
-    """Damages the largest file, which holds the numbers."""
-    path = max(files(checkpoint), key=lambda path: path.stat().st_size)
+    """Damages the largest file of the model, which holds its numbers."""
+    path = max(files(checkpoint / "model"), key=lambda path: path.stat().st_size)
     content = bytearray(path.read_bytes())
     for place in range(len(content) // 3, len(content), len(content) // 7):
         content[place] ^= 0x10
@@ -155,7 +155,6 @@ from gaternet_jax.errors import UserError
 from tests.helpers import digits_config
 config = digits_config(**{"train.epochs": 2.0, "checkpoint.every_steps": 20})
 try:
-    train(config, sys.argv[1], stop_at=20)
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))  # files may not grow beyond it, as on a full disk
     train(config, sys.argv[1])
 except UserError as error:
@@ -163,11 +162,14 @@ except UserError as error:
 """
 
 
-def test_full_disk_ends_the_run_and_the_earlier_checkpoints_stay_whole(tmp_path, data_dir):
+def test_full_disk_ends_the_run_and_the_earlier_checkpoints_stay_whole(copy, data_dir):
+    _, workdir = copy
+    shutil.rmtree(workdir / "checkpoints" / "44")
+    before = steps(workdir)
     result = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(tmp_path / "run")], capture_output=True, text=True, cwd=ROOT, check=False
+        [sys.executable, "-c", FULL_DISK, str(workdir)], capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert result.returncode == 1
     assert re.search(r"error: a checkpoint cannot be written to .*: .*The earlier ones are whole", result.stderr)
-    assert steps(tmp_path / "run") == [20]
-    load_model(tmp_path / "run", 20)
+    assert steps(workdir) == before and before[-1] == 40
+    load_model(workdir, 40)

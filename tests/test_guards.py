@@ -1,5 +1,7 @@
 """Watchdog, profiler, steps that are not finite, debugging."""
 
+import gzip
+import json
 import time
 
 import jax
@@ -42,7 +44,11 @@ def test_profile_leaves_a_trace(tmp_path, use_devices, capsys):
     use_devices(1)
     train(digits_config(), tmp_path / "run", stop_at=5, profile=parse_steps("2:4"))
     folder = tmp_path / "run" / "profile"
-    assert list(folder.rglob("*.xplane.pb")) and list(folder.rglob("perfetto_trace.json.gz"))
+    (for_tensorboard,), (for_perfetto,) = folder.rglob("*.xplane.pb"), folder.rglob("perfetto_trace.json.gz")
+    planes = jax.profiler.ProfileData.from_file(str(for_tensorboard)).planes
+    assert any("jit(train_step)" in event.name for plane in planes for line in plane.lines for event in line.events)
+    events = json.loads(gzip.decompress(for_perfetto.read_bytes()))["traceEvents"]
+    assert any("jit(train_step)" in event.get("name", "") and event.get("dur") for event in events)
     assert f"Trace in {folder}" in capsys.readouterr().out
 
 

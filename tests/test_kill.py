@@ -46,10 +46,18 @@ def read_until(process, text):
     return said
 
 
-def disturb(workdir, epochs, signum, seconds):
-    """Starts the run, lets it train for some time, sends a signal; what it said, and whether it was still at work."""
+def disturb(workdir, epochs, signum, seconds, checkpoints=0):
+    """Starts the run, lets it train for some time, sends a signal; what it said, and whether it was still at work.
+
+    The time begins when the run has left so many checkpoints of its own (older ones may be half deleted).
+    """
     process = start(workdir, epochs)
     said = read_until(process, "Compiled in")
+    begun, deadline = int((re.findall(r"Going on from step (\d+)", said) or [0])[0]), time.monotonic() + 120
+    while checkpoints and time.monotonic() < deadline:
+        if (workdir / "checkpoints").is_dir() and sum(step > begun for step in steps(workdir)) >= checkpoints:
+            break
+        time.sleep(0.01)
     time.sleep(seconds)
     alive = process.poll() is None
     process.send_signal(signum)
@@ -111,8 +119,8 @@ def test_disturbed_run_ends_bit_for_bit_where_the_undisturbed_one_ends(undisturb
 @pytest.mark.parametrize("damage", [truncate, empty, flip])
 def test_killed_run_whose_newest_checkpoint_is_damaged_ends_there_too(undisturbed, tmp_path, damage):
     epochs, workdir = 12.0, tmp_path / "run"
-    for seconds in (2.0, 1.2, 0.9):
-        disturb(workdir, epochs, signal.SIGKILL, seconds)
+    for seconds in (0.5, 0.2, 0.0):
+        disturb(workdir, epochs, signal.SIGKILL, seconds, checkpoints=2)
         assert len(steps(workdir)) > 1, "there is one before the newest to go on from"
         newest = steps(workdir)[-1]
         damage(workdir / "checkpoints" / str(newest))

@@ -84,6 +84,25 @@ def test_clock_tells_where_time_goes_and_leaves_pauses_out(monkeypatch):
     assert measured == {"steps_per_second": 10.0, "time_input": 0.1, "time_step": 0.6, "time_host": pytest.approx(0.3)}
 
 
+def test_time_in_an_inner_context_counts_there_only(monkeypatch):
+    now = iter([0.0, 0.0, 6.0, 7.0, 9.0, 10.0, 10.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(now))
+    clock = LoopClock(0)
+    with clock.spent("step"), clock.spent("host"):  # the one from 0 to 9, the other from 6 to 7
+        pass
+    measured = clock.measure(5)  # at 10
+    assert measured == {"steps_per_second": 0.5, "time_input": 0.0, "time_step": 0.8, "time_host": 0.2}
+
+
+def test_measure_inside_a_context_gives_each_window_its_part(monkeypatch):
+    now = iter([0.0, 0.0, 3.0, 4.0, 8.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(now))
+    clock = LoopClock(0)
+    with clock.spent("step"):  # from 0 to 4
+        assert clock.measure(1)["time_step"] == 1.0  # at 3
+    assert clock.measure(2) == {"steps_per_second": 0.2, "time_input": 0.0, "time_step": 0.2, "time_host": 0.8}  # at 8
+
+
 def test_skipped_steps_count_in_no_mean_and_are_bounded():
     emitted = []
     metrics = TrainMetrics(lambda *line: emitted.append(line), every=2, last_step=9, max_skipped=2, lag=0)
