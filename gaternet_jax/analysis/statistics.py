@@ -150,13 +150,13 @@ def spread(values: np.ndarray) -> dict[str, float]:
 
 
 def unit_of(site: GateSite) -> str:
-    """The block that a gated convolution belongs to: "stage2.block1" of "stage2.block1.conv2"."""
-    return ".".join(site.name.split(".")[:2])
+    """The block of a gated convolution: "stage2.block1" of "stage2.block1.conv2" and of "stage2.block1.branch1.conv1"."""
+    return ".".join(site.name.split(".")[:-1][:2])
 
 
 def stage_of(site: GateSite) -> str:
-    """The stage that a gated convolution belongs to: "stage2" of "stage2.block1.conv2"."""
-    return site.name.split(".")[0]
+    """The stage of a gated convolution: "stage2" of "stage2.block1.conv2", "block1" of "block1_layer3.conv1"."""
+    return site.name.split(".")[0].split("_")[0]
 
 
 def count_kinds(kinds: np.ndarray, groups: dict[str, np.ndarray]) -> dict[str, dict[str, int]]:
