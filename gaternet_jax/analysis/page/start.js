@@ -1,0 +1,185 @@
+// Puts the page together.
+
+const ROWS = { classes: 6, images: 2 }; // of the glance
+const COLUMNS = 160;
+
+/** The glance: a line of cells for a few images, the filters that vary most in forward order. */
+class Glance {
+  constructor(model, thumbnails, pick) {
+    Object.assign(this, { model, thumbnails, pick });
+    const gates = model.dependentGates();
+    if (!gates.length) return;
+    const evenness = (gate) => Math.abs(model.openRate[gate] - 0.5);
+    this.gates = [...gates].sort((a, b) => evenness(a) - evenness(b)).slice(0, COLUMNS).sort((a, b) => a - b);
+    const every = this.gates.length === gates.length;
+    byId("glance-note").textContent = `${every ? "All" : "The"} ${plural(this.gates.length, "filter")} that ${
+      every ? "depend on the image" : `vary most of the ${gates.length.toLocaleString("en")} that depend on the image`
+    }, from the first layer on the left to the last. Dark is open. Images of one class use similar filters, other classes use others. Pick a line to explore it.`;
+    this.canvases = this.images().map((image) => this.line(image));
+    byId("glance").hidden = false;
+    document.addEventListener("theme", () => this.draw());
+    this.draw();
+  }
+
+  /** The first images of a few classes, evenly spread over the classes. */
+  images() {
+    const groups = [...this.model.members.keys()].sort((a, b) => a - b);
+    const count = Math.min(ROWS.classes, groups.length);
+    const per = Math.floor((ROWS.classes * ROWS.images) / count);
+    return Array.from({ length: count }, (_, i) => groups[Math.floor((i * groups.length) / count)])
+      .flatMap((group) => this.model.members.get(group).slice(0, Math.min(per, 8)));
+  }
+
+  line(image) {
+    const canvas = make("canvas", { width: this.gates.length, height: 1, "aria-hidden": "true" });
+    const { model } = this;
+    const name = model.groupName(model.group[image]);
+    const button = make(
+      "button",
+      {
+        type: "button", className: "glance-line", onclick: () => this.pick(image), "data-group": model.group[image],
+        "aria-label": `${this.thumbnails.describe(image)}: ${plural(model.countOpen(image), "filter")} open. Explore it`,
+      },
+      this.thumbnails.canvas(image), make("span", { className: "glance-name" }, name), canvas,
+    );
+    const last = byId("glance-rows").lastElementChild;
+    if (last && last.dataset.group !== button.dataset.group) button.classList.add("new-class");
+    byId("glance-rows").append(button);
+    return [image, canvas];
+  }
+
+  draw() {
+    const colours = themeColours();
+    for (const [image, canvas] of this.canvases) {
+      const context = canvas.getContext("2d");
+      this.gates.forEach((gate, column) => {
+        context.fillStyle = this.model.isOpen(image, gate) ? colours.open : colours.dot;
+        context.fillRect(column, 0, 1, 1);
+      });
+    }
+  }
+}
+
+class App {
+  constructor(model) {
+    this.model = model;
+    this.thumbnails = new Thumbnails(model);
+    const [first, second] = [model.groups[0], model.groups[Math.min(1, model.groups.length - 1)]];
+    const image = model.members.values().next().value[0];
+    this.state = { mode: "image", image, other: this.firstOther(image), slot: "a", a: first, b: second, previous: null };
+    const pickImage = (picked) => this.pickImage(picked);
+    const pickGate = (gate, announced = true) => this.pickGate(gate, announced);
+    this.texts = new Texts(model, this.thumbnails, pickImage, pickGate);
+    this.picker = new Picker(model, this.thumbnails, { pickImage, pickClasses: (a, b) => this.change({ a, b }) });
+    byId("panels").hidden = false;
+    this.map = new GateMap(byId("map"), model, this.view(), pickGate);
+    const current = () => (this.state.mode === "image" ? model.group[this.state.image] : null);
+    this.panel = new FilterPanel(model, this.thumbnails, { pickGate, pickImage, current });
+    new Glance(model, this.thumbnails, (picked) => this.pickFromGlance(picked));
+    this.hear();
+    this.change({});
+    this.pickGate(this.firstGate(), false);
+    announce("");
+  }
+
+  /** An image to compare with at first: the first of another class, if there is one. */
+  firstOther(image) {
+    const { group, count } = this.model;
+    const other = group.findIndex((one) => one !== group[image]);
+    return other >= 0 ? other : Math.min(1, count - 1);
+  }
+
+  firstGate() {
+    const { model } = this;
+    const bits = (gate) => model.information[gate] || 0;
+    return model.dependentGates().reduce((best, gate) => (bits(gate) > bits(best) ? gate : best), model.dependentGates()[0] ?? 0);
+  }
+
+  hear() {
+    for (const input of document.querySelectorAll("input[name=mode]")) {
+      input.addEventListener("change", () => this.change({ mode: input.value, previous: null }));
+    }
+    for (const input of document.querySelectorAll("input[name=slot]")) {
+      input.addEventListener("change", () => { this.state.slot = input.value; });
+    }
+  }
+
+  view() {
+    const { mode, image, other, a, b } = this.state;
+    if (mode === "images") return new ImagesView(this.model, image, other);
+    return mode === "classes" ? new ClassesView(this.model, a, b) : new ImageView(this.model, image);
+  }
+
+  /** Takes up changes of the state and shows what follows from them. */
+  change(changes) {
+    Object.assign(this.state, changes);
+    const { mode, image, other, previous } = this.state;
+    const view = this.view();
+    byId("pick-images").hidden = mode === "classes";
+    byId("pick-classes").hidden = mode !== "classes";
+    byId("slots").hidden = mode !== "images";
+    byId("picker-title").textContent = { image: "Pick an image", images: "Pick two images", classes: "Pick two classes" }[mode];
+    this.texts[mode](view, previous);
+    this.legend(view);
+    this.picker.press(mode === "images" ? [image, other] : [image]);
+    this.map.view = view;
+    this.map.update(mode === "image" && previous !== null ? this.changed(previous, image) : []);
+    if (this.state.gate !== undefined) this.panel.show(this.state.gate);
+  }
+
+  changed(before, after) {
+    return this.model.dependentGates().filter((gate) => this.model.isOpen(before, gate) !== this.model.isOpen(after, gate));
+  }
+
+  legend(view) {
+    const [size, colours] = [13, themeColours()];
+    const density = Math.max(1, window.devicePixelRatio);
+    byId("legend").replaceChildren(...view.legend().map(([look, words]) => {
+      const canvas = make("canvas", { width: (size + 2) * density, height: (size + 2) * density, "aria-hidden": "true" });
+      const context = canvas.getContext("2d");
+      context.scale(density, density);
+      if (typeof look === "function") look(context, 1, 1, size, colours);
+      else paintState(context, look, 1, 1, size, colours);
+      return make("li", {}, canvas, words);
+    }));
+  }
+
+  pickImage(image) {
+    const { mode, slot } = this.state;
+    if (mode === "images") this.change({ [slot === "a" ? "image" : "other"]: image });
+    else {
+      byId("panels").querySelector("input[value=image]").checked = true;
+      this.change({ mode: "image", previous: mode === "image" ? this.state.image : null, image });
+    }
+  }
+
+  pickFromGlance(image) {
+    byId("panels").querySelector("input[value=image]").checked = true;
+    this.change({ mode: "image", previous: this.state.image, image });
+    byId("shown").scrollIntoView({ block: "start" });
+  }
+
+  pickGate(gate, announced = true) {
+    this.state.gate = gate;
+    this.map.select(gate);
+    this.panel.show(gate);
+    if (!announced) return;
+    announce(`${this.model.gateName(gate)}: open for ${percent(this.model.openRate[gate])} of images. Details under the heading "${byId("filter-title").textContent}"`);
+    const box = byId("inspector").getBoundingClientRect();
+    if (box.top > window.innerHeight || box.bottom < 0) byId("inspector").scrollIntoView({ block: "start" });
+  }
+}
+
+async function start() {
+  try {
+    const app = new App(new Model(await readData(byId("data").textContent)));
+    document.addEventListener("theme", () => app.legend(app.map.view));
+    document.documentElement.dataset.ready = "";
+  } catch (error) {
+    byId("failure").hidden = false;
+    byId("failure").textContent = `The explorer cannot start in this browser: ${error.message}. It needs one of 2023 or later.`;
+    throw error;
+  }
+}
+
+start();
