@@ -96,8 +96,8 @@ def load_gated(workdir: str | Path) -> GaterNet:
     config = load_config(workdir)
     if config.model.gating == "none":
         raise UserError(
-            f"the model in {workdir} is a plain {config.model.backbone}: it has no gates (model.gating=none), and gates "
-            "are what is analysed here. Give the workdir of a gated model, e.g. trained with --config.model.gating=all"
+            f"the model in {workdir} is a plain {config.model.backbone}: it has no gates (model.gating=none), and "
+            "gates are what is analysed. Give the workdir of a gated model: one with --config.model.gating=all"
         )
     return load_model(workdir)
 
@@ -133,9 +133,8 @@ def pass_images(
     @jax.jit
     def look(params: Tree, stats: Tree, images: jax.Array) -> tuple[jax.Array, ...]:
         outputs = merge_model(graphdef, params, stats)(normalize(images, config.data))
-        probabilities = jax.nn.softmax(outputs.logits)
-        seen = outputs.gates > 0.5, outputs.logits.argmax(-1), probabilities.max(-1), macs.fraction(outputs.gates)
-        return seen
+        confidence = jax.nn.softmax(outputs.logits).max(-1)
+        return outputs.gates > 0.5, outputs.logits.argmax(-1), confidence, macs.fraction(outputs.gates)
 
     wanted = np.linspace(0, source.num_images - 1, min(sample, source.num_images)).round().astype(np.int64)
     seen: list[tuple[np.ndarray, ...]] = []

@@ -62,6 +62,12 @@ class Statistics:
         """Whether the class of any image is known."""
         return bool(self.images_by_class.any())
 
+    @property
+    def chance_information(self) -> float:
+        """Bits that a gate which knows nothing of the class shows on average: the estimate's bias (Miller 1955)."""
+        classes, images = int((self.images_by_class > 0).sum()), int(self.images_by_class.sum())
+        return (classes - 1) / (2 * images * np.log(2)) if images else float("nan")
+
     def most_specific(self, count: int) -> np.ndarray:
         """The gates that tell most about the class: int64 [at most count], the most first; input-dependent ones."""
         if not self.has_classes:
@@ -150,7 +156,7 @@ def spread(values: np.ndarray) -> dict[str, float]:
 
 
 def unit_of(site: GateSite) -> str:
-    """The block of a gated convolution: "stage2.block1" of "stage2.block1.conv2" and of "stage2.block1.branch1.conv1"."""
+    """The block of a convolution: "stage2.block1" of "stage2.block1.conv2", also of "stage2.block1.branch1.conv2"."""
     return ".".join(site.name.split(".")[:-1][:2])
 
 
@@ -200,7 +206,7 @@ def to_json(statistics: Statistics, further: dict[str, Any]) -> dict[str, Any]:
     kinds, dependent = statistics.kinds, statistics.kinds == INPUT_DEPENDENT
     overall = count_kinds(kinds, {"": np.arange(len(kinds))})[""]
     specific = [(gate, *statistics.locate(gate)) for gate in statistics.most_specific(20).tolist()]
-    return _plain(
+    return plain(
         {
             "images": len(statistics.open_per_image),
             "images_of_known_class": int(statistics.images_by_class.sum()),
@@ -213,6 +219,7 @@ def to_json(statistics: Statistics, further: dict[str, Any]) -> dict[str, Any]:
             "mean_mutual_information_of_input_dependent": (
                 float(statistics.mutual_information[dependent].mean()) if dependent.any() else None
             ),
+            "mutual_information_expected_by_chance": statistics.chance_information,
             "most_specific_filters": [
                 {"gate": gate, "convolution": name, "filter": number, "bits": statistics.mutual_information[gate]}
                 for gate, name, number in specific
@@ -243,14 +250,14 @@ def save_statistics(path: Path, statistics: Statistics, further: dict[str, Any])
     path.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
 
 
-def _plain(value: Any) -> Any:
-    """Lists and Python's numbers; floats of six digits, so that files stay small; None for NaN."""
+def plain(value: Any) -> Any:
+    """For JSON: lists and Python's numbers; floats of six digits, so that files stay small; None for NaN."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float | np.floating):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
         return None if np.isnan(value) else float(f"{value:.6g}")
     return value
