@@ -176,7 +176,7 @@ def quantize_rates(rates: np.ndarray) -> np.ndarray:
 def pack(array: np.ndarray) -> dict[str, Any]:
     """An array as JSON: type, shape, and its little-endian bytes, deflated, in base64."""
     little = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<")))
-    data = base64.b64encode(zlib.compress(little.tobytes(), 9)).decode()
+    data = base64.b64encode(zlib.compress(little.tobytes())).decode()
     return {"type": array.dtype.name, "shape": list(array.shape), "data": data}
 
 

@@ -93,6 +93,11 @@ class Model {
     return this.classes[group] ?? `class ${group}`;
   }
 
+  /** A group in a sentence. */
+  groupWords(group) {
+    return group === this.unknownGroup ? "unknown class" : `class ${this.groupName(group)}`;
+  }
+
   isWrong(image) {
     return this.group[image] !== this.unknownGroup && this.group[image] !== this.prediction[image];
   }

@@ -4,6 +4,9 @@ const NEAREST = 8;
 const LISTED = 6; // unusual filters named
 const DIFFER = 0.25; // rates of two classes that are further apart than this differ
 
+const differing = (count) => `${count.toLocaleString("en")} ${count === 1 ? "differs" : "differ"}`;
+const badge = (letter) => make("b", { className: `badge ${letter.toLowerCase()}` }, letter);
+
 /** What the three modes show. Each answers for the map (paint, describe, tally) and fills the texts around it. */
 class ImageView {
   constructor(model, image) {
@@ -26,7 +29,7 @@ class ImageView {
   describe(gate) {
     const { model, group } = this;
     const open = model.isOpen(this.image, gate) ? "open" : "closed";
-    const name = model.groupName(group);
+    const name = model.groupWords(group);
     const odd = this.odd.has(gate) ? `, unusual for ${name}` : "";
     if (model.kind[gate] !== KIND.dependent) return `${model.gateName(gate)}: ${open} for every image`;
     const rates = `opens for ${percent(model.openRate[gate])} of all images, ${percent(model.rate(group, gate))} of ${name}`;
@@ -40,7 +43,7 @@ class ImageView {
   }
 
   legend() {
-    const name = this.model.groupName(this.group);
+    const name = this.model.groupWords(this.group);
     return [
       [STATE.open, "open"], [STATE.closed, "closed"], [STATE.openOdd, `open, rare for ${name}`],
       [STATE.closedOdd, `closed, usual for ${name}`], [STATE.alwaysOn, "always open"], [STATE.alwaysOff, "always closed"],
@@ -79,7 +82,7 @@ class ImagesView {
     for (let i = site.offset; i < site.offset + site.size; i += 1) {
       differ += this.model.isOpen(this.image, i) ^ this.model.isOpen(this.other, i);
     }
-    return `${differ} differ`;
+    return differing(differ);
   }
 
   legend() {
@@ -106,14 +109,14 @@ class ClassesView {
   }
 
   describe(gate) {
-    const part = (group) => `${percent(this.model.rate(group, gate))} of ${this.model.groupName(group)}`;
+    const part = (group) => `${percent(this.model.rate(group, gate))} of ${this.model.groupWords(group)}`;
     return `${this.model.gateName(gate)}: opens for ${part(this.a)}, ${part(this.b)}`;
   }
 
   tally(site) {
     let differ = 0;
     for (let i = site.offset; i < site.offset + site.size; i += 1) differ += Math.abs(this.difference(i)) >= DIFFER;
-    return `${differ} differ`;
+    return differing(differ);
   }
 
   legend() {
@@ -159,13 +162,13 @@ class Texts {
       "p", { className: "note", id: "change" }, `${plural(model.distance(view.image, previous), "filter")} changed from the image before`,
     );
     const { opened, closed } = view.unusual;
-    const name = model.groupName(view.group);
+    const name = model.groupWords(view.group);
     const lists = [
       this.gateList(`Open, though rare for ${name}`, opened, (gate) => `opens for ${percent(model.rate(view.group, gate))}`),
       this.gateList(`Closed, though usual for ${name}`, closed, (gate) => `opens for ${percent(model.rate(view.group, gate))}`),
     ];
     const near = make("div", { className: "strip" }, ...model.nearest(view.image, NEAREST).map(
-      ([image, distance]) => this.thumbnails.button(image, this.pickImage, `${distance.toLocaleString("en")} differ`),
+      ([image, distance]) => this.thumbnails.button(image, this.pickImage, differing(distance)),
     ));
     byId("subject").replaceChildren(this.card(view.image, null, note));
     byId("differences").replaceChildren(
@@ -180,7 +183,7 @@ class Texts {
     const distance = model.distance(view.image, view.other);
     byId("subject").replaceChildren(
       make("div", { className: "pair" }, this.card(view.image, badge("A")), this.card(view.other, badge("B"))),
-      make("p", { className: "verdict" }, make("strong", {}, `${plural(distance, "filter")} differ`), ` of ${model.gateCount.toLocaleString("en")}`),
+      make("p", { className: "verdict" }, make("strong", {}, plural(distance, "filter")), ` of ${model.gateCount.toLocaleString("en")} ${distance === 1 ? "differs" : "differ"}`),
     );
     const only = (state) => model.dependentGates().filter((gate) => view.state(gate) === state);
     const rate = (gate) => `opens for ${percent(model.openRate[gate])} of all`;
@@ -188,7 +191,7 @@ class Texts {
       "div", { className: "pair" },
       this.gateList("Open for A only", only(STATE.onlyA), rate), this.gateList("Open for B only", only(STATE.onlyB), rate),
     ));
-    announce(`${this.thumbnails.describe(view.image)}, and ${this.thumbnails.describe(view.other)}: ${plural(distance, "filter")} differ`);
+    announce(`${this.thumbnails.describe(view.image)}, and ${this.thumbnails.describe(view.other)}: of the filters, ${differing(distance)}`);
   }
 
   classes(view) {
@@ -229,5 +232,3 @@ class Texts {
     return make("div", {}, make("h4", {}, `${title} (${gates.length.toLocaleString("en")})`), body, rest);
   }
 }
-
-const badge = (letter) => make("b", { className: `badge ${letter.toLowerCase()}` }, letter);

@@ -44,7 +44,7 @@ class FilterPanel {
     known.sort((a, b) => model.information[b] - model.information[a]);
     return make("ul", { className: "gates" }, ...known.slice(0, INFORMATIVE).map((gate) => {
       const [[group]] = model.groupsByRate(gate);
-      const note = `${model.information[gate].toFixed(2)} bits, most often open for ${model.groupName(group)}`;
+      const note = `${model.information[gate].toFixed(2)} bits, most often open for ${model.groupWords(group)}`;
       return make("li", {}, gateButton(model, gate, this.pickGate), make("span", { className: "note" }, note));
     }));
   }

@@ -42,7 +42,7 @@ function paintState(context, state, x, y, size, colours) {
       context.fillStyle = colours.b;
       polygon([1, 0], [1, 1], [0, 1]);
     },
-    [STATE.both]: () => square(colours.ink),
+    [STATE.both]: () => square(colours.muted),
   };
   painters[state]();
 }
@@ -70,12 +70,16 @@ class GateMap {
    */
   constructor(container, model, view, pick) {
     Object.assign(this, { container, model, view, pick, selected: null, changed: new Set() });
-    this.pitch = model.gateCount <= 1500 ? 15 : model.gateCount <= 5000 ? 11 : 7;
-    this.gap = this.pitch > 8 ? 2 : 1;
+    this.basePitch = model.gateCount <= 1500 ? 15 : model.gateCount <= 5000 ? 11 : 7; // CSS pixels from cell to cell
+    this.gap = this.basePitch > 8 ? 2 : 1;
+    this.label = model.sites.some((site) => site.size >= 1000) ? 82 : 66; // CSS pixels of a row's name
+    container.style.setProperty("--label", `${this.label - 8}px`);
+    container.classList.toggle("scrolls", model.gateCount > 3000);
     this.cursor = new Map(model.sites.map((site) => [site, 0]));
     this.rows = new Map();
     this.build();
     this.hear();
+    this.layout();
     new ResizeObserver(() => this.layout()).observe(container);
     document.addEventListener("theme", () => this.draw());
   }
@@ -119,9 +123,11 @@ class GateMap {
     const width = this.container.clientWidth;
     if (!width || width === this.width) return;
     this.width = width;
-    const label = width < 420 ? 62 : 76;
+    const room = width - this.label - 2;
     this.perLine = 4;
-    while (this.perLine < 128 && 2 * this.perLine * this.pitch + label <= width) this.perLine *= 2;
+    while (this.perLine < 128 && 2 * this.perLine * this.basePitch <= room) this.perLine *= 2;
+    // Small cells grow into the rest of the line; large ones leave it to a second unit beside the first.
+    this.pitch = this.basePitch > 11 ? this.basePitch : Math.min(this.basePitch + 4, Math.floor(room / this.perLine));
     for (const [site, { canvas }] of this.rows) {
       const columns = Math.min(site.size, this.perLine);
       const lines = Math.ceil(site.size / this.perLine);

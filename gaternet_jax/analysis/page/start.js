@@ -2,6 +2,7 @@
 
 const ROWS = { classes: 6, images: 2 }; // of the glance
 const COLUMNS = 160;
+const TELLING = 4; // unusual filters of the image shown first
 
 /** The glance: a line of cells for a few images, the filters that vary most in forward order. */
 class Glance {
@@ -14,7 +15,7 @@ class Glance {
     const every = this.gates.length === gates.length;
     byId("glance-note").textContent = `${every ? "All" : "The"} ${plural(this.gates.length, "filter")} that ${
       every ? "depend on the image" : `vary most of the ${gates.length.toLocaleString("en")} that depend on the image`
-    }, from the first layer on the left to the last. Dark is open. Images of one class use similar filters, other classes use others. Pick a line to explore it.`;
+    }, from the first layer on the left to the last. A filled cell is an open filter. Lines of one class stand together; pick a line to explore its image.`;
     this.canvases = this.images().map((image) => this.line(image));
     byId("glance").hidden = false;
     document.addEventListener("theme", () => this.draw());
@@ -65,7 +66,7 @@ class App {
     this.model = model;
     this.thumbnails = new Thumbnails(model);
     const [first, second] = [model.groups[0], model.groups[Math.min(1, model.groups.length - 1)]];
-    const image = model.members.values().next().value[0];
+    const image = this.firstImage();
     this.state = { mode: "image", image, other: this.firstOther(image), slot: "a", a: first, b: second, previous: null };
     const pickImage = (picked) => this.pickImage(picked);
     const pickGate = (gate, announced = true) => this.pickGate(gate, announced);
@@ -80,6 +81,16 @@ class App {
     this.change({});
     this.pickGate(this.firstGate(), false);
     announce("");
+  }
+
+  /** Of the classes' first images, the first that has a few unusual filters to show. */
+  firstImage() {
+    const firsts = [...this.model.members.values()].map(([image]) => image);
+    const isTelling = (image) => {
+      const { opened, closed } = this.model.unusual(image);
+      return opened.length + closed.length >= TELLING;
+    };
+    return firsts.find(isTelling) ?? firsts[0];
   }
 
   /** An image to compare with at first: the first of another class, if there is one. */

@@ -23,7 +23,7 @@ const announce = (text) => {
 /** The colours of the theme in use, for canvases. */
 function themeColours() {
   const style = getComputedStyle(document.documentElement);
-  const names = ["open", "odd", "fixed", "dot", "a", "b", "ink", "surface"];
+  const names = ["open", "odd", "fixed", "dot", "a", "b", "ink", "muted", "surface"];
   return Object.fromEntries(names.map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
 }
 
