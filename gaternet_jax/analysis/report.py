@@ -31,7 +31,15 @@ from gaternet_jax.analysis.statistics import (
 )
 from gaternet_jax.errors import UserError
 
-SCRIPTS = ("data.js", "view.js", "map.js", "filter.js", "explorer.js", "picker.js", "start.js")  # one after the other, one program
+SCRIPTS = (
+    "data.js",
+    "view.js",
+    "map.js",
+    "filter.js",
+    "explorer.js",
+    "picker.js",
+    "start.js",
+)  # one after the other, one program
 LOSSLESS_BYTES = 8_000_000  # thumbnails with more pixels than this are compressed with loss
 QUALITY = 80  # of WebP with loss
 RATE_STEPS = 255  # open rates of classes travel as bytes
@@ -299,7 +307,7 @@ def _policy(scripts: list[str], style: str) -> str:
 
 
 def _asset(name: str) -> str:
-    return (resources.files(__package__) / "page" / name).read_text(encoding="utf-8")
+    return (resources.files("gaternet_jax.analysis") / "page" / name).read_text(encoding="utf-8")
 
 
 def _check(observations: Observations, statistics: Statistics, thumbnails: np.ndarray, sample: int) -> None:
@@ -314,9 +322,9 @@ def _check(observations: Observations, statistics: Statistics, thumbnails: np.nd
         raise UserError(f"thumbnails are {thumbnails.dtype} {thumbnails.shape}; expected uint8 [N, H, W, 1 or 3]")
     if len(thumbnails) != images:
         raise UserError(f"{len(thumbnails)} thumbnails do not fit {images} observations: give one per image")
-    if statistics.open_rate_by_class.shape != (len(observations.class_names), gates):
-        shape = statistics.open_rate_by_class.shape
-        raise UserError(f"statistics of {shape} (classes, gates) are not of these observations")
     if observations.labels.max() >= len(observations.class_names):
         largest, named = observations.labels.max(), len(observations.class_names)
         raise UserError(f"label {largest} has no name: {named} class names were given")
+    if statistics.open_rate_by_class.shape != (len(observations.class_names), gates):
+        shape = statistics.open_rate_by_class.shape
+        raise UserError(f"statistics of {shape} (classes, gates) are not of these observations")
