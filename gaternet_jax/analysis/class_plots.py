@@ -6,8 +6,19 @@ import numpy as np
 from matplotlib.ticker import PercentFormatter
 
 from gaternet_jax.analysis.embedding import NEIGHBOURS
-from gaternet_jax.analysis.plot import ACCENT, DEPENDENT, OFF, Plot, Subject, dependent_gates, has_dependent, name_units
-from gaternet_jax.analysis.statistics import INPUT_DEPENDENT, group_gates, unit_of
+from gaternet_jax.analysis.plot import (
+    ACCENT,
+    DEPENDENT,
+    OFF,
+    UNITS_LABEL,
+    Plot,
+    Subject,
+    dependent_gates,
+    has_dependent,
+    name_units,
+)
+from gaternet_jax.analysis.statistics import INPUT_DEPENDENT
+from gaternet_jax.models.gates import group_gates
 
 CLASS_COLOURS = (  # Tol's "muted", for any kind of colour vision
     *("#332288", "#88ccee", "#117733", "#ddcc77", "#cc6677", "#44aa99", "#aa4499", "#999933", "#882255"),
@@ -33,12 +44,13 @@ def _draw_map(column: Any, subject: Subject) -> list[Any]:
             marker = CLASS_MARKERS[(label + label // len(CLASS_COLOURS)) % len(CLASS_MARKERS)]
             of_class = labels == label
             axes.scatter(x[of_class], y[of_class], color=colour, marker=marker, **style, label=names[label])
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2, handletextpad=0.2)
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2, handletextpad=0.2, title="class")
     else:
         points = axes.scatter(x[known], y[known], c=labels[known], cmap="viridis", **style)
         column.colorbar(points, ax=axes, label="class (number)")
     title = f"{of.purity:.0%} of an image's neighbours are of its class" if known.any() else "Images by their gates"
-    axes.set(title=title, xticks=[], yticks=[], xlabel="t-SNE, first axis", ylabel="t-SNE, second axis", aspect="equal")
+    axes.set(title=title, xticks=[], yticks=[], xlabel="t-SNE, first axis", ylabel="t-SNE, second axis")
+    axes.set_aspect("equal", adjustable="datalim")
     return [axes]
 
 
@@ -79,7 +91,8 @@ def _draw_overlap(column: Any, subject: Subject) -> list[Any]:
     axes.grid(False)
     axes.spines[:].set_visible(False)
     column.colorbar(picture, ax=axes, label="overlap (weighted Jaccard, 0 to 1)")
-    axes.set(title=f"Two classes share {low:.0%} to {high:.0%} of their input-dependent filters")
+    title = f"Two classes share {low:.0%} to {high:.0%} of their input-dependent filters"
+    axes.set(title=title, xlabel="class", ylabel="class")
     return [axes]
 
 
@@ -97,7 +110,7 @@ def _has_overlap(subject: Subject) -> bool:
 
 def _draw_information(column: Any, subject: Subject) -> list[Any]:
     axes, statistics = column.subplots(), subject.statistics
-    units, random = group_gates(statistics.sites, unit_of), np.random.default_rng(0)
+    units, random = group_gates(statistics.sites, "unit"), np.random.default_rng(0)
     dependent, means = statistics.kinds == INPUT_DEPENDENT, []
     for place, gates in enumerate(units.values()):
         bits = statistics.mutual_information[gates[dependent[gates]]]
@@ -110,7 +123,7 @@ def _draw_information(column: Any, subject: Subject) -> list[Any]:
     axes.axhline(statistics.chance_information, color="#555555", linestyle=":", label="expected by chance")
     top = statistics.mutual_information[dependent].max()
     axes.set(title=f"A single gate tells up to {top:.2f} bits about the class", ylabel="mutual information (bits)")
-    axes.set_xlabel("unit of the backbone, input to output")
+    axes.set_xlabel(UNITS_LABEL)
     name_units(axes, list(units))
     axes.set_ylim(0, max(top, statistics.chance_information) * 1.18)
     axes.legend(ncols=3, loc="upper left")

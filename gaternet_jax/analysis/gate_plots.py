@@ -10,25 +10,27 @@ from gaternet_jax.analysis.plot import (
     DEPENDENT,
     OFF,
     ON,
+    UNITS_LABEL,
     Plot,
     Subject,
     dependent_gates,
     has_dependent,
     name_units,
 )
-from gaternet_jax.analysis.statistics import ALMOST, KIND_NAMES, group_gates, unit_of
+from gaternet_jax.analysis.statistics import ALMOST, KIND_NAMES
+from gaternet_jax.models.gates import group_gates
 
 
 def _draw_kinds(column: Any, subject: Subject) -> list[Any]:
     axes, statistics = column.subplots(), subject.statistics
-    units = group_gates(statistics.sites, unit_of)
+    units = group_gates(statistics.sites, "unit")
     counts = np.array([np.bincount(statistics.kinds[gates], minlength=3) for gates in units.values()])  # [units, 3]
     bottom = np.zeros(len(units))
     for kind in (2, 1, 0):
         colour = (OFF, DEPENDENT, ON)[kind]
         axes.bar(range(len(units)), counts[:, kind], 0.85, bottom, color=colour, label=KIND_NAMES[kind])
         bottom += counts[:, kind]
-    axes.set(title=_kinds_title(subject), xlabel="unit of the backbone, input to output", ylabel="gates")
+    axes.set(title=_kinds_title(subject), xlabel=UNITS_LABEL, ylabel="gates")
     name_units(axes, list(units))
     axes.set_ylim(0, bottom.max() * 1.16)
     handles, labels = axes.get_legend_handles_labels()

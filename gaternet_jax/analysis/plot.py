@@ -13,6 +13,7 @@ from gaternet_jax.analysis.statistics import INPUT_DEPENDENT, Statistics
 HEIGHT = 4.4  # inches
 # Colours that people with any kind of colour vision tell apart (Okabe and Ito 2008).
 OFF, DEPENDENT, ON, ACCENT = "#bbbbbb", "#0072b2", "#e69f00", "#d55e00"
+UNITS_LABEL = "unit of the backbone (stage.block), input to output"
 MAX_UNITS = 30  # names at an axis
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gaternet_jax.analysis.observe import Observations
-from gaternet_jax.models.gates import GateSite
+from gaternet_jax.models.gates import GateSite, group_gates
 
 ALWAYS_OFF, INPUT_DEPENDENT, ALWAYS_ON = range(3)
 KIND_NAMES = ("always off", "input-dependent", "always on")
@@ -156,13 +156,13 @@ def spread(values: np.ndarray) -> dict[str, float]:
 
 
 def unit_of(site: GateSite) -> str:
-    """The block of a convolution: "stage2.block1" of "stage2.block1.conv2", also of "stage2.block1.branch1.conv2"."""
-    return ".".join(site.name.split(".")[:-1][:2])
+    """See `GateSite.unit`."""
+    return site.unit
 
 
 def stage_of(site: GateSite) -> str:
-    """The stage of a gated convolution: "stage2" of "stage2.block1.conv2", "block1" of "block1_layer3.conv1"."""
-    return site.name.split(".")[0].split("_")[0]
+    """See `GateSite.stage`."""
+    return site.stage
 
 
 def count_kinds(kinds: np.ndarray, groups: dict[str, np.ndarray]) -> dict[str, dict[str, int]]:
@@ -171,14 +171,6 @@ def count_kinds(kinds: np.ndarray, groups: dict[str, np.ndarray]) -> dict[str, d
         name: dict(zip(KIND_NAMES, np.bincount(kinds[gates], minlength=3).tolist(), strict=True))
         for name, gates in groups.items()
     }
-
-
-def group_gates(sites: tuple[GateSite, ...], name_of: Any) -> dict[str, np.ndarray]:
-    """Numbers of the gates by `name_of` their site (`unit_of` or `stage_of`), in forward order."""
-    groups: dict[str, list[np.ndarray]] = {}
-    for site in sites:
-        groups.setdefault(name_of(site), []).append(np.arange(site.offset, site.offset + site.size))
-    return {name: np.concatenate(parts) for name, parts in groups.items()}
 
 
 def _by_confidence(observations: Observations, right: np.ndarray, known: np.ndarray) -> tuple[dict[str, float], ...]:
@@ -202,7 +194,7 @@ def to_json(statistics: Statistics, further: dict[str, Any]) -> dict[str, Any]:
         statistics: what to tell.
         further: parts of the analysis to put beside them, e.g. the linear probe's.
     """
-    units, stages = (group_gates(statistics.sites, name_of) for name_of in (unit_of, stage_of))
+    units, stages = group_gates(statistics.sites, "unit"), group_gates(statistics.sites, "stage")
     kinds, dependent = statistics.kinds, statistics.kinds == INPUT_DEPENDENT
     overall = count_kinds(kinds, {"": np.arange(len(kinds))})[""]
     specific = [(gate, *statistics.locate(gate)) for gate in statistics.most_specific(20).tolist()]
