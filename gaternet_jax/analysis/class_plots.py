@@ -91,7 +91,7 @@ def _draw_overlap(column: Any, subject: Subject) -> list[Any]:
     axes.grid(False)
     axes.spines[:].set_visible(False)
     column.colorbar(picture, ax=axes, label="overlap (weighted Jaccard, 0 to 1)")
-    title = f"Two classes share {low:.0%} to {high:.0%} of their input-dependent filters"
+    title = f"Two classes share {low:.0%} to {high:.0%} of their filters"  # input-dependent ones, see the caption
     axes.set(title=title, xlabel="class", ylabel="class")
     return [axes]
 

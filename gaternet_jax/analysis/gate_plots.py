@@ -85,8 +85,10 @@ def _draw_training(column: Any, subject: Subject) -> list[Any]:
         if split in subject.training:
             epochs, rates = zip(*subject.training[split], strict=True)
             axes.plot(epochs, rates, color=colour, marker=marker, markersize=4, linewidth=1.8, label=name)
-    (_, first), *_, (_, last) = 2 * _evaluations(subject)  # twice, for a run with a single one
-    axes.set(title=f"Open gates went from {first:.0%} to {last:.0%}", xlabel="epoch", ylabel="open gates")
+    (_, first), (_, last) = _evaluations(subject)[0], _evaluations(subject)[-1]
+    once = len(_evaluations(subject)) == 1
+    title = f"{last:.0%} of the gates are open" if once else f"Open gates went from {first:.0%} to {last:.0%}"
+    axes.set(title=title, xlabel="epoch", ylabel="open gates")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     axes.legend()
     return [axes]
