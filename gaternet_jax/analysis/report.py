@@ -21,14 +21,7 @@ import numpy as np
 from PIL import Image
 
 from gaternet_jax.analysis.observe import Observations
-from gaternet_jax.analysis.statistics import (
-    ALWAYS_OFF,
-    ALWAYS_ON,
-    INPUT_DEPENDENT,
-    Statistics,
-    stage_of,
-    unit_of,
-)
+from gaternet_jax.analysis.statistics import ALWAYS_OFF, ALWAYS_ON, INPUT_DEPENDENT, Statistics, stage_of, unit_of
 from gaternet_jax.errors import UserError
 
 SCRIPTS = (

@@ -5,7 +5,10 @@ const RARE = 0.2; // open although the class opens it no more often than this is
 const KIND = { off: 0, dependent: 1, on: 2 };
 
 const ARRAYS = {
-  uint8: Uint8Array, uint16: Uint16Array, int32: Int32Array, float32: Float32Array,
+  uint8: Uint8Array,
+  uint16: Uint16Array,
+  int32: Int32Array,
+  float32: Float32Array,
 };
 
 /** A packed array as a typed array; typed arrays are little-endian wherever browsers run. */
@@ -20,7 +23,10 @@ async function readData(text) {
   const packed = JSON.parse(text);
   const unpackAll = async (value) => {
     const isPacked = (entry) => entry && typeof entry === "object" && "data" in entry && "type" in entry;
-    const entries = Object.entries(value).map(async ([name, entry]) => [name, isPacked(entry) ? await unpack(entry) : entry]);
+    const entries = Object.entries(value).map(async ([name, entry]) => [
+      name,
+      isPacked(entry) ? await unpack(entry) : entry,
+    ]);
     return Object.fromEntries(await Promise.all(entries));
   };
   const data = await unpackAll(packed);

@@ -42,11 +42,15 @@ class FilterPanel {
     const known = model.dependentGates().filter((gate) => model.information[gate] > 0);
     if (!known.length) return make("p", { className: "note" }, "None: no filter depends on the image's class.");
     known.sort((a, b) => model.information[b] - model.information[a]);
-    return make("ul", { className: "gates" }, ...known.slice(0, INFORMATIVE).map((gate) => {
-      const [[group]] = model.groupsByRate(gate);
-      const note = `${model.information[gate].toFixed(2)} bits, most often open for ${model.groupWords(group)}`;
-      return make("li", {}, gateButton(model, gate, this.pickGate), make("span", { className: "note" }, note));
-    }));
+    return make(
+      "ul",
+      { className: "gates" },
+      ...known.slice(0, INFORMATIVE).map((gate) => {
+        const [[group]] = model.groupsByRate(gate);
+        const note = `${model.information[gate].toFixed(2)} bits, most often open for ${model.groupWords(group)}`;
+        return make("li", {}, gateButton(model, gate, this.pickGate), make("span", { className: "note" }, note));
+      }),
+    );
   }
 
   show(gate) {
@@ -56,7 +60,10 @@ class FilterPanel {
     Object.assign(this.number, { value: gate - site.offset, max: site.size - 1 });
     byId("filter-title").textContent = `Filter ${gate - site.offset} of ${site.name}`;
     byId("filter").replaceChildren(
-      this.facts(gate), this.histogram(gate), ...this.ablation(gate), ...this.examples(gate),
+      this.facts(gate),
+      this.histogram(gate),
+      ...this.ablation(gate),
+      ...this.examples(gate),
     );
   }
 
@@ -69,22 +76,33 @@ class FilterPanel {
       ["Kind", kind],
       ["Tells about the class", Number.isNaN(bits) ? "unknown: no classes" : `${bits.toFixed(3)} bits`],
     ];
-    return make("dl", { className: "filter-facts" }, ...facts.map(
-      ([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value)),
-    ));
+    return make(
+      "dl",
+      { className: "filter-facts" },
+      ...facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))),
+    );
   }
 
   histogram(gate) {
     const { model } = this;
-    const ordered = model.groups.length <= BARS + LOWEST
-      ? model.groups.map((group) => [group, model.rate(group, gate)])
-      : model.groupsByRate(gate);
+    const ordered =
+      model.groups.length <= BARS + LOWEST
+        ? model.groups.map((group) => [group, model.rate(group, gate)])
+        : model.groupsByRate(gate);
     const cut = ordered.length > BARS + LOWEST;
-    const row = ([group, rate]) => make(
-      "tr", { className: group === this.current() ? "current" : "" },
-      make("th", { scope: "row" }, model.groupName(group)), make("td", {}, bar(rate)), make("td", {}, percent(rate)),
+    const row = ([group, rate]) =>
+      make(
+        "tr",
+        { className: group === this.current() ? "current" : "" },
+        make("th", { scope: "row" }, model.groupName(group)),
+        make("td", {}, bar(rate)),
+        make("td", {}, percent(rate)),
+      );
+    const gap = make(
+      "tr",
+      {},
+      make("td", { colSpan: 3, className: "note" }, `… ${ordered.length - BARS - LOWEST} classes between …`),
     );
-    const gap = make("tr", {}, make("td", { colSpan: 3, className: "note" }, `… ${ordered.length - BARS - LOWEST} classes between …`));
     const rows = cut ? [...ordered.slice(0, BARS).map(row), gap, ...ordered.slice(-LOWEST).map(row)] : ordered.map(row);
     const caption = make("caption", {}, "How often each class opens it");
     return make("table", { className: "histogram" }, caption, make("tbody", {}, ...rows));
@@ -96,19 +114,32 @@ class FilterPanel {
     const mean = (name) => changes.reduce((sum, change) => sum + change[name], 0) / changes.length;
     const size = ({ shut, open }) => Math.max(Math.abs(shut), Math.abs(open));
     const largest = [...changes].sort((a, b) => size(b) - size(a)).slice(0, ABLATED);
-    const row = (name, shut, open, className = "") => make(
-      "tr", { className },
-      make("th", { scope: "row" }, name), make("td", {}, signed(shut)), make("td", {}, signed(open)),
-    );
-    return [make(
-      "table", { className: "ablation" },
-      make("caption", {}, "Accuracy if it is forced, change in points"),
-      make("thead", {}, make("tr", {}, ...["Class", "shut", "open"].map((name) => make("th", { scope: "col" }, name)))),
+    const row = (name, shut, open, className = "") =>
       make(
-        "tbody", {}, row("mean of classes", mean("shut"), mean("open"), "total"),
-        ...largest.map(({ group, shut, open }) => row(this.model.groupName(group), shut, open)),
+        "tr",
+        { className },
+        make("th", { scope: "row" }, name),
+        make("td", {}, signed(shut)),
+        make("td", {}, signed(open)),
+      );
+    return [
+      make(
+        "table",
+        { className: "ablation" },
+        make("caption", {}, "Accuracy if it is forced, change in points"),
+        make(
+          "thead",
+          {},
+          make("tr", {}, ...["Class", "shut", "open"].map((name) => make("th", { scope: "col" }, name))),
+        ),
+        make(
+          "tbody",
+          {},
+          row("mean of classes", mean("shut"), mean("open"), "total"),
+          ...largest.map(({ group, shut, open }) => row(this.model.groupName(group), shut, open)),
+        ),
       ),
-    )];
+    ];
   }
 
   /** Images of the sample that open the filter and that do not, taken evenly from the classes. */
@@ -121,8 +152,15 @@ class FilterPanel {
       const step = Math.max(1, images.length / EXAMPLES);
       return Array.from({ length: Math.min(EXAMPLES, images.length) }, (_, i) => images[Math.floor(i * step)]);
     };
-    return [["open", "open it"], ["closed", "do not open it"]].map(([state, words]) => {
-      const title = make("h4", {}, `${found[state].length.toLocaleString("en")} of the ${plural(this.model.count, "image")} here ${words}`);
+    return [
+      ["open", "open it"],
+      ["closed", "do not open it"],
+    ].map(([state, words]) => {
+      const title = make(
+        "h4",
+        {},
+        `${found[state].length.toLocaleString("en")} of the ${plural(this.model.count, "image")} here ${words}`,
+      );
       const strip = make("div", { className: "strip" });
       strip.append(...spread(found[state]).map((image) => this.thumbnails.button(image, this.pickImage)));
       return make("div", { "data-examples": state }, title, strip);
@@ -132,5 +170,9 @@ class FilterPanel {
 
 /** A button that shows a filter. */
 function gateButton(model, gate, pick) {
-  return make("button", { type: "button", className: "gate", "data-gate": gate, onclick: () => pick(gate) }, model.gateName(gate));
+  return make(
+    "button",
+    { type: "button", className: "gate", "data-gate": gate, onclick: () => pick(gate) },
+    model.gateName(gate),
+  );
 }

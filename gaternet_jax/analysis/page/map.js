@@ -2,8 +2,15 @@
 // slider to keyboards and screen readers: its value is a filter, told in words.
 
 const STATE = {
-  closed: "closed", open: "open", openOdd: "open-odd", closedOdd: "closed-odd", alwaysOn: "always-on", alwaysOff: "always-off",
-  onlyA: "only-a", onlyB: "only-b", both: "both",
+  closed: "closed",
+  open: "open",
+  openOdd: "open-odd",
+  closedOdd: "closed-odd",
+  alwaysOn: "always-on",
+  alwaysOff: "always-off",
+  onlyA: "only-a",
+  onlyB: "only-b",
+  both: "both",
 };
 
 /** Draws a cell; shapes differ, not only colours: filled is open, hollow is closed, a diamond and a frame are unusual. */
@@ -51,7 +58,10 @@ function paintState(context, state, x, y, size, colours) {
 function paintRates(context, [a, b], differ, x, y, size, colours) {
   context.fillStyle = colours.dot;
   context.fillRect(x, y, size, size);
-  [[a, colours.a], [b, colours.b]].forEach(([rate, colour], bar) => {
+  [
+    [a, colours.a],
+    [b, colours.b],
+  ].forEach(([rate, colour], bar) => {
     context.fillStyle = differ ? colour : colours.fixed;
     context.fillRect(x + (bar * size) / 2, y + (1 - rate) * size, size / 2, rate * size);
   });
@@ -95,7 +105,9 @@ class GateMap {
     for (const [stage, units] of stages) {
       const boxes = [...units].map(([unit, sites]) => this.buildUnit(stage, unit, sites));
       const heading = make("h4", {}, readable(stage));
-      this.container.append(make("section", { className: "stage" }, heading, make("div", { className: "units" }, ...boxes)));
+      this.container.append(
+        make("section", { className: "stage" }, heading, make("div", { className: "units" }, ...boxes)),
+      );
     }
   }
 
@@ -110,8 +122,13 @@ class GateMap {
     const own = site.name.startsWith(`${unit}.`) ? site.name.slice(unit.length + 1) : site.name;
     const tally = make("span", { className: "tally" });
     const canvas = make("canvas", {
-      role: "slider", tabIndex: this.rows.size ? -1 : 0, "aria-label": `Filters of ${site.name}`, "aria-describedby": "map-help",
-      "aria-valuemin": 0, "aria-valuemax": site.size - 1, "data-site": site.name,
+      role: "slider",
+      tabIndex: this.rows.size ? -1 : 0,
+      "aria-label": `Filters of ${site.name}`,
+      "aria-describedby": "map-help",
+      "aria-valuemin": 0,
+      "aria-valuemax": site.size - 1,
+      "data-site": site.name,
     });
     this.rows.set(site, { canvas, tally });
     const name = make("span", { className: "site-name", title: site.name }, readable(own), tally);

@@ -18,7 +18,9 @@ class Picker {
     }
     byId("more").addEventListener("click", () => this.showMore());
     for (const select of [byId("class-a"), byId("class-b")]) {
-      select.addEventListener("change", () => pickClasses(Number(byId("class-a").value), Number(byId("class-b").value)));
+      select.addEventListener("change", () =>
+        pickClasses(Number(byId("class-a").value), Number(byId("class-b").value)),
+      );
     }
     roveFocus(this.grid);
     this.show();
@@ -26,7 +28,8 @@ class Picker {
 
   fillChoices() {
     const { model } = this;
-    const option = (group, count) => make("option", { value: group }, `${model.groupName(group)} (${count.toLocaleString("en")})`);
+    const option = (group, count) =>
+      make("option", { value: group }, `${model.groupName(group)} (${count.toLocaleString("en")})`);
     const sampled = [...model.members].sort((a, b) => a[0] - b[0]);
     this.choice.append(
       make("option", { value: "all" }, `All classes (${model.count.toLocaleString("en")})`),
@@ -42,9 +45,10 @@ class Picker {
   wanted() {
     const { model } = this;
     const turns = (image) => this.thumbnails.place[image];
-    const images = this.choice.value === "all"
-      ? [...model.group.keys()].sort((a, b) => turns(a) - turns(b) || model.group[a] - model.group[b])
-      : model.members.get(Number(this.choice.value));
+    const images =
+      this.choice.value === "all"
+        ? [...model.group.keys()].sort((a, b) => turns(a) - turns(b) || model.group[a] - model.group[b])
+        : model.members.get(Number(this.choice.value));
     return this.wrong.checked ? images.filter((image) => model.isWrong(image)) : images;
   }
 

@@ -1,73 +1,23 @@
 // Puts the page together.
 
-const ROWS = { classes: 6, images: 2 }; // of the glance
-const COLUMNS = 160;
 const TELLING = 4; // unusual filters of the image shown first
 
-/** The glance: a line of cells for a few images, the filters that vary most in forward order. */
-class Glance {
-  constructor(model, thumbnails, pick) {
-    Object.assign(this, { model, thumbnails, pick });
-    const gates = model.dependentGates();
-    if (!gates.length) return;
-    const evenness = (gate) => Math.abs(model.openRate[gate] - 0.5);
-    this.gates = [...gates].sort((a, b) => evenness(a) - evenness(b)).slice(0, COLUMNS).sort((a, b) => a - b);
-    const every = this.gates.length === gates.length;
-    byId("glance-note").textContent = `${every ? "All" : "The"} ${plural(this.gates.length, "filter")} that ${
-      every ? "depend on the image" : `vary most of the ${gates.length.toLocaleString("en")} that depend on the image`
-    }, from the first layer on the left to the last. A filled cell is an open filter. Lines of one class stand together; pick a line to explore its image.`;
-    this.canvases = this.images().map((image) => this.line(image));
-    byId("glance").hidden = false;
-    document.addEventListener("theme", () => this.draw());
-    this.draw();
-  }
-
-  /** The first images of a few classes, evenly spread over the classes. */
-  images() {
-    const groups = [...this.model.members.keys()].sort((a, b) => a - b);
-    const count = Math.min(ROWS.classes, groups.length);
-    const per = Math.floor((ROWS.classes * ROWS.images) / count);
-    return Array.from({ length: count }, (_, i) => groups[Math.floor((i * groups.length) / count)])
-      .flatMap((group) => this.model.members.get(group).slice(0, Math.min(per, 8)));
-  }
-
-  line(image) {
-    const canvas = make("canvas", { width: this.gates.length, height: 1, "aria-hidden": "true" });
-    const { model } = this;
-    const name = model.groupName(model.group[image]);
-    const button = make(
-      "button",
-      {
-        type: "button", className: "glance-line", onclick: () => this.pick(image), "data-group": model.group[image],
-        "aria-label": `${this.thumbnails.describe(image)}: ${plural(model.countOpen(image), "filter")} open. Explore it`,
-      },
-      this.thumbnails.canvas(image), make("span", { className: "glance-name" }, name), canvas,
-    );
-    const last = byId("glance-rows").lastElementChild;
-    if (last && last.dataset.group !== button.dataset.group) button.classList.add("new-class");
-    byId("glance-rows").append(button);
-    return [image, canvas];
-  }
-
-  draw() {
-    const colours = themeColours();
-    for (const [image, canvas] of this.canvases) {
-      const context = canvas.getContext("2d");
-      this.gates.forEach((gate, column) => {
-        context.fillStyle = this.model.isOpen(image, gate) ? colours.open : colours.dot;
-        context.fillRect(column, 0, 1, 1);
-      });
-    }
-  }
-}
-
+/** What is picked, and what follows from it. */
 class App {
   constructor(model) {
     this.model = model;
     this.thumbnails = new Thumbnails(model);
     const [first, second] = [model.groups[0], model.groups[Math.min(1, model.groups.length - 1)]];
     const image = this.firstImage();
-    this.state = { mode: "image", image, other: this.firstOther(image), slot: "a", a: first, b: second, previous: null };
+    this.state = {
+      mode: "image",
+      image,
+      other: this.firstOther(image),
+      slot: "a",
+      a: first,
+      b: second,
+      previous: null,
+    };
     const pickImage = (picked) => this.pickImage(picked);
     const pickGate = (gate, announced = true) => this.pickGate(gate, announced);
     this.texts = new Texts(model, this.thumbnails, pickImage, pickGate);
@@ -103,7 +53,9 @@ class App {
   firstGate() {
     const { model } = this;
     const bits = (gate) => model.information[gate] || 0;
-    return model.dependentGates().reduce((best, gate) => (bits(gate) > bits(best) ? gate : best), model.dependentGates()[0] ?? 0);
+    return model
+      .dependentGates()
+      .reduce((best, gate) => (bits(gate) > bits(best) ? gate : best), model.dependentGates()[0] ?? 0);
   }
 
   hear() {
@@ -111,7 +63,9 @@ class App {
       input.addEventListener("change", () => this.change({ mode: input.value, previous: null }));
     }
     for (const input of document.querySelectorAll("input[name=slot]")) {
-      input.addEventListener("change", () => { this.state.slot = input.value; });
+      input.addEventListener("change", () => {
+        this.state.slot = input.value;
+      });
     }
   }
 
@@ -129,7 +83,11 @@ class App {
     byId("pick-images").hidden = mode === "classes";
     byId("pick-classes").hidden = mode !== "classes";
     byId("slots").hidden = mode !== "images";
-    byId("picker-title").textContent = { image: "Pick an image", images: "Pick two images", classes: "Pick two classes" }[mode];
+    byId("picker-title").textContent = {
+      image: "Pick an image",
+      images: "Pick two images",
+      classes: "Pick two classes",
+    }[mode];
     this.texts[mode](view, previous);
     this.legend(view);
     this.picker.press(mode === "images" ? [image, other] : [image]);
@@ -139,20 +97,28 @@ class App {
   }
 
   changed(before, after) {
-    return this.model.dependentGates().filter((gate) => this.model.isOpen(before, gate) !== this.model.isOpen(after, gate));
+    return this.model
+      .dependentGates()
+      .filter((gate) => this.model.isOpen(before, gate) !== this.model.isOpen(after, gate));
   }
 
   legend(view) {
     const [size, colours] = [13, themeColours()];
     const density = Math.max(1, window.devicePixelRatio);
-    byId("legend").replaceChildren(...view.legend().map(([look, words]) => {
-      const canvas = make("canvas", { width: (size + 2) * density, height: (size + 2) * density, "aria-hidden": "true" });
-      const context = canvas.getContext("2d");
-      context.scale(density, density);
-      if (typeof look === "function") look(context, 1, 1, size, colours);
-      else paintState(context, look, 1, 1, size, colours);
-      return make("li", {}, canvas, words);
-    }));
+    byId("legend").replaceChildren(
+      ...view.legend().map(([look, words]) => {
+        const canvas = make("canvas", {
+          width: (size + 2) * density,
+          height: (size + 2) * density,
+          "aria-hidden": "true",
+        });
+        const context = canvas.getContext("2d");
+        context.scale(density, density);
+        if (typeof look === "function") look(context, 1, 1, size, colours);
+        else paintState(context, look, 1, 1, size, colours);
+        return make("li", {}, canvas, words);
+      }),
+    );
   }
 
   pickImage(image) {
@@ -175,7 +141,9 @@ class App {
     this.map.select(gate);
     this.panel.show(gate);
     if (!announced) return;
-    announce(`${this.model.gateName(gate)}: open for ${percent(this.model.openRate[gate])} of images. Details under the heading "${byId("filter-title").textContent}"`);
+    announce(
+      `${this.model.gateName(gate)}: open for ${percent(this.model.openRate[gate])} of images. Details under the heading "${byId("filter-title").textContent}"`,
+    );
     const box = byId("inspector").getBoundingClientRect();
     if (box.top > window.innerHeight || box.bottom < 0) byId("inspector").scrollIntoView({ block: "start" });
   }
@@ -188,7 +156,8 @@ async function start() {
     document.documentElement.dataset.ready = "";
   } catch (error) {
     byId("failure").hidden = false;
-    byId("failure").textContent = `The explorer cannot start in this browser: ${error.message}. It needs one of 2023 or later.`;
+    byId("failure").textContent =
+      `The explorer cannot start in this browser: ${error.message}. It needs one of 2023 or later.`;
     throw error;
   }
 }

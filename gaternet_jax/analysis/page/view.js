@@ -1,7 +1,8 @@
 // Small helpers to build the page: elements, numbers in words, thumbnails, the tip, and what screen readers hear.
 
 const byId = (id) => document.getElementById(id);
-const percent = (rate) => (rate > 0 && rate < 0.005 ? "< 1 %" : rate < 1 && rate > 0.995 ? "> 99 %" : `${Math.round(100 * rate)} %`);
+const percent = (rate) =>
+  rate > 0 && rate < 0.005 ? "< 1 %" : rate < 1 && rate > 0.995 ? "> 99 %" : `${Math.round(100 * rate)} %`;
 const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
 
 /** An element with properties, attributes (names with a dash, and role), listeners (on...) and children. */
@@ -33,14 +34,20 @@ class Thumbnails {
     this.model = model;
     this.sprites = new Map();
     this.place = new Int32Array(model.count); // within its group
-    for (const images of model.members.values()) images.forEach((image, place) => { this.place[image] = place; });
+    for (const images of model.members.values())
+      images.forEach((image, place) => {
+        this.place[image] = place;
+      });
   }
 
   sprite(group) {
     if (!this.sprites.has(group)) {
       const picture = new Image();
       picture.src = this.model.sprites[group].uri;
-      this.sprites.set(group, picture.decode().then(() => picture));
+      this.sprites.set(
+        group,
+        picture.decode().then(() => picture),
+      );
     }
     return this.sprites.get(group);
   }
@@ -72,9 +79,12 @@ class Thumbnails {
     return make(
       "button",
       {
-        type: "button", className: "pick", title: this.describe(image),
+        type: "button",
+        className: "pick",
+        title: this.describe(image),
         "aria-label": caption ? `${this.describe(image)}: ${caption}` : this.describe(image),
-        "data-image": image, onclick: () => pick(image),
+        "data-image": image,
+        onclick: () => pick(image),
       },
       this.canvas(image),
       this.model.isWrong(image) ? make("span", { className: "wrong", "aria-hidden": "true" }, "✗") : null,
@@ -109,7 +119,12 @@ function roveFocus(container) {
     const tops = buttons.map((button) => button.offsetTop);
     const perRow = Math.max(1, tops.filter((top) => top === tops[0]).length);
     const steps = {
-      ArrowRight: 1, ArrowLeft: -1, ArrowDown: perRow, ArrowUp: -perRow, Home: -here, End: buttons.length - 1 - here,
+      ArrowRight: 1,
+      ArrowLeft: -1,
+      ArrowDown: perRow,
+      ArrowUp: -perRow,
+      Home: -here,
+      End: buttons.length - 1 - here,
     };
     if (!(event.key in steps)) return;
     event.preventDefault();
@@ -125,5 +140,7 @@ function roveFocus(container) {
 function resetRoving(container) {
   const buttons = [...container.querySelectorAll("button")];
   const entry = buttons.find((button) => button.getAttribute("aria-pressed") === "true") ?? buttons[0];
-  buttons.forEach((button) => { button.tabIndex = button === entry ? 0 : -1; });
+  buttons.forEach((button) => {
+    button.tabIndex = button === entry ? 0 : -1;
+  });
 }
