@@ -24,15 +24,8 @@ from gaternet_jax.analysis.observe import Observations
 from gaternet_jax.analysis.statistics import ALWAYS_OFF, ALWAYS_ON, INPUT_DEPENDENT, Statistics, stage_of, unit_of
 from gaternet_jax.errors import UserError
 
-SCRIPTS = (
-    "data.js",
-    "view.js",
-    "map.js",
-    "filter.js",
-    "explorer.js",
-    "picker.js",
-    "start.js",
-)  # one after the other, one program
+# One after the other they are one program.
+SCRIPTS = ("data.js", "view.js", "map.js", "modes.js", "texts.js", "filter.js", "picker.js", "glance.js", "start.js")
 LOSSLESS_BYTES = 8_000_000  # thumbnails with more pixels than this are compressed with loss
 QUALITY = 80  # of WebP with loss
 RATE_STEPS = 255  # open rates of classes travel as bytes
