@@ -223,8 +223,8 @@ def _story(observations: Observations, statistics: Statistics) -> str:
     tiles.append(("of the dense work (MACs)", f"{100 * observations.macs.mean():.0f} %"))
     if dependent:
         finding = (
-            f"<strong>{dependent:,} of its {total:,} gated filters depend on the image</strong>: each picture runs "
-            f"through a network of its own. An image opens {opened.min():,} to {opened.max():,} filters, "
+            f"<strong>{dependent:,} of its {total:,} gated filters depend on the image</strong>: different pictures "
+            f"run through different filters. An image opens {opened.min():,} to {opened.max():,} filters, "
             f"{opened.mean():,.0f} on average."
         )
     else:
@@ -265,7 +265,7 @@ def _sample_sentence(chosen: int, total: int) -> str:
         return f"Shown here: all {total:,} images."
     return (
         f"The images to pick from are a random sample, {chosen:,} of {total:,}, stratified by class. "
-        "Rates and other numbers are of all images."
+        "Rates are of all images."
     )
 
 
