@@ -62,7 +62,7 @@ def random_observations(seed, images=40, classes=3, widths=(5, 8, 6), unknown=0)
 
 def save_random_model(workdir, **overrides):
     """Saves a digits model with random weights as a conversion would; gives its config."""
-    config = digits_config(**{"model.width": 4, "model.gater.width": 4, "train.eval_batch_size": 16, **overrides})
+    config = digits_config(**{"train.eval_batch_size": 16} | overrides)
     save_config(config, [str(i) for i in range(10)], workdir)
     with Checkpoints(workdir) as checkpoints:
         checkpoints.save_model(*split_model(build_model(config.model))[1:])

@@ -88,7 +88,7 @@ def folder_source(folder: Path, config: Config, class_names: Sequence[str]) -> S
                 batch["label"][place] = label_of.get(path.parent.name if path.parent != folder else "", -1)
             yield batch | {"mask": np.arange(size) < len(part)}
 
-    return Source(str(folder), len(paths), batches)
+    return Source(folder.resolve().name, len(paths), batches)
 
 
 def _read(path: Path) -> bytes:

@@ -116,17 +116,22 @@ def _examine(model: GaterNet, config: Config, workdir: Path, name: str, options:
     with _timed("Statistics"):
         statistics = compute_statistics(observations)
     if not statistics.has_classes:
-        _say("No image's class is known (sub-folders named like the model's classes tell it): parts that need classes")
-        _say("are left out: accuracy, mutual information, overlap of classes, linear probe, ablation")
-    with _timed("Linear probe"):
-        probe = probe_gates(observations.gates, observations.labels)
+        _say("No image's class is known (sub-folders named like the model's classes would tell): no accuracy, mutual")
+        _say("information, overlap of classes, linear probe or ablation")
+    probe = ablation = None
+    if statistics.has_classes:
+        with _timed("Linear probe"):
+            probe = probe_gates(observations.gates, observations.labels)
     with _timed("Map of the images (PCA, t-SNE)"):
         map_ = map_images(observations.gates, observations.labels)
     if map_ is None:
         _say("No map: too few images, or too few gates that depend on them")
     filters = statistics.most_specific(options.filters)
-    with _timed(f"{len(filters)} filters forced shut and open for {len(observed.sample)} images"):
-        ablation = ablate(model, config, observed.images, observed.sample, observations, filters)
+    if len(filters):
+        with _timed(f"{len(filters)} filters forced shut and open for {len(observed.sample)} images"):
+            ablation = ablate(model, config, observed.images, observed.sample, observations, filters)
+    elif statistics.has_classes:
+        _say("No ablation: no gate depends on the image")
     return _Run(Subject(name, observations, statistics, map_, probe, read_training(workdir)), observed, ablation)
 
 

@@ -26,7 +26,7 @@ class Forced(LocalPass):
 
 @pytest.mark.parametrize("scope", ["global", "local"])
 def test_accuracies_are_those_of_forced_gates(scope):
-    config = digits_config(**{"model.width": 4, "model.gater.width": 4, "model.gater.scope": scope})
+    config = digits_config(**{"model.gater.scope": scope})
     model = build_model(config.model, seed=1)
     model.eval()
     random = np.random.default_rng(0)

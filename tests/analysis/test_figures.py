@@ -37,7 +37,8 @@ def test_figures_of_two_runs_side_by_side(tmp_path, full, bare):
     drawn = draw_figures(tmp_path, [full, bare])
     assert [figure.png.stem for figure in drawn] == NAMES
     for figure in drawn:
-        pixels = np.asarray(Image.open(figure.png).convert("L"))
+        with Image.open(figure.png) as picture:
+            pixels = np.asarray(picture.convert("L"))
         assert figure.svg.read_text().startswith("<?xml")
         left, right = np.array_split(pixels[40:], 2, axis=1)  # below the columns' headings
         assert (left < 200).any() and (right < 200).any(), f"{figure.png.stem}: both columns show something"

@@ -16,6 +16,7 @@ from gaternet_jax.analysis.observe import (
 from gaternet_jax.checkpoint import load_model
 from gaternet_jax.data.augment import normalize
 from gaternet_jax.errors import UserError
+from gaternet_jax.models.functional import merge_model, split_model
 from gaternet_jax.models.macs import MacCounter
 from tests.helpers import random_observations, save_random_model
 
@@ -42,10 +43,10 @@ def test_observations_are_the_models_own(run):
     workdir, config = run
     assert len(jax.devices()) == 8, "images are spread over devices and come back in order"
     source = split_source(config, "test[:21]")
-    images = next(source.batches())["image"]
-    images = np.concatenate([images, next(iter(list(source.batches())[1:]))["image"]])[:21]
+    images = np.concatenate([batch["image"] for batch in source.batches()])[:21]
     model = load_model(workdir)
-    outputs = model(normalize(images, config.data))
+    graphdef, params, stats = split_model(model)
+    outputs = jax.jit(lambda images: merge_model(graphdef, params, stats)(normalize(images, config.data)))(images)
     observations, thumbnails = observe(workdir, "test[:21]")
     np.testing.assert_array_equal(observations.gates, outputs.gates == 1)
     np.testing.assert_array_equal(observations.predictions, outputs.logits.argmax(-1))
@@ -55,12 +56,17 @@ def test_observations_are_the_models_own(run):
     assert observations.sites == model.gate_sites and observations.class_names == tuple(CLASSES)
 
 
+def _pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
 def test_files_of_a_folder_with_classes_and_without(run, folder):
     workdir, config = run
     source = folder_source(folder, config, CLASSES)
     (batch,) = source.batches()
     assert batch["label"][:5].tolist() == [3, -1, 7, -1, -1] and batch["mask"].tolist() == [True] * 5 + [False] * 11
-    np.testing.assert_array_equal(batch["image"][2, ..., 0], np.asarray(Image.open(folder / "7" / "c.png")))
+    np.testing.assert_array_equal(batch["image"][2, ..., 0], _pixels(folder / "7" / "c.png"))
     batch["mask"][1] = False  # one that cannot be read
     spoiled = source._replace(batches=lambda: iter([batch]))
     observed = pass_images(load_gated(workdir), config, spoiled, CLASSES, sample=3)

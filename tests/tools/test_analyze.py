@@ -30,7 +30,7 @@ def test_split_of_the_runs_dataset(workdir, capsys, use_devices):
     out = workdir / "analysis"
     observations = load_observations(out / "gates.npz")
     statistics = json.loads((out / "statistics.json").read_text())
-    assert observations.gates.shape == (48, 56) and statistics["images"] == 48
+    assert observations.gates.shape == (48, 112) and statistics["images"] == 48
     np.testing.assert_allclose(statistics["per_gate"]["open_rate"], observations.gates.mean(0), rtol=1e-5)
     right = (observations.predictions == observations.labels).mean()
     assert statistics["accuracy"] == pytest.approx(right, rel=1e-5) and f"accuracy: {right:.2%}" in printed
@@ -54,10 +54,11 @@ def test_files_of_unknown_class_beside_another_run(workdir, tmp_path, capsys, us
     run(f"--workdir={workdir}", f"--images={tmp_path / 'pictures'}", f"--out={out}", f"--compare={workdir}")
     printed = capsys.readouterr().out
     assert "No image's class is known" in printed and "No map" in printed
-    assert "accuracy:" not in printed
+    assert "accuracy:" not in printed and "Linear probe" not in printed and "forced" not in printed
     for prefix in ("", "compared-"):
         assert json.loads((out / f"{prefix}statistics.json").read_text())["ablation"] is None
-    assert Image.open(out / "kinds_by_depth.png").width > 1900, "two columns"
+    with Image.open(out / "kinds_by_depth.png") as figure:
+        assert figure.width > 1900, "two columns"
 
 
 def test_what_cannot_be_analysed_is_explained(workdir, tmp_path, monkeypatch):
