@@ -168,11 +168,8 @@ def main() -> None:
     print(f"\n{text}\n\nWrote {arguments.out}/table.md")
     if not any(row["top1"] for row in rows):
         return
-    try:
-        draw(rows, arguments.out / "comparison.png")
-        print(f"Wrote {arguments.out}/comparison.png")
-    except ImportError:
-        print("No figure: matplotlib is not installed (pip install -e '.[figures]')")
+    draw(rows, arguments.out / "comparison.png")
+    print(f"Wrote {arguments.out}/comparison.png")
 
 
 if __name__ == "__main__":

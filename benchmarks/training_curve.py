@@ -1,8 +1,6 @@
 """Draws a run's metrics: loss, accuracy and open gates by step.
 
-    python -m benchmarks.training_curve --workdir=runs/cifar10 --out=docs/cifar10_resnet20.png
-
-Needs matplotlib: pip install -e '.[figures]'.
+python -m benchmarks.training_curve --workdir=runs/cifar10 --out=docs/cifar10_resnet20.png
 """
 
 import argparse

@@ -35,7 +35,12 @@ MAY_OVERRIDE = (
 
 
 def make_evaluation(
-    model: GaterNet, macs: MacCounter, split: Split, config: Config, mesh: Mesh
+    model: GaterNet,
+    macs: MacCounter,
+    split: Split,
+    config: Config,
+    mesh: Mesh,
+    look: Callable[[dict[str, jax.Array], jax.Array], None] = lambda batch, gates: None,
 ) -> Callable[..., dict | None]:
     """Builds the function (params, stats, asked=None) -> metrics over a split.
 
@@ -45,6 +50,7 @@ def make_evaluation(
         split: the images.
         config: the whole config of the run.
         mesh: the devices.
+        look: is shown the first batch of every evaluation, and its gates, bool [B, G].
 
     Returns:
         A function whose result has: images (their number); unreadable, those left out because they cannot be
@@ -63,8 +69,14 @@ def make_evaluation(
         total, pending = None, deque()
         go_on, stop = stop_flags(mesh)
         batches = to_devices(split.eval_batches(config.train.eval_batch_size), mesh)
-        for batch in itertools.chain(batches, [None] * LAG):  # sums are fetched late, so that devices never wait
-            pending.append(batch and eval_step(params, stats, batch | {"stop": stop if asked() else go_on}))
+        for number, batch in enumerate(itertools.chain(batches, [None] * LAG)):
+            if batch is None:
+                pending.append(None)
+            else:
+                sums, gates = eval_step(params, stats, batch | {"stop": stop if asked() else go_on})
+                pending.append(sums)  # fetched late, so that devices never wait
+                if number == 0:
+                    look(batch, gates)
             if len(pending) > LAG and (sums := jax.device_get(pending.popleft())):
                 if sums.pop("stop"):
                     return None

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import numpy as np
 from tensorboardX import SummaryWriter
 
 
@@ -43,6 +44,15 @@ class MetricWriter:
         self._file.flush()
         for name, value in values.items():
             self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+
+    def show(self, step: int, scalars: dict[str, float], images: dict[str, np.ndarray]) -> None:
+        """Writes to TensorBoard alone; images uint8 [H, W, C]."""
+        if not self._enabled:
+            return
+        for name, value in scalars.items():
+            self._tensorboard.add_scalar(name, value, step)
+        for name, pixels in images.items():
+            self._tensorboard.add_image(name, pixels, step, dataformats="HWC")
 
     def __enter__(self):
         return self

@@ -98,7 +98,9 @@ def _keep_if(finite: jax.Array, after: jax.Array, before: jax.Array) -> jax.Arra
 
 
 def make_eval_step(graphdef: nnx.GraphDef, macs: MacCounter, config: Config, mesh: Mesh) -> jax.stages.Wrapped:
-    """Builds the jitted evaluation step (params, stats, batch) -> sums over the images whose mask is True.
+    """Builds the jitted evaluation step (params, stats, batch) -> sums over the images whose mask is True, and gates.
+
+    The gates of all images, bool [B, G], stay on the devices of their images.
 
     Args:
         graphdef: of the model in evaluation mode.
@@ -107,7 +109,7 @@ def make_eval_step(graphdef: nnx.GraphDef, macs: MacCounter, config: Config, mes
         mesh: the devices.
     """
 
-    def eval_step(params: Tree, stats: Tree, batch: Batch) -> Metrics:
+    def eval_step(params: Tree, stats: Tree, batch: Batch) -> tuple[Metrics, jax.Array]:
         model = merge_model(graphdef, params, stats)
         outputs = model(normalize(batch["image"], config.data))
         labels, mask = batch["label"], batch["mask"]
@@ -115,7 +117,7 @@ def make_eval_step(graphdef: nnx.GraphDef, macs: MacCounter, config: Config, mes
         of_label = jnp.take_along_axis(outputs.logits, labels[:, None], axis=-1)
         better_or_equal = (outputs.logits >= of_label).sum(-1)
         finite = jnp.isfinite(outputs.logits).all(-1)
-        return {
+        sums = {
             "images": mask.sum(),
             "unreadable": (labels < 0).sum(),
             "loss": jnp.where(mask, cross_entropy(outputs.logits, labels), 0.0).sum(),
@@ -125,6 +127,7 @@ def make_eval_step(graphdef: nnx.GraphDef, macs: MacCounter, config: Config, mes
             "macs": jnp.where(mask, macs.fraction(outputs.gates), 0.0).sum(),
             "open_per_gate": jnp.where(mask[:, None], outputs.gates, 0.0).sum(0),
         }
+        return sums, outputs.gates > 0.5
 
     everywhere, by_batch = replicated(mesh), split_by_batch(mesh)
-    return jax.jit(eval_step, in_shardings=(everywhere, everywhere, by_batch), out_shardings=everywhere)
+    return jax.jit(eval_step, in_shardings=(everywhere, everywhere, by_batch), out_shardings=(everywhere, by_batch))

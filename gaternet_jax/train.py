@@ -24,6 +24,7 @@ from gaternet_jax.models.macs import MacCounter
 from gaternet_jax.optimizer import learning_rate_schedule, make_optimizer
 from gaternet_jax.parallel import debugs_nans, make_mesh, replicate, replicated, stop_flags, this_process, to_devices
 from gaternet_jax.pretrained import load_extractor
+from gaternet_jax.probe import Probe
 from gaternet_jax.profiling import Profiler
 from gaternet_jax.progress import progress_bar
 from gaternet_jax.state import init_state
@@ -86,7 +87,8 @@ def train(
         gate_loss = make_gate_loss(config.loss, model.gate_sites, macs)
         graphdef, params, stats = split_model(model)
         train_step = make_train_step(graphdef, optimizer, schedule, gate_loss, config, mesh)
-        evaluation = make_evaluation(model, macs, eval_split, config, mesh)
+        probe = Probe(model.gate_sites)
+        evaluation = make_evaluation(model, macs, eval_split, config, mesh, probe.look)
         state = init_state(params, stats, optimizer, ema=config.train.ema_decay > 0)
         state = replicate(state, mesh)
         key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=replicated(mesh))()
@@ -142,6 +144,7 @@ def train(
             if metrics:
                 epoch = step / epoch_steps
                 writer.write(step, "eval", {"epoch": epoch} | metrics)
+                probe.write(writer, step)
                 bar.write(f"epoch {epoch:6.1f}  step {step:7d}  {describe(metrics)}")
             checkpoints.save(state, window=train_metrics.window, metrics=metrics, overwrite=overwrite)
             return metrics

@@ -1,7 +1,15 @@
-"""Small configs."""
+"""Small configs, a model of random weights, and made-up observations."""
+
+import numpy as np
 
 from configs.digits import get_config
+from gaternet_jax.analysis.observe import Observations
+from gaternet_jax.checkpoint import Checkpoints
 from gaternet_jax.config import default
+from gaternet_jax.models.build import build_model
+from gaternet_jax.models.functional import split_model
+from gaternet_jax.models.gates import GateTable
+from gaternet_jax.workdir import save_config
 
 
 def digits_config(**overrides):
@@ -26,4 +34,36 @@ def model_config(**overrides):
     config = default().model
     small = {"backbone": "resnet8", "width": 4, "gater.extractor": "resnet8", "gater.width": 4}
     config.update_from_flattened_dict(small | overrides)
+    return config
+
+
+def random_observations(seed, images=40, classes=3, widths=(5, 8, 6), unknown=0):
+    """Made-up observations: gates of all three kinds; the class of the first `unknown` images is not known."""
+    random = np.random.default_rng(seed)
+    table = GateTable()
+    for i, width in enumerate(widths):
+        table.add(f"stage{i // 2 + 1}.block{i % 2 + 1}.conv2", width)
+    labels = random.integers(0, classes, images).astype(np.int32)
+    rates = random.uniform(-0.3, 1.3, (classes, sum(widths)))
+    gates = random.random((images, sum(widths))) < rates[labels]
+    gates[:, 0], gates[:, -1] = False, True
+    predictions = np.where(random.random(images) < 0.7, labels, (labels + 1) % classes).astype(np.int32)
+    labels[:unknown] = -1
+    return Observations(
+        gates=gates,
+        labels=labels,
+        predictions=predictions,
+        confidences=random.uniform(0.3, 1, images).astype(np.float32),
+        macs=random.uniform(0.4, 0.6, images).astype(np.float32),
+        sites=table.sites,
+        class_names=tuple(f"class {i}" for i in range(classes)),
+    )
+
+
+def save_random_model(workdir, **overrides):
+    """Saves a digits model with random weights as a conversion would; gives its config."""
+    config = digits_config(**{"train.eval_batch_size": 16} | overrides)
+    save_config(config, [str(i) for i in range(10)], workdir)
+    with Checkpoints(workdir) as checkpoints:
+        checkpoints.save_model(*split_model(build_model(config.model))[1:])
     return config

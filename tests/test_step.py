@@ -164,14 +164,15 @@ def test_evaluation_ignores_masked_images():
     model.eval()
     step = make_eval_step(split_model(model)[0], macs, config, mesh)
     params, stats = state.params, state.stats
-    whole = step(params, stats, batch)
-    half = step(params, stats, batch | {"mask": np.arange(8) < 4})
-    rest = step(params, stats, batch | {"mask": np.arange(8) >= 4})
+    whole, gates = step(params, stats, batch)
+    np.testing.assert_allclose(gates.sum(0), whole["open_per_gate"])
+    half, _ = step(params, stats, batch | {"mask": np.arange(8) < 4})
+    rest, _ = step(params, stats, batch | {"mask": np.arange(8) >= 4})
     assert int(half["images"]) == 4
     for name in whole:
         np.testing.assert_allclose(half[name] + rest[name], whole[name], rtol=1e-5)
     spoiled = {"image": np.where(np.arange(8).reshape(-1, 1, 1, 1) < 4, batch["image"], 0), "label": batch["label"]}
-    again = step(params, stats, spoiled | {"mask": np.arange(8) < 4})
+    again, _ = step(params, stats, spoiled | {"mask": np.arange(8) < 4})
     np.testing.assert_allclose(again["loss"], half["loss"], rtol=1e-6)
 
 
@@ -186,7 +187,7 @@ def test_masked_images_are_not_counted_as_right():
     labels = np.array([9, 9, 8, 5, 4, 0, 9, 5], np.int32)
 
     def counts(mask):
-        found = step(params, state.stats, batch | {"label": labels, "mask": mask})
+        found, _ = step(params, state.stats, batch | {"label": labels, "mask": mask})
         return [int(found[name]) for name in ("images", "top1", "top5")]
 
     assert counts(np.ones(8, bool)) == [8, 3, 6]
@@ -200,7 +201,7 @@ def test_constant_or_broken_logits_are_never_right():
     step = make_eval_step(split_model(model)[0], macs, config, mesh)
     for value in (0.0, float("nan")):
         params = jax.tree.map(lambda x, value=value: jnp.full_like(x, value), state.params)
-        result = step(params, state.stats, batch)
+        result, _ = step(params, state.stats, batch)
         assert int(result["top1"]) == 0 and int(result["top5"]) == 0
 
 

@@ -78,7 +78,9 @@ def test_training_learns_and_leaves_its_files(finished):
     assert metrics["top1"] == evaluations[-1]["top1"] > 0.25
     assert load_labels(workdir) == [str(digit) for digit in range(10)]
     assert load_config(workdir).train.epochs == 2.0
-    assert list((workdir / "tensorboard").glob("events.*"))
+    events = b"".join(path.read_bytes() for path in (workdir / "tensorboard").glob("events.*"))
+    assert all(name in events for name in (b"eval/top1", b"probe/open_stage3", b"probe/open_gates"))
+    assert not any(name.startswith("probe") for line in evaluations for name in line)
 
 
 def test_load_model_and_evaluate_give_what_training_reported(finished):

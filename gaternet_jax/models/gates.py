@@ -2,9 +2,12 @@
 
 import abc
 import dataclasses
+from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,24 @@ class GateSite:
     def gates(self) -> slice:
         """Where this site's gates stand in the gate vector."""
         return slice(self.offset, self.offset + self.size)
+
+    @property
+    def unit(self) -> str:
+        """Its block: "stage2.block1" of "stage2.block1.conv2" and of "stage2.block1.branch1.conv2"."""
+        return ".".join(self.name.split(".")[:-1][:2])
+
+    @property
+    def stage(self) -> str:
+        """Its stage: "stage2" of "stage2.block1.conv2", "block1" of "block1_layer3.conv1"."""
+        return self.name.split(".")[0].split("_")[0]
+
+
+def group_gates(sites: Sequence[GateSite], by: Literal["unit", "stage"]) -> dict[str, np.ndarray]:
+    """Numbers of the gates of each unit or stage, in forward order."""
+    groups: dict[str, list[np.ndarray]] = {}
+    for site in sites:
+        groups.setdefault(getattr(site, by), []).append(np.arange(site.offset, site.offset + site.size))
+    return {name: np.concatenate(parts) for name, parts in groups.items()}
 
 
 class GateTable:
