@@ -13,7 +13,7 @@ from gaternet_jax.analysis.gate_plots import GATE_PLOTS
 from gaternet_jax.analysis.plot import Subject
 
 WIDTH = 7.2  # inches, of one run's column
-STYLE = {
+STYLE: Any = {  # typed by Matplotlib with a literal of all keys
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
