@@ -11,6 +11,7 @@ images that were held out from the grouping.
 import dataclasses
 import functools
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -153,7 +154,7 @@ class Specialists:
         sites = model.gate_sites
         whole = self._prepare(model, everything(sites), image_size, times)
         graphdef, state = nnx.split(whole.gater)
-        self._gater = functools.partial(_run_gater, graphdef, state)
+        self.gater: Callable[[Any], tuple[Any, Any]] = functools.partial(_run_gater, graphdef, state)
         self.plan, self._members = plan, []
         all_gates = np.ones(len(plan.keep[0]) if len(plan.keep) else sum(site.size for site in sites), bool)
         for keep in plan.keep:
@@ -170,7 +171,7 @@ class Specialists:
     def __call__(self, images: jax.Array, count: int | None = None) -> Outputs:
         """Outputs, arrays of NumPy, for the first `count` images [B, H, W, C]; the others are padding."""
         batch_size, count = len(images), len(images) if count is None else count
-        gates, scores = jax.device_get(self._gater(images))
+        gates, scores = jax.device_get(self.gater(images))
         groups = assign(gates[:count], self.plan.keep)
         started = []
         for member in np.unique(groups):
