@@ -1,0 +1,278 @@
+"""Models as single files that need none of this package: a `jax.export` artefact (StableHLO), or ONNX.
+
+    uint8 images [B, H, W, C] -> normalise -> model -> {probabilities [B, K], labels [B], gates [B, G]}
+
+The parameters are constants of the program, B is any number. An artefact is a zip of
+
+    model.stablehlo    what jax.export serialised; lowered for CPU, CUDA and TPU
+    metadata.json      format, versions, names of the classes, preprocessing, gate sites
+    README.txt         the few lines of JAX that load it
+"""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+
+from gaternet_jax.config import Config
+from gaternet_jax.data.augment import normalize
+from gaternet_jax.errors import UserError
+from gaternet_jax.models.functional import merge_model, split_model
+from gaternet_jax.models.gaternet import GaterNet
+
+FORMAT = 1  # of the artefact; higher where an older load_artifact would misread it
+PLATFORMS = ("cpu", "cuda", "tpu")
+MODEL, METADATA, README = "model.stablehlo", "metadata.json", "README.txt"
+
+README_TEXT = """An image classifier as a JAX program (StableHLO), made by gaternet-jax.
+To load it: pip install jax flatbuffers numpy
+
+    import json, zipfile
+    import jax
+    from jax import export
+
+    with zipfile.ZipFile("{name}") as archive:
+        model = export.deserialize(archive.read("model.stablehlo"))
+        labels = json.loads(archive.read("metadata.json"))["labels"]
+    outputs = jax.jit(model.call)(images)
+    print([labels[label] for label in outputs["labels"]])
+
+images: uint8 [batch, {size}, {size}, {channels}], pixels from 0 to 255; any batch, each size of it is compiled once
+outputs["probabilities"]: float32 [batch, {classes}]
+outputs["labels"]: int32 [batch], the most probable class
+outputs["gates"]: float32 [batch, {gates}], 1 where a filter was open
+metadata.json, "preprocessing", tells how a picture becomes such an image (resize, eval_crop). The normalisation (mean,
+std) is part of the program.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """An exported model; call it with images.
+
+    Attributes:
+        metadata: contents of metadata.json; see `describe`.
+    """
+
+    metadata: dict[str, Any]
+    _call: Callable[[Any], dict[str, jax.Array]] = dataclasses.field(repr=False)
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of the classes, by label."""
+        return self.metadata["labels"]
+
+    def __call__(self, images: Any) -> dict[str, jax.Array]:
+        """Classifies; each new batch size is compiled once.
+
+        Args:
+            images: uint8 [B, H, W, C], NumPy or JAX, of the model's size; B at least 1.
+
+        Returns:
+            probabilities float32 [B, K]; labels int32 [B], the most probable; gates float32 [B, G], 0 or 1.
+
+        Raises:
+            UserError: images of another size, type or number of channels.
+        """
+        _check_images(images, self.metadata["preprocessing"])
+        return self._call(images)
+
+
+def _check_images(images: Any, preprocessing: dict[str, Any]) -> None:
+    size, channels = preprocessing["image_size"], preprocessing["channels"]
+    shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", None)
+    expected = f"this model takes uint8 [batch, {size}, {size}, {channels}]"
+    if shape is None or dtype is None:
+        raise UserError(f"images are a {type(images).__name__}; {expected}: give a NumPy or JAX array")
+    given = f"images are {dtype} {list(shape)}; {expected}: "
+    if len(shape) != 4:
+        raise UserError(given + "give a batch, of one image as images[None]")
+    if shape[0] < 1:
+        raise UserError(given + "give at least one image")
+    if shape[3] != channels:
+        raise UserError(given + f"convert them to {'grayscale' if channels == 1 else 'RGB'}")
+    if tuple(shape[1:3]) != (size, size):
+        raise UserError(given + f"resize them to {size} x {size} pixels")
+    if dtype != np.uint8:
+        raise UserError(given + "give pixels from 0 to 255, not normalised ones")
+
+
+def inference_function(model: GaterNet, config: Config) -> Callable[[jax.Array], dict[str, jax.Array]]:
+    """What is exported: uint8 [B, H, W, C] to the outputs of `Artifact`, with the parameters as constants.
+
+    Args:
+        model: in evaluation mode.
+        config: the `data` part of its run's config.
+    """
+    graphdef, *variables = split_model(model)
+    params, stats = jax.device_get(variables)
+
+    def infer(images: jax.Array) -> dict[str, jax.Array]:
+        outputs = merge_model(graphdef, params, stats)(normalize(images, config))
+        labels = jnp.argmax(outputs.logits, -1).astype(jnp.int32)
+        return {"probabilities": jax.nn.softmax(outputs.logits), "labels": labels, "gates": outputs.gates}
+
+    return infer
+
+
+def images_spec(model: GaterNet, config: Config) -> jax.ShapeDtypeStruct:
+    """uint8 [batch, H, W, C] with a symbolic batch; `config` is the `data` part of a run's config."""
+    (batch,) = jax.export.symbolic_shape("batch")
+    return jax.ShapeDtypeStruct((batch, config.image_size, config.image_size, model.backbone.channels), jnp.uint8)
+
+
+def describe(model: GaterNet, config: Config, labels: list[str]) -> dict[str, Any]:
+    """What metadata.json tells about any exported model; `config` is the whole config of its run.
+
+    Raises:
+        UserError: there are more or fewer labels than classes.
+    """
+    if len(labels) != config.model.num_classes:
+        raise UserError(
+            f"{len(labels)} names were given for {config.model.num_classes} classes; labels.txt of the workdir needs "
+            "one line for each class"
+        )
+    data = config.data
+    return {
+        "format": FORMAT,
+        "made_by": {name: importlib.metadata.version(name) for name in ("gaternet-jax", "jax")},
+        "labels": labels,
+        "preprocessing": {
+            "image_size": data.image_size,  # pixels, height and width
+            "channels": config.model.channels,
+            "resize": data.resize,
+            "eval_crop": data.eval_crop,  # side of the central square, relative to the shorter side
+            "mean": list(data.mean),  # this and std: for information, the model does it
+            "std": list(data.std),
+        },
+        "model": {
+            "backbone": config.model.backbone,
+            "gating": config.model.gating,
+            "scope": config.model.gater.scope,
+            "dtype": config.model.dtype,
+        },
+        "gate_sites": [{"name": site.name, "offset": site.offset, "size": site.size} for site in model.gate_sites],
+    }
+
+
+def export_stablehlo(model: GaterNet, config: Config, labels: list[str], path: str | Path) -> None:
+    """Writes an artefact.
+
+    Args:
+        model: in evaluation mode.
+        config: of its run.
+        labels: names of the classes.
+        path: of the file; one that is there is replaced.
+
+    Raises:
+        UserError: the file cannot be written, labels do not fit, or flatbuffers is not installed.
+    """
+    metadata = describe(model, config, labels)
+    program = jax.jit(inference_function(model, config.data))
+    with _without_paths():
+        exported = jax.export.export(program, platforms=PLATFORMS)(images_spec(model, config.data))
+    metadata["calling_convention"] = exported.calling_convention_version
+    metadata["platforms"] = list(exported.platforms)
+    readme = README_TEXT.format(
+        name=Path(path).name,
+        size=config.data.image_size,
+        channels=config.model.channels,
+        classes=config.model.num_classes,
+        gates=sum(site.size for site in model.gate_sites),
+    )
+    try:
+        serialized = bytes(exported.serialize())
+    except ImportError:
+        raise UserError(_NO_FLATBUFFERS.format("writing")) from None
+
+    def write(part: Path) -> None:
+        with zipfile.ZipFile(part, "w") as archive:
+            # ZipInfo has a fixed date: the same model gives the same bytes. Parameters hardly compress.
+            archive.writestr(zipfile.ZipInfo(MODEL), serialized)
+            archive.writestr(zipfile.ZipInfo(METADATA), json.dumps(metadata, indent=1, ensure_ascii=False) + "\n")
+            archive.writestr(zipfile.ZipInfo(README), readme)
+
+    write_whole(Path(path), write)
+
+
+@contextlib.contextmanager
+def _without_paths() -> Iterator[None]:
+    """JAX notes for each operation where it was called from; keeps folders, and the caller, out of what is exported."""
+    settings = {"jax_hlo_source_file_canonicalization_regex": r".*[\\/]", "jax_traceback_in_locations_limit": 1}
+    before = {name: getattr(jax.config, name) for name in settings}
+    try:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
+_NO_FLATBUFFERS = "{} an artefact needs flatbuffers, which jax.export uses: pip install flatbuffers"
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Writes a file that is there whole or not at all.
+
+    Args:
+        path: of the file.
+        write: writes to the path that it is given.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(part)
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}; choose another --out") from None
+    finally:
+        if part.is_file():
+            part.unlink()
+
+
+def load_artifact(path: str | Path) -> Artifact:
+    """Reads what `export_stablehlo` wrote.
+
+    Raises:
+        UserError: no such file, no artefact, a damaged one, or one of a newer version.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            metadata = json.loads(archive.read(METADATA))
+            newer = metadata["format"] > FORMAT
+            serialized = b"" if newer else archive.read(MODEL)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (zipfile.BadZipFile, KeyError, TypeError, ValueError, EOFError) as error:
+        raise UserError(
+            f"{path} is not an artefact of gaternet-jax, or a damaged one ({error}); make one with "
+            "python -m gaternet_jax.tools.export"
+        ) from None
+    if newer:
+        raise UserError(
+            f"{path} was made by a newer gaternet-jax: format {metadata['format']}, this one reads {FORMAT}; upgrade "
+            "gaternet-jax"
+        )
+    try:
+        exported = jax.export.deserialize(bytearray(serialized))
+    except ImportError:
+        raise UserError(_NO_FLATBUFFERS.format("reading")) from None
+    except Exception as error:  # whatever the deserialiser meets in bytes of another version
+        raise UserError(
+            f"{path} was made with jax {metadata['made_by']['jax']}, and jax {jax.__version__} cannot read it "
+            f"({error}); export the model again, or install that version"
+        ) from None
+    return Artifact(metadata, jax.jit(exported.call))

@@ -1,0 +1,64 @@
+"""Writes a trained model into one file that runs without this package.
+
+    python -m gaternet_jax.tools.export --workdir=runs/cifar10 --out=cifar10.zip     for JAX (StableHLO)
+    python -m gaternet_jax.tools.export --workdir=runs/cifar10 --out=cifar10.onnx    for ONNX Runtime
+
+Takes uint8 images and returns probabilities, labels and gates; see docs/export.md.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Literal
+
+from gaternet_jax.checkpoint import load_model
+from gaternet_jax.errors import UserError
+from gaternet_jax.inference.export import export_stablehlo
+from gaternet_jax.inference.onnx import export_onnx
+from gaternet_jax.workdir import load_config, load_labels
+
+EXPORTERS = {"stablehlo": export_stablehlo, "onnx": export_onnx}
+
+
+def export(workdir: Path, out: Path, format: str, checkpoint: Literal["best", "latest"] | int = "best") -> None:
+    """Exports the model of a run, of a conversion or of a compaction.
+
+    Raises:
+        UserError: no run there, `out` is there already or cannot be written, or the model cannot be exported.
+    """
+    if out.exists():
+        raise UserError(f"{out} is there already; choose another --out, or delete it")
+    config, labels = load_config(workdir), load_labels(workdir)
+    EXPORTERS[format](load_model(workdir, checkpoint), config, labels, out)
+
+
+def checkpoint(text: str) -> str | int:
+    if text in ("best", "latest"):
+        return text
+    if text.isdigit():
+        return int(text)
+    raise argparse.ArgumentTypeError(f"'{text}' is neither best, nor latest, nor a step")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", type=Path, required=True, help="of a training run, a conversion or a compaction")
+    parser.add_argument("--out", type=Path, required=True, help="the file to write")
+    parser.add_argument("--format", choices=EXPORTERS, help="default: onnx if --out ends in .onnx, else stablehlo")
+    parser.add_argument(
+        "--checkpoint", type=checkpoint, default="best", help="best (default) | latest | the number of a step"
+    )
+    arguments = parser.parse_args(argv)
+    out = arguments.out
+    format = arguments.format or ("onnx" if out.suffix == ".onnx" else "stablehlo")
+    try:
+        export(arguments.workdir, out, format, arguments.checkpoint)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    print(f"Wrote {out} ({format}, {out.stat().st_size / 1e6:.1f} MB)")
+    if format == "stablehlo":
+        print(f"How to load it: unzip -p {out} README.txt")
+
+
+if __name__ == "__main__":
+    main()
