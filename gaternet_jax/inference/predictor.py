@@ -187,7 +187,8 @@ class Predictor:
 
     @functools.cached_property
     def _gates(self) -> Array:
-        assert self._calibration is not None
+        if self._calibration is None or not self.model.gate_sites:
+            return None  # dense and dynamic need none
         model = narrow_model(self.model, everything(self.model.gate_sites))
         return run_model(model, self._calibration).gates
 
