@@ -22,7 +22,7 @@ from gaternet_jax.distributed import is_primary, wait_for_all
 from gaternet_jax.errors import UserError
 from gaternet_jax.inference.narrow import narrow_model
 from gaternet_jax.inference.selection import from_json
-from gaternet_jax.models.build import build_model
+from gaternet_jax.models.build import empty_model
 from gaternet_jax.models.functional import Tree, merge_model, split_model
 from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.state import TrainState
@@ -230,7 +230,7 @@ def load_model(workdir: str | Path, checkpoint: Literal["best", "latest"] | int 
     Raises:
         UserError: no run there, no such checkpoint, or one of another model.
     """
-    model = build_model(load_config(workdir).model)
+    model = empty_model(load_config(workdir).model)
     model.eval()
     if (kept := load_compaction(workdir)) is not None:
         model = narrow_model(model, from_json(kept, model.gate_sites))

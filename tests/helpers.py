@@ -60,10 +60,17 @@ def random_observations(seed, images=40, classes=3, widths=(5, 8, 6), unknown=0)
     )
 
 
-def save_random_model(workdir, **overrides):
-    """Saves a digits model with random weights as a conversion would; gives its config."""
+def save_random_model(workdir, change=lambda model: None, label="{}", **overrides):
+    """Saves a digits model with random weights, changed, as a conversion would; gives its config."""
     config = digits_config(**{"train.eval_batch_size": 16} | overrides)
-    save_config(config, [str(i) for i in range(10)], workdir)
+    model = build_model(config.model)
+    change(model)
+    save_config(config, [label.format(i) for i in range(10)], workdir)
     with Checkpoints(workdir) as checkpoints:
-        checkpoints.save_model(*split_model(build_model(config.model))[1:])
+        checkpoints.save_model(*split_model(model)[1:])
     return config
+
+
+def prefer_two(model):
+    """Raises the third logit above all others."""
+    model.backbone.fc.bias.set_value(model.backbone.fc.bias.get_value().at[2].add(50.0))

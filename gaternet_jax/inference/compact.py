@@ -14,7 +14,7 @@ import numpy as np
 from gaternet_jax.checkpoint import Checkpoints
 from gaternet_jax.config import Config
 from gaternet_jax.errors import UserError
-from gaternet_jax.inference.narrow import narrow_model
+from gaternet_jax.inference.narrow import check_gated, narrow_model
 from gaternet_jax.inference.selection import Selection, covered, kept_gates, select, to_json
 from gaternet_jax.inference.widths import BackboneTimes, count_per_site, fill
 from gaternet_jax.models.build import count_parameters
@@ -34,7 +34,7 @@ def plan_compaction(gates: Any, sites: tuple[GateSite, ...], times: BackboneTime
         times: filters that were never open are kept, gated, where a layer is faster with them; None: never.
 
     Raises:
-        UserError: no gates at all, or gates of another model.
+        UserError: no image, or gates of another model.
     """
     check_gates(gates, sites)
     keep, always = (gates > 0).any(0), (gates > 0).all(0)
@@ -45,10 +45,8 @@ def plan_compaction(gates: Any, sites: tuple[GateSite, ...], times: BackboneTime
 
 
 def check_gates(gates: Any, sites: tuple[GateSite, ...]) -> None:
-    """Raises UserError where a model has no gates, or these are not those of some images."""
+    """Raises UserError unless these are the gates of at least one image."""
     size = sum(site.size for site in sites)
-    if not size:
-        raise UserError("a plain model has no gates, so that there is nothing to leave out; use mode 'dense'")
     if gates.ndim != 2 or not len(gates) or gates.shape[1] != size:
         raise UserError(f"calibration needs the gates of at least one image, [N, {size}]; got {list(gates.shape)}")
 
@@ -121,5 +119,6 @@ def describe_compaction(model: GaterNet, compacted: GaterNet, selection: Selecti
 
 def compact_model(model: GaterNet, gates: Any, times: BackboneTimes | None = None) -> tuple[GaterNet, Selection]:
     """The compacted model for the gates [N, G] of calibration images, and what it kept; see `plan_compaction`."""
+    check_gated(model)
     selection = plan_compaction(gates, model.gate_sites, times)
     return narrow_model(model, selection), selection

@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from gaternet_jax.errors import UserError
-from gaternet_jax.inference.narrow import is_narrow, narrow_model
+from gaternet_jax.inference.narrow import check_gated, is_narrow, narrow_model
 from gaternet_jax.inference.selection import everything, round_up
 from gaternet_jax.inference.tuning import ConvShape, ConvTimes, conv_shapes, measure, pack
 from gaternet_jax.models.blocks import ResidualBlock, decide_locally
@@ -198,14 +198,12 @@ def make_dynamic(model: GaterNet, image_size: int, times: ConvTimes | None = Non
     Raises:
         UserError: the model has no gates, or some of its filters were removed.
     """
-    if not model.gate_sites:
-        raise UserError("a plain model has no gates: per-image execution has nothing to leave out; use mode='dense'")
+    check_gated(model)
     if is_narrow(model):
         raise UserError("per-image execution wants the whole model, but this one was compacted; give the original")
     dynamic = narrow_model(model, everything(model.gate_sites))
     shapes = conv_shapes(dynamic, image_size)
-    if times is not None:
-        pack(dynamic, image_size, times)
+    pack(dynamic, image_size, times)
     chosen: dict[tuple, tuple[Way, ...]] = {}  # units of one shape are measured once
     for path, unit in list(nnx.iter_modules(dynamic.backbone)):
         if type(unit) not in _DYNAMIC:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from gaternet_jax.errors import UserError
 from gaternet_jax.inference.selection import Selection, SiteSelection, kept_gates
 from gaternet_jax.models.backbone import Backbone
 from gaternet_jax.models.blocks import ResidualBlock, Shortcut
@@ -62,6 +63,14 @@ def narrow_backbone(backbone: Backbone, selection: Selection) -> Backbone:
     return backbone
 
 
+def check_gated(model: GaterNet) -> None:
+    """Raises UserError for a plain model."""
+    if not model.gate_sites:
+        raise UserError(
+            "a plain model has no gates, so that there is nothing to leave out; use mode 'dense', or train a gated one"
+        )
+
+
 def is_narrow(model: GaterNet) -> bool:
     """Whether a model was narrowed before, so that its gates are not those of all filters."""
     return any(isinstance(module, Folded) for _, module in nnx.iter_modules(model))
@@ -94,8 +103,8 @@ class _Narrowing:
         outputs = np.concatenate([start + site.gates for start, site in zip(starts, chosen, strict=False)])
         if not len(outputs):
             return None
-        head.bottleneck = _linear(head.bottleneck, inputs=inputs)
-        head.scores = _linear(head.scores, outputs=outputs)
+        head.bottleneck = _layer(head.bottleneck, inputs=inputs)
+        head.scores = _layer(head.scores, outputs=outputs)
         names = {site.name for site in head.sites}
         head.sites = tuple(site for site in self._table.sites if site.name in names)
         return head
@@ -149,8 +158,8 @@ def _two_paths(shortcut: Any) -> None:  # a TwoPathShortcut
         return
     scale, shift = _scale_and_shift(shortcut.bn)
     half = shortcut.conv1.out_features
-    shortcut.conv1 = _conv(shortcut.conv1, scale=scale[:half], shift=shift[:half])
-    shortcut.conv2 = _conv(shortcut.conv2, scale=scale[half:], shift=shift[half:])
+    shortcut.conv1 = _layer(shortcut.conv1, scale=scale[:half], shift=shift[:half])
+    shortcut.conv2 = _layer(shortcut.conv2, scale=scale[half:], shift=shift[half:])
     shortcut.bn = Folded()
 
 
@@ -167,13 +176,13 @@ def _densenet(net: DenseNet, narrowing: _Narrowing) -> None:
         else:
             constant = _constant(unit.bn, stream)
             unit.bn = _batch_norm(unit.bn, stream)
-            unit.conv = _conv(unit.conv, inputs=stream, constant=constant)
+            unit.conv = _layer(unit.conv, inputs=stream, constant=constant)
             width = unit.conv.out_features
             stream = np.arange(width)
     constant = _constant(net.bn, stream)
     net.bn = _batch_norm(net.bn, stream)
     if net.fc is not None:
-        net.fc = _linear(net.fc, inputs=stream, constant=constant)
+        net.fc = _layer(net.fc, inputs=stream, constant=constant)
         net.num_features = len(stream)
 
 
@@ -183,9 +192,9 @@ def _dense_layer(layer: Any, stream: np.ndarray, narrowing: _Narrowing) -> Chann
     scale, shift = _scale_and_shift(layer.bn2)
     constant = _constant(layer.bn1, stream)
     layer.bn1 = _batch_norm(layer.bn1, stream)
-    layer.conv1 = _conv(layer.conv1, inputs=stream, outputs=inner, scale=scale, shift=shift, constant=constant)
+    layer.conv1 = _layer(layer.conv1, inputs=stream, outputs=inner, scale=scale, shift=shift, constant=constant)
     layer.bn2 = Folded()
-    layer.conv2 = _conv(layer.conv2, inputs=inner, outputs=outer)
+    layer.conv2 = _layer(layer.conv2, inputs=inner, outputs=outer)
     layer.site1, layer.site2 = narrowing.site(layer.site1), narrowing.site(layer.site2)
     _narrow_squeeze(layer.squeeze, outer)
     layer.local = narrowing.head(layer.local, stream)
@@ -195,16 +204,16 @@ def _dense_layer(layer: Any, stream: np.ndarray, narrowing: _Narrowing) -> Chann
 def _narrow_head(head: GaterHead, gates: np.ndarray) -> None:
     if isinstance(head.bn, BatchNorm):
         scale, shift = _scale_and_shift(head.bn)
-        head.bottleneck = _linear(head.bottleneck, scale=scale, shift=shift)
+        head.bottleneck = _layer(head.bottleneck, scale=scale, shift=shift)
         head.bn = None
-    head.scores = _linear(head.scores, outputs=gates)
+    head.scores = _layer(head.scores, outputs=gates)
 
 
 def _narrow_squeeze(squeeze: SqueezeExcitation | None, channels: Channels) -> None:
     """A closed channel's mean is zero, and it stays zero whatever rescales it."""
     if squeeze is not None:
-        squeeze.fc1 = _linear(squeeze.fc1, inputs=channels)
-        squeeze.fc2 = _linear(squeeze.fc2, outputs=channels)
+        squeeze.fc1 = _layer(squeeze.fc1, inputs=channels)
+        squeeze.fc2 = _layer(squeeze.fc2, outputs=channels)
 
 
 _BACKBONES: dict[type[Backbone], Callable[[Any, _Narrowing], None]] = {
@@ -226,60 +235,27 @@ def _into(before: Places | None, kept: Channels, channels: int) -> Any:
 def _fold(unit: Any, conv: str, bn: str, *, inputs: Channels = None, outputs: Channels = None) -> None:
     """Narrows unit.conv, with unit.bn folded into it."""
     scale, shift = _scale_and_shift(getattr(unit, bn))
-    setattr(unit, conv, _conv(getattr(unit, conv), inputs=inputs, outputs=outputs, scale=scale, shift=shift))
+    setattr(unit, conv, _layer(getattr(unit, conv), inputs=inputs, outputs=outputs, scale=scale, shift=shift))
     setattr(unit, bn, Folded())
 
 
-def _conv(
-    conv: Conv,
+def _layer(
+    layer: Any,
     *,
     inputs: Channels = None,
     outputs: Channels = None,
     scale: np.ndarray | None = None,
     shift: np.ndarray | None = None,
     constant: np.ndarray | None = None,
-) -> Conv:
-    """A convolution with some inputs and outputs, followed by scale and shift.
+) -> Any:
+    """A convolution or linear layer with some of its inputs and outputs, followed by scale and shift.
 
     Args:
-        constant: what each input is, before those without it are left out; they must then be 1x1 convolutions.
+        layer: Conv or Linear.
+        inputs, outputs: which stay.
+        scale, shift: of each output, before some are left out.
+        constant: what each input is that is left out; a convolution must then be a 1x1 one.
     """
-    kernel, bias = _affine(conv, inputs, outputs, scale, shift, constant)
-    narrow = Conv(
-        kernel.shape[2],
-        kernel.shape[3],
-        conv.kernel_size,
-        strides=conv.strides,
-        padding=conv.padding,
-        dtype=conv.dtype,
-        kernel_init=nnx.initializers.zeros,
-        rngs=nnx.Rngs(0),
-    )
-    return _filled(narrow, kernel, bias)
-
-
-def _linear(
-    linear: nnx.Linear,
-    *,
-    inputs: Channels = None,
-    outputs: Channels = None,
-    scale: np.ndarray | None = None,
-    shift: np.ndarray | None = None,
-    constant: np.ndarray | None = None,
-) -> Linear:
-    kernel, bias = _affine(linear, inputs, outputs, scale, shift, constant)
-    return _filled(Linear(*kernel.shape, kernel_init=nnx.initializers.zeros, rngs=nnx.Rngs(0)), kernel, bias)
-
-
-def _affine(
-    layer: nnx.Conv | nnx.Linear,
-    inputs: Channels,
-    outputs: Channels,
-    scale: np.ndarray | None,
-    shift: np.ndarray | None,
-    constant: np.ndarray | None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel and bias; see `_conv`."""
     kernel = np.asarray(layer.kernel.get_value(), np.float64)
     bias = np.zeros(kernel.shape[-1]) if layer.bias is None else np.asarray(layer.bias.get_value(), np.float64)
     if inputs is not None:
@@ -293,13 +269,15 @@ def _affine(
         bias = bias + shift
     if outputs is not None:
         kernel, bias = kernel[..., outputs], bias[outputs]
-    return kernel, bias
-
-
-def _filled(layer: Any, kernel: np.ndarray, bias: np.ndarray) -> Any:
-    layer.kernel.set_value(jnp.asarray(kernel, jnp.float32))
-    layer.bias.set_value(jnp.asarray(bias, jnp.float32))
-    return layer
+    options: dict[str, Any] = dict(kernel_init=nnx.initializers.zeros, rngs=nnx.Rngs(0))
+    if isinstance(layer, Conv):
+        options |= dict(strides=layer.strides, padding=layer.padding, dtype=layer.dtype)
+        narrow: Any = Conv(kernel.shape[-2], kernel.shape[-1], layer.kernel_size, **options)
+    else:
+        narrow = Linear(kernel.shape[-2], kernel.shape[-1], **options)
+    narrow.kernel.set_value(jnp.asarray(kernel, jnp.float32))
+    narrow.bias.set_value(jnp.asarray(bias, jnp.float32))
+    return narrow
 
 
 def _scale_and_shift(bn: BatchNorm | Folded) -> tuple[Any, Any]:

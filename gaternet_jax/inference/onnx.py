@@ -165,7 +165,7 @@ def _pad(x: Any, value: Any, config: Sequence[tuple[int, int, int]]) -> Any:
     """`pad` as a concatenation."""
     for axis, (low, high, interior) in enumerate(config):
         if interior or low < 0 or high < 0:
-            raise NotImplementedError(f"padding {(low, high, interior)}")
+            raise ValueError(f"padding {(low, high, interior)}")
 
         def block(size: int, axis: int = axis, x: Any = x) -> list[Any]:
             shape = (*x.shape[:axis], size, *x.shape[axis + 1 :])
@@ -180,7 +180,7 @@ def _add_at(x: Any, places: Any, narrow: Any, dimensions: Any) -> Any:
     """x.at[..., places].add(narrow), by a 1x1 convolution with ones at (i, places[i]): exact, each sum has one term."""
     last = x.ndim - 1
     if isinstance(places, Tracer) or x.ndim != 4 or dimensions.scatter_dims_to_operand_dims != (last,):
-        raise NotImplementedError("scatter-add other than of channels into a wider map")
+        raise ValueError("scatter-add other than of channels into a wider map")
     places = np.asarray(places).reshape(-1)
     kernel = np.zeros((1, 1, len(places), x.shape[last]), x.dtype)
     kernel[0, 0, np.arange(len(places)), places] = 1

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gaternet_jax.config import Config
@@ -15,9 +16,9 @@ from gaternet_jax.data.augment import normalize
 from gaternet_jax.data.images import center_box, read_box
 from gaternet_jax.errors import UserError
 from gaternet_jax.inference.calibration import run_model
-from gaternet_jax.inference.compact import check_gates, compact_model, expand
+from gaternet_jax.inference.compact import compact_model, expand
 from gaternet_jax.inference.dynamic import make_dynamic
-from gaternet_jax.inference.narrow import narrow_model
+from gaternet_jax.inference.narrow import check_gated, is_narrow, narrow_model
 from gaternet_jax.inference.selection import everything
 from gaternet_jax.inference.specialists import Specialists, check_global, plan_specialists
 from gaternet_jax.inference.tuning import ConvTimes, pack
@@ -27,6 +28,7 @@ from gaternet_jax.models.gaternet import GaterNet, Outputs
 
 MODES = ("dense", "compact", "specialists", "dynamic", "auto")
 MEASURED_PIXELS = 64 * 32 * 32  # of a batch in a measurement; larger ones take as long per pixel
+DYNAMIC_BATCH = 4  # "auto" tries per-image execution up to here: more images open nearly all filters together
 TRIALS = 5  # of each mode, for "auto"; the median counts
 
 Array = Any  # of JAX or NumPy
@@ -74,18 +76,17 @@ class Predictor:
         self.model, self.mode, self.batch_sizes = model, mode, tuple(sorted(set(batch_sizes)))
         self.chosen: dict[int, str] = {}  # the mode of each batch size
         self.seconds: dict[int, dict[str, float]] = {}  # of "auto": what each mode took
-        self._data, self._tune, self._calibration = data, tune, calibration
+        self._data, self._tune, self._calibration = data, tune, None
+        self._normalize = jax.jit(lambda images: normalize(images, data))
         self._engines: dict[tuple[int, int], Engine] = {}  # by image size and batch size
         self._times: dict[int, ConvTimes] = {}
         self._lock = threading.Lock()
-        if mode in ("compact", "specialists"):
-            if calibration is None:
-                raise UserError(f"mode '{mode}' needs calibration images: pass calibration=[N, H, W, C]")
-            check_gates(np.ones((1, sum(site.size for site in model.gate_sites))), model.gate_sites)
+        if mode in ("compact", "specialists", "dynamic"):
+            check_gated(model)
         if mode == "specialists":
             check_global(model)
-        if mode == "dynamic" and not model.gate_sites:
-            check_gates(np.ones((1, 0)), ())
+        if mode in ("compact", "specialists") and calibration is None:
+            raise UserError(f"mode '{mode}' needs calibration images: pass calibration=[N, H, W, C]")
         if calibration is not None:
             self._calibration = self._checked(calibration, "calibration images")
 
@@ -108,7 +109,7 @@ class Predictor:
             batch = checked[start : start + self.batch_sizes[-1]]
             size = next(size for size in self.batch_sizes if size >= len(batch))
             padded = np.pad(batch, ((0, size - len(batch)), (0, 0), (0, 0), (0, 0)))
-            found = self._engine(batch.shape[1], size)(padded, len(batch))
+            found = self._engine(batch.shape[1], size)(self._normalized(padded), len(batch))
             outputs.append([np.asarray(array)[: len(batch)] for array in found])
         logits, gates, scores = (_joined(arrays) for arrays in zip(*outputs, strict=True))
         return Outputs(logits, gates, scores)
@@ -118,13 +119,9 @@ class Predictor:
         known = self._calibration.shape[1] if self._calibration is not None else self._data and self._data.image_size
         if not (size := image_size or known):
             raise UserError("warm_up needs the size of the images, pixels: warm_up(32)")
-        channels = self.model.backbone.channels
         for batch_size in self.batch_sizes:
-            engine = self._engine(size, batch_size)
-            examples = np.zeros((batch_size, size, size, channels), np.float32)
-            if self._calibration is not None:
-                examples = np.resize(self._calibration, examples.shape)
-            engine(self._normalized(examples), batch_size)
+            shape = (batch_size, size, size, self.model.backbone.channels)
+            self._engine(size, batch_size)(self._normalized(self._example(shape)), batch_size)
         return self
 
     def _read(self, images: Any) -> np.ndarray:
@@ -135,7 +132,6 @@ class Predictor:
         return read_files([Path(path) for path in images], self._data, self.model.backbone.channels)
 
     def _checked(self, images: np.ndarray, what: str) -> np.ndarray:
-        """Normalised images, float32."""
         images, channels = np.asarray(images), self.model.backbone.channels
         kinds = "normalised floats" if self._data is None else "uint8 pixels or normalised floats"
         fits = (images.dtype == np.uint8 and self._data is not None) or np.issubdtype(images.dtype, np.floating)
@@ -145,16 +141,26 @@ class Predictor:
                 f"{what} must be {kinds}, square, of shape [batch, size, size, {channels}], at least one; "
                 f"got {images.dtype} {list(images.shape)}"
             )
-        for size, known in ((self._calibration, "the calibration images"), (self._data, "the model's images")):
-            expected = None if size is None else size.shape[1] if isinstance(size, np.ndarray) else size.image_size
-            if expected and images.shape[1] != expected:
-                raise UserError(f"{what} are {images.shape[1]} pixels wide, but {known} are {expected}; resize them")
-        return self._normalized(images)
+        size, calibration = images.shape[1], self._calibration
+        if self._data is not None and size != self._data.image_size:
+            raise UserError(f"{what} are {size} pixels wide, but the model's are {self._data.image_size}; resize them")
+        if calibration is not None and size != calibration.shape[1]:
+            raise UserError(
+                f"{what} are {size} pixels wide, but the calibration images are {calibration.shape[1]}; resize them"
+            )
+        return images
 
-    def _normalized(self, images: Array) -> np.ndarray:
-        if images.dtype != np.uint8:
-            return np.asarray(images, np.float32)
-        return np.asarray(normalize(images, self._data))
+    def _normalized(self, images: np.ndarray) -> Array:
+        """float32, on the device; uint8 crosses as such."""
+        if images.dtype == np.uint8:
+            return self._normalize(images)
+        return jnp.asarray(images, jnp.float32)
+
+    def _example(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Images to try a program on: calibration images, or noise."""
+        if self._calibration is None:
+            return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        return np.resize(self._calibration, shape)
 
     def _engine(self, image_size: int, batch_size: int) -> Engine:
         with self._lock:
@@ -163,34 +169,42 @@ class Predictor:
             return self._engines[image_size, batch_size]
 
     def _make(self, image_size: int, batch_size: int) -> Engine:
-        make = {
-            "dense": _dense,
-            "compact": _compact,
-            "specialists": _specialists,
-            "dynamic": _dynamic,
-        }
-        times = self._conv_times(image_size, batch_size) if self._tune else None
         if self.mode != "auto":
             self.chosen[batch_size] = self.mode
-            return make[self.mode](self.model, self._gates, image_size, batch_size, times)
-        modes = ["dense"] + (["dynamic"] if self.model.gate_sites and batch_size <= 4 else [])
+            return self._make_mode(self.mode, image_size, batch_size)
+        modes = ["dense"]
+        if self.model.gate_sites and batch_size <= DYNAMIC_BATCH and not is_narrow(self.model):
+            modes.append("dynamic")
         if self._calibration is not None and self.model.gater is not None:
             modes.append("specialists")
-        engines = {mode: make[mode](self.model, self._gates, image_size, batch_size, times) for mode in modes}
-        shape = (batch_size, image_size, image_size, self.model.backbone.channels)
-        example = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-        if self._calibration is not None:
-            example = np.resize(self._calibration, shape)
+        engines = {mode: self._make_mode(mode, image_size, batch_size) for mode in modes}
+        example = self._normalized(self._example((batch_size, image_size, image_size, self.model.backbone.channels)))
         taken = {mode: _median_seconds(engine, example) for mode, engine in engines.items()}
         self.seconds[batch_size], self.chosen[batch_size] = taken, min(taken, key=lambda mode: taken[mode])
         return engines[self.chosen[batch_size]]
 
+    def _make_mode(self, mode: str, image_size: int, batch_size: int) -> Engine:
+        model, sites = self.model, self.model.gate_sites
+        times = self._conv_times(image_size, batch_size) if self._tune else None
+        if mode == "dense":
+            return _compiled(pack(narrow_model(model, everything(sites)), image_size, times))
+        if mode == "dynamic":
+            return _compiled(make_dynamic(model, image_size, times))
+        backbone_times = times and BackboneTimes(model, image_size, times)
+        if mode == "specialists":
+            return Specialists(
+                model, plan_specialists(self._gates, sites, backbone_times, batch_size), image_size, times
+            )
+        compacted, selection = compact_model(model, self._gates, backbone_times)
+        run = _compiled(pack(compacted, image_size, times))
+        return lambda images, count: expand(run(images, count), sites, selection)
+
     @functools.cached_property
     def _gates(self) -> Array:
-        if self._calibration is None or not self.model.gate_sites:
-            return None  # dense and dynamic need none
-        model = narrow_model(self.model, everything(self.model.gate_sites))
-        return run_model(model, self._calibration).gates
+        """Of the calibration images, [N, G]."""
+        assert self._calibration is not None
+        model = narrow_model(self.model, everything(self.model.gate_sites))  # in evaluation mode
+        return run_model(model, self._calibration, self._data if self._calibration.dtype == np.uint8 else None).gates
 
     def _conv_times(self, image_size: int, batch_size: int) -> ConvTimes:
         measured = max(min(batch_size, MEASURED_PIXELS // image_size**2), 1)
@@ -205,30 +219,6 @@ def _compiled(model: GaterNet) -> Engine:
     graphdef, params, stats = split_model(model)
     forward = jax.jit(lambda params, stats, images: merge_model(graphdef, params, stats)(images))
     return lambda images, _: jax.device_get(forward(params, stats, images))
-
-
-def _packed(model: GaterNet, image_size: int, times: ConvTimes | None) -> GaterNet:
-    return model if times is None else pack(model, image_size, times)
-
-
-def _dense(model, _, image_size, __, times) -> Engine:
-    return _compiled(_packed(narrow_model(model, everything(model.gate_sites)), image_size, times))
-
-
-def _compact(model, gates, image_size, _, times) -> Engine:
-    compacted, selection = compact_model(model, gates, times and BackboneTimes(model, image_size, times))
-    run = _compiled(_packed(compacted, image_size, times))
-    return lambda images, count: expand(run(images, count), model.gate_sites, selection)
-
-
-def _dynamic(model, _, image_size, __, times) -> Engine:
-    return _compiled(make_dynamic(model, image_size, times))
-
-
-def _specialists(model, gates, image_size, batch_size, times) -> Engine:
-    backbone_times = times and BackboneTimes(model, image_size, times)
-    plan = plan_specialists(gates, model.gate_sites, backbone_times, batch_size)
-    return Specialists(model, plan, image_size, times)
 
 
 def _median_seconds(engine: Engine, images: Array) -> float:

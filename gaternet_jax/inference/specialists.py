@@ -22,7 +22,7 @@ from sklearn.cluster import KMeans
 
 from gaternet_jax.errors import UserError
 from gaternet_jax.inference.compact import check_gates
-from gaternet_jax.inference.narrow import narrow_model
+from gaternet_jax.inference.narrow import check_gated, narrow_model
 from gaternet_jax.inference.selection import everything, kept_gates, select
 from gaternet_jax.inference.tuning import ConvTimes, pack
 from gaternet_jax.inference.widths import BackboneTimes, count_per_site, fill
@@ -92,14 +92,12 @@ def plan_specialists(
         seed: of the grouping.
 
     Raises:
-        UserError: no gates at all, or gates of another model.
+        UserError: no image, or gates of another model.
     """
     check_gates(gates, sites)
     opened, rng = gates > 0, np.random.default_rng(seed)
-    order = rng.permutation(len(gates))
-    fitted, judged = (
-        (opened[order[len(order) // 2 :]], opened[order[: len(order) // 2]]) if len(order) > 1 else [opened] * 2
-    )
+    shuffled = opened[rng.permutation(len(opened))]
+    fitted, judged = shuffled[::2], shuffled[1::2] if len(shuffled) > 1 else shuffled
     sizes = np.array([site.size for site in sites])
     choose = times.choose if times else (lambda needed: needed)
     seconds = times.seconds if times else (lambda widths: float(widths.sum()))
@@ -109,7 +107,7 @@ def plan_specialists(
     def expected(keep: np.ndarray, costs: list[float]) -> float:
         groups = assign(judged, keep)[batches]  # [draws, batch]
         counts = (groups[..., None] == np.arange(len(keep) + 1)).sum(1)  # [draws, specialists + 1]
-        per_image = np.array([*costs, whole]) / batch_size
+        per_image = np.array([*costs, whole])
         return float((pad_size(counts, batch_size) * per_image + (counts > 0) * call).sum(1).mean())
 
     best = Plan(np.zeros((0, len(opened[0])), bool), 1.0)
@@ -118,7 +116,7 @@ def plan_specialists(
         rates = np.stack([fitted[groups == group].mean(0) for group in range(number)])
         for rare, tiers in itertools.product(RARE, TIERS):
             keep, costs = _widen(rates, rates > rare, sites, tiers, choose, seconds)
-            total = expected(keep, costs) / (whole + call)
+            total = expected(keep, costs) / (whole * batch_size + call)
             if total < best.seconds - 0.01:  # a program more must be worth it
                 best = Plan(keep, total)
     return best
@@ -152,21 +150,15 @@ class Specialists:
     def __init__(self, model: GaterNet, plan: Plan, image_size: int, times: ConvTimes | None = None):
         check_global(model)
         sites = model.gate_sites
-        whole = self._prepare(model, everything(sites), image_size, times)
+        whole = pack(narrow_model(model, everything(sites)), image_size, times)
         graphdef, state = nnx.split(whole.gater)
         self.gater: Callable[[Any], tuple[Any, Any]] = functools.partial(_run_gater, graphdef, state)
         self.plan, self._members = plan, []
-        all_gates = np.ones(len(plan.keep[0]) if len(plan.keep) else sum(site.size for site in sites), bool)
         for keep in plan.keep:
-            selection = select(sites, keep, all_gates)
-            backbone = self._prepare(model, selection, image_size, times).backbone
+            selection = select(sites, keep, np.ones_like(keep))
+            backbone = pack(narrow_model(model, selection), image_size, times).backbone
             self._members.append((kept_gates(sites, selection), *_split(backbone)))
-        self._members.append((np.arange(len(all_gates)), *_split(whole.backbone)))
-
-    @staticmethod
-    def _prepare(model, selection, image_size, times) -> GaterNet:
-        narrow = narrow_model(model, selection)
-        return narrow if times is None else pack(narrow, image_size, times)
+        self._members.append((np.arange(plan.keep.shape[1]), *_split(whole.backbone)))
 
     def __call__(self, images: jax.Array, count: int | None = None) -> Outputs:
         """Outputs, arrays of NumPy, for the first `count` images [B, H, W, C]; the others are padding."""
@@ -191,8 +183,7 @@ class Specialists:
 
 def check_global(model: GaterNet) -> None:
     """Raises UserError unless a global gater decides all gates before the backbone runs."""
-    if not model.gate_sites:
-        raise UserError("a plain model has no gates, so that there is nothing to leave out; use mode 'dense'")
+    check_gated(model)
     if model.gater is None:
         raise UserError(
             "specialists need all gates before the backbone runs, but this model decides them block by block "

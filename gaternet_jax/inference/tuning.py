@@ -129,8 +129,10 @@ def conv_shapes(model: GaterNet, image_size: int) -> dict[str, ConvShape]:
     }
 
 
-def pack(model: GaterNet, image_size: int, times: ConvTimes) -> GaterNet:
-    """Gives every convolution of a model its fastest packing, in place."""
+def pack(model: GaterNet, image_size: int, times: ConvTimes | None) -> GaterNet:
+    """Gives every convolution of a model its fastest packing, in place; without times, none."""
+    if times is None:
+        return model
     shapes = conv_shapes(model, image_size)
     for path, module in nnx.iter_modules(model):
         name = ".".join(map(str, path))

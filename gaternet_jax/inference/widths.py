@@ -40,8 +40,8 @@ class BackboneTimes:
         self._sizes = np.array([site.size for site in self._sites])
 
     def seconds(self, widths: np.ndarray) -> float:
-        """Of the convolutions of one batch, with so many filters in each gated one, int [sites]."""
-        return sum(self._seconds(conv, widths) for conv in range(len(self._shapes)))
+        """Of the convolutions of one image, with so many filters in each gated one, int [sites]."""
+        return sum(self._seconds(conv, widths) for conv in range(len(self._shapes))) / self._times.batch_size
 
     def _seconds(self, conv: int, widths: np.ndarray) -> float:
         shape, own, inputs = self._shapes[conv], self._own[conv], self._inputs[conv]

@@ -86,6 +86,12 @@ def abstract_model(config: Config) -> GaterNet:
     return nnx.eval_shape(lambda: build_model(config))
 
 
+def empty_model(config: Config) -> GaterNet:
+    """The model that `config` describes, with zeros in place of parameters: to be filled from a checkpoint."""
+    graphdef, state = nnx.split(abstract_model(config))
+    return nnx.merge(graphdef, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state))
+
+
 def count_parameters(model: nnx.Module | None) -> int:
     """Parameters of a model or a part of one; of None, 0."""
     return 0 if model is None else sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))

@@ -17,6 +17,7 @@ from gaternet_jax.checkpoint import load_model
 from gaternet_jax.errors import UserError
 from gaternet_jax.inference.calibration import read_split, run_model
 from gaternet_jax.inference.compact import compact_model, departures, describe_compaction, save_compacted
+from gaternet_jax.inference.narrow import check_gated
 from gaternet_jax.inference.tuning import ConvTimes
 from gaternet_jax.inference.widths import BackboneTimes
 from gaternet_jax.tools.predict import positive
@@ -48,8 +49,7 @@ def compact(
     if data_dir:
         config.data.data_dir = data_dir
     model, data = load_model(workdir), config.data
-    if not model.gate_sites:
-        raise UserError(f"{workdir} holds a plain model: it has no gates, and nothing can be left out")
+    check_gated(model)
     print(f"Calibrating on {images:,} images of {data.name}/{data.train_split} ...", flush=True)
     seen, _ = read_split(config, data.train_split, images)
     gates = run_model(model, seen, data).gates

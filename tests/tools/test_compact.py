@@ -6,25 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gaternet_jax import build_model, load_model
-from gaternet_jax.checkpoint import Checkpoints
+from gaternet_jax import load_model
 from gaternet_jax.data.datasets import find_dataset
 from gaternet_jax.errors import UserError
 from gaternet_jax.evaluate import evaluate
-from gaternet_jax.models.functional import split_model
 from gaternet_jax.tools.compact import main
-from gaternet_jax.workdir import COMPACTION, load_compaction, save_config
-from tests.helpers import digits_config
-
-
-def save(workdir, config, change=lambda model: None):
-    model = build_model(config.model)
-    change(model)
-    _, params, stats = split_model(model)
-    save_config(config, [str(digit) for digit in range(10)], workdir)
-    with Checkpoints(workdir) as checkpoints:
-        checkpoints.save_model(params, stats)
-    return workdir
+from gaternet_jax.workdir import COMPACTION, load_compaction
+from tests.helpers import save_random_model
 
 
 def close_a_third(model):
@@ -35,7 +23,9 @@ def close_a_third(model):
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory, data_dir):
     find_dataset("digits", "")
-    return save(tmp_path_factory.mktemp("run") / "run", digits_config(**{"model.width": 4}), close_a_third)
+    folder = tmp_path_factory.mktemp("run") / "run"
+    save_random_model(folder, close_a_third, **{"model.width": 4})
+    return folder
 
 
 def test_a_compacted_run_predicts_as_before(workdir, tmp_path, capsys):
@@ -56,9 +46,9 @@ def test_a_compacted_run_predicts_as_before(workdir, tmp_path, capsys):
 
 
 def test_a_plain_run(tmp_path):
-    plain = save(tmp_path / "plain", digits_config(**{"model.width": 4, "model.gating": "none"}))
+    save_random_model(tmp_path / "plain", **{"model.width": 4, "model.gating": "none"})
     with pytest.raises(SystemExit, match="plain model"):
-        main(["--workdir", str(plain), "--out", str(tmp_path / "out")])
+        main(["--workdir", str(tmp_path / "plain"), "--out", str(tmp_path / "out")])
 
 
 @pytest.mark.parametrize(("content", "message"), [('{"format": 2}', "newer gaternet-jax"), ("{", "damaged")])

@@ -3,26 +3,16 @@ import sys
 import numpy as np
 import pytest
 
-from gaternet_jax.checkpoint import Checkpoints
 from gaternet_jax.inference.export import load_artifact
-from gaternet_jax.models.functional import split_model
 from gaternet_jax.tools import export
-from gaternet_jax.workdir import save_config
-from tests.helpers import digits_config
-from tests.inference.test_export import random_model
+from tests.helpers import prefer_two, save_random_model
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """A random digits model, saved; its third logit is raised."""
     folder = tmp_path_factory.mktemp("export") / "run"
-    config = digits_config(**{"model.backbone": "resnet8", "model.width": 4, "model.gating": "none"})
-    model = random_model(config.model)
-    assert model.backbone.fc is not None
-    model.backbone.fc.bias.set_value(model.backbone.fc.bias.get_value().at[2].add(50.0))
-    save_config(config, [f"digit {i}" for i in range(10)], folder)
-    with Checkpoints(folder) as checkpoints:
-        checkpoints.save_model(*split_model(model)[1:])
+    save_random_model(folder, prefer_two, "digit {}", **{"model.width": 4, "model.gating": "none"})
     return folder
 
 

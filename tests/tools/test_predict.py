@@ -5,25 +5,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gaternet_jax.checkpoint import Checkpoints
-from gaternet_jax.models.build import build_model
-from gaternet_jax.models.functional import split_model
 from gaternet_jax.tools import predict
-from gaternet_jax.workdir import save_config
-from tests.helpers import digits_config
+from tests.helpers import prefer_two, save_random_model
 
 
 @pytest.fixture(scope="module", params=["all", "none"])
 def workdir(request, tmp_path_factory):
     """An untrained digits model, saved; its third logit is raised."""
     folder = tmp_path_factory.mktemp("predict") / request.param
-    config = digits_config(**{"model.gating": request.param})
-    model = build_model(config.model)
-    assert model.backbone.fc is not None
-    model.backbone.fc.bias.set_value(model.backbone.fc.bias.get_value().at[2].add(50.0))
-    save_config(config, [f"digit {i}" for i in range(10)], folder)
-    with Checkpoints(folder) as checkpoints:
-        checkpoints.save_model(*split_model(model)[1:])
+    save_random_model(folder, prefer_two, "digit {}", **{"model.gating": request.param})
     return folder
 
 
