@@ -1,6 +1,5 @@
 """Images to analyse: a split of a run's dataset, or image files in a folder."""
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +9,7 @@ import numpy as np
 from gaternet_jax.config import Config
 from gaternet_jax.data.batches import Batch, Share
 from gaternet_jax.data.datasets import find_dataset
-from gaternet_jax.data.images import center_box, read_box
+from gaternet_jax.data.images import read_files
 from gaternet_jax.data.sources import EXTENSIONS
 from gaternet_jax.data.splits import open_split
 from gaternet_jax.errors import UserError
@@ -65,34 +64,18 @@ def folder_source(folder: Path, config: Config, class_names: Sequence[str]) -> S
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
     if not paths:
         raise UserError(f"--images={folder} has no image files; looked for names that end in {', '.join(EXTENSIONS)}")
-    data, shape = config.data, (config.data.image_size, config.data.image_size, config.model.channels)
-    choose = functools.partial(center_box, fraction=data.eval_crop)
     label_of = {name: label for label, name in enumerate(class_names)}
+    labels = [label_of.get(path.parent.name if path.parent != folder else "", -1) for path in paths]
+    size, channels = config.train.eval_batch_size, config.model.channels
 
     def batches() -> Iterator[Batch]:
-        size = config.train.eval_batch_size
         for start in range(0, len(paths), size):
-            part = paths[start : start + size]
-            batch = {"image": np.zeros((size, *shape), np.uint8), "label": np.zeros(size, np.int32)}
-            for place, path in enumerate(part):
-                encoded = _read(path)
-                read_box(
-                    encoded,
-                    choose,
-                    data.image_size,
-                    channels=config.model.channels,
-                    resize=data.resize,
-                    source=str(path),
-                    out=batch["image"][place],
-                )
-                batch["label"][place] = label_of.get(path.parent.name if path.parent != folder else "", -1)
-            yield batch | {"mask": np.arange(size) < len(part)}
+            images = read_files(paths[start : start + size], config.data, channels)
+            missing = size - len(images)
+            yield {
+                "image": np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))),
+                "label": np.pad(np.array(labels[start : start + size], np.int32), (0, missing)),
+                "mask": np.arange(size) < len(images),
+            }
 
     return Source(folder.resolve().name, len(paths), batches)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None

@@ -89,7 +89,7 @@ def analyze(workdir: Path, out: Path, options: Options, compare: Path | None = N
     summary = _summarize(subject)
     with _timed("Page"):
         write_report(
-            out / "index.html",
+            out / "report.html",
             title=f"Gates of {workdir.name}",
             summary=summary,
             observations=observed.observations,

@@ -4,15 +4,18 @@ bytes -> size of the image -> box within it -> pixels of the box -> resized to w
 """
 
 import contextlib
+import functools
 import io
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from gaternet_jax.config import Config
 from gaternet_jax.data.jpeg import SCALES, decode_jpeg_part, parse_jpeg
 from gaternet_jax.errors import UserError
 
@@ -57,6 +60,31 @@ def decode_image(encoded: bytes, channels: int, source: str = "image") -> np.nda
         return np.asarray(image.convert(MODES[channels])).reshape(image.height, image.width, channels)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{source} cannot be read as an image: {error}") from None
+
+
+def read_files(paths: Sequence[Path], data: Config, channels: int) -> np.ndarray:
+    """Reads image files as a run's evaluation images are read: the centre, at the model's size.
+
+    Args:
+        paths: at least one; any format that Pillow reads.
+        data: the `data` part of the run's config.
+        channels: of the model's images, 1 or 3.
+
+    Returns:
+        uint8 [N, size, size, channels].
+
+    Raises:
+        UserError: a file that is missing or is not a whole image.
+    """
+    choose = functools.partial(center_box, fraction=data.eval_crop)
+    images = np.empty((len(paths), data.image_size, data.image_size, channels), np.uint8)
+    for path, out in zip(paths, images, strict=True):
+        try:
+            encoded = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        read_box(encoded, choose, data.image_size, channels=channels, resize=data.resize, source=str(path), out=out)
+    return images
 
 
 def read_box(

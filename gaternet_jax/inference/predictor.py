@@ -13,7 +13,7 @@ import numpy as np
 
 from gaternet_jax.config import Config
 from gaternet_jax.data.augment import normalize
-from gaternet_jax.data.images import center_box, read_box
+from gaternet_jax.data.images import read_files
 from gaternet_jax.errors import UserError
 from gaternet_jax.inference.calibration import run_model
 from gaternet_jax.inference.compact import compact_model, expand
@@ -229,30 +229,3 @@ def _median_seconds(engine: Engine, images: Array) -> float:
         engine(images, len(images))
         taken.append(time.perf_counter() - start)
     return float(np.median(taken))
-
-
-def read_files(paths: Sequence[Path], data: Config, channels: int) -> np.ndarray:
-    """Reads image files as the model's training data was read.
-
-    Args:
-        paths: any format that Pillow reads.
-        data: the `data` part of the run's config.
-        channels: of the model's images.
-
-    Returns:
-        uint8 [N, H, W, C].
-
-    Raises:
-        UserError: a file that is missing or is not a whole image.
-    """
-    choose = functools.partial(center_box, fraction=data.eval_crop)
-    images = []
-    for path in paths:
-        try:
-            encoded = path.read_bytes()
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}") from None
-        images.append(
-            read_box(encoded, choose, data.image_size, channels=channels, resize=data.resize, source=str(path))
-        )
-    return np.stack(images)

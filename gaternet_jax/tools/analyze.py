@@ -3,7 +3,7 @@
     python -m gaternet_jax.tools.analyze --workdir=runs/cifar10
     python -m gaternet_jax.tools.analyze --workdir=runs/cifar10 --images=holiday      (image files instead of a split)
 
-Writes statistics, figures and a page (index.html) to WORKDIR/analysis; docs/analysis.md says what each file holds.
+Writes statistics, figures and a page (report.html) to WORKDIR/analysis; docs/analysis.md says what each file holds.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     except UserError as error:
         sys.exit(f"error: {error}")
     print("\n".join(facts))
-    print(f"Open {out / 'index.html'} in a browser")
+    print(f"Open {out / 'report.html'} in a browser")
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ def test_split_of_the_runs_dataset(workdir, capsys, use_devices):
     assert gates == statistics["ablation"]["gates"] == [f["gate"] for f in statistics["most_specific_filters"][:2]]
     assert np.shape(statistics["ablation"]["shut"]) == (2, 10)
     assert {path.suffix for path in out.iterdir()} == {".npz", ".json", ".png", ".svg", ".html"}
-    assert "a-run" in (out / "index.html").read_text(encoding="utf-8")
-    assert f"Open {out}/index.html" in printed
+    assert "a-run" in (out / "report.html").read_text(encoding="utf-8")
+    assert f"Open {out}/report.html" in printed
 
 
 def test_files_of_unknown_class_beside_another_run(workdir, tmp_path, capsys, use_devices):
