@@ -6,7 +6,9 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,6 +21,8 @@ class NonFiniteError(RuntimeError):
 
 class MetricWriter:
     """Appends to workdir/metrics.jsonl and to TensorBoard files in workdir/tensorboard.
+
+    TensorBoard's part, milliseconds a line, is done in a thread of its own; what fails there is raised at a later call.
 
     Args:
         workdir: the run's folder.
@@ -34,6 +38,7 @@ class MetricWriter:
         _drop_lines_after(self.path, resume_step)
         self._file = self.path.open("a", encoding="utf-8")
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+        self._thread, self._started = ThreadPoolExecutor(1, "tensorboard"), deque[Future[None]]()
 
     def write(self, step: int, split: str, values: dict[str, float | int]) -> None:
         """Writes one line: step, split, and the values."""
@@ -42,17 +47,23 @@ class MetricWriter:
         line = {"step": step, "split": split} | values
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+        self._start(self._add, step, {f"{split}/{name}": value for name, value in values.items()})
 
-    def show(self, step: int, scalars: dict[str, float], images: dict[str, np.ndarray]) -> None:
-        """Writes to TensorBoard alone; images uint8 [H, W, C]."""
-        if not self._enabled:
-            return
-        for name, value in scalars.items():
-            self._tensorboard.add_scalar(name, value, step)
-        for name, pixels in images.items():
-            self._tensorboard.add_image(name, pixels, step, dataformats="HWC")
+    def show(self, step: int, scalars: dict[str, float], name: str, draw: Callable[[], np.ndarray]) -> None:
+        """Writes to TensorBoard alone: scalars, and a picture, uint8 [H, W, C], that is drawn in its thread."""
+        if self._enabled:
+            self._start(self._add, step, scalars, name, draw)
+
+    def _start(self, function: Callable[..., None], *arguments: Any) -> None:
+        while self._started and self._started[0].done():
+            self._started.popleft().result()
+        self._started.append(self._thread.submit(function, *arguments))
+
+    def _add(self, step: int, scalars: dict[str, float], name: str = "", draw: Any = None) -> None:
+        for scalar, value in scalars.items():
+            self._tensorboard.add_scalar(scalar, value, step)
+        if draw is not None:
+            self._tensorboard.add_image(name, draw(), step, dataformats="HWC")
 
     def __enter__(self):
         return self
@@ -60,8 +71,11 @@ class MetricWriter:
     def __exit__(self, *_):
         if not self._enabled:
             return
+        self._thread.shutdown()
         self._file.close()
         self._tensorboard.close()
+        for started in self._started:
+            started.result()
 
 
 class TrainMetrics:

@@ -1,5 +1,6 @@
 """Gates during training, for TensorBoard: how a fixed batch of images fares from evaluation to evaluation."""
 
+import functools
 from typing import Any
 
 import cv2
@@ -50,7 +51,8 @@ class Probe:
             return
         scalars = {f"probe/open_{stage}": float(gates[:, numbers].mean()) for stage, numbers in self._stages.items()}
         scalars["probe/input_dependent"] = float((gates.any(0) & ~gates.all(0)).mean())
-        writer.show(step, scalars, {"probe/open_gates": contact_sheet(self._images, gates.mean(1))})
+        sheet = functools.partial(contact_sheet, self._images, gates.mean(1))
+        writer.show(step, scalars, "probe/open_gates", sheet)
 
 
 def contact_sheet(images: np.ndarray, fractions: np.ndarray) -> np.ndarray:
