@@ -53,8 +53,9 @@ class CheckpointWriter:
                 return
             while self._in_flight and (self._in_flight[0].done() or len(self._in_flight) == IN_FLIGHT):
                 self._in_flight.popleft().result()
-            # The next step overwrites the arrays on the devices. NumPy's are cheaper for Orbax, too.
-            copy = jax.device_get(parts)
+            # The next step overwrites the arrays on the devices. Not jax.device_get: on CPUs it takes five times as
+            # long, since it lets other threads go first at every array.
+            copy = jax.tree.map(np.array, parts)
             self._in_flight.append(self._thread.submit(self._write, step, copy, metadata, options))
 
     def _write(self, step: int, parts: dict, metadata: dict, options: dict) -> None:

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -47,23 +46,23 @@ class MetricWriter:
         line = {"step": step, "split": split} | values
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        self._start(self._add, step, {f"{split}/{name}": value for name, value in values.items()})
+        scalars = {f"{split}/{name}": value for name, value in values.items()}
+        self.show(step, lambda: (scalars, {}))
 
-    def show(self, step: int, scalars: dict[str, float], name: str, draw: Callable[[], np.ndarray]) -> None:
-        """Writes to TensorBoard alone: scalars, and a picture, uint8 [H, W, C], that is drawn in its thread."""
-        if self._enabled:
-            self._start(self._add, step, scalars, name, draw)
-
-    def _start(self, function: Callable[..., None], *arguments: Any) -> None:
+    def show(self, step: int, view: Callable[[], tuple[dict[str, float], dict[str, np.ndarray]]]) -> None:
+        """Writes to TensorBoard alone what `view`, called in its thread, gives: scalars; pictures, uint8 [H, W, C]."""
+        if not self._enabled:
+            return
         while self._started and self._started[0].done():
             self._started.popleft().result()
-        self._started.append(self._thread.submit(function, *arguments))
+        self._started.append(self._thread.submit(self._show, step, view))
 
-    def _add(self, step: int, scalars: dict[str, float], name: str = "", draw: Any = None) -> None:
-        for scalar, value in scalars.items():
-            self._tensorboard.add_scalar(scalar, value, step)
-        if draw is not None:
-            self._tensorboard.add_image(name, draw(), step, dataformats="HWC")
+    def _show(self, step: int, view: Callable[[], tuple[dict[str, float], dict[str, np.ndarray]]]) -> None:
+        scalars, pictures = view()
+        for name, value in scalars.items():
+            self._tensorboard.add_scalar(name, value, step)
+        for name, picture in pictures.items():
+            self._tensorboard.add_image(name, picture, step, dataformats="HWC")
 
     def __enter__(self):
         return self

@@ -30,29 +30,32 @@ class Probe:
         self._stages = group_gates(sites, "stage")
         self._enabled = bool(sites) and is_primary()
         self._gates: jax.Array | None = None
-        self._mask: np.ndarray | None = None
-        self._images: np.ndarray | None = None
+        self._mask = np.empty(0, bool)
+        self._images = np.empty(0, np.uint8)
 
     def look(self, batch: dict[str, jax.Array], gates: jax.Array) -> None:
         """Takes an evaluation's first batch, and its gates, bool [B, G]; does not wait for them."""
         if not self._enabled:
             return
         self._gates = gates
-        if self._images is None:  # the same in each evaluation
+        if not self._mask.size:  # the first evaluation; the batch is the same in each
             self._mask = _own_rows(batch["mask"])
             self._images = _own_rows(batch["image"])[self._mask][:SHOWN]
 
     def write(self, writer: MetricWriter, step: int) -> None:
-        """Writes what was seen last: open fractions of each stage, and of each image shown; once."""
-        if self._gates is None or self._mask is None or self._images is None:
-            return
-        gates, self._gates = _own_rows(self._gates)[self._mask], None
-        if not len(gates):
-            return
-        scalars = {f"probe/open_{stage}": float(gates[:, numbers].mean()) for stage, numbers in self._stages.items()}
-        scalars["probe/input_dependent"] = float((gates.any(0) & ~gates.all(0)).mean())
-        sheet = functools.partial(contact_sheet, self._images, gates.mean(1))
-        writer.show(step, scalars, "probe/open_gates", sheet)
+        """Writes what was seen last, once."""
+        gates, self._gates = self._gates, None
+        if gates is not None:
+            writer.show(step, functools.partial(self._view, gates))
+
+    def _view(self, gates: jax.Array) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Open fractions of each stage, and of each image shown."""
+        readable = _own_rows(gates)[self._mask]
+        if not len(readable):
+            return {}, {}
+        scalars = {f"probe/open_{stage}": float(readable[:, of].mean()) for stage, of in self._stages.items()}
+        scalars["probe/input_dependent"] = float((readable.any(0) & ~readable.all(0)).mean())
+        return scalars, {"probe/open_gates": contact_sheet(self._images, readable.mean(1))}
 
 
 def contact_sheet(images: np.ndarray, fractions: np.ndarray) -> np.ndarray:

@@ -144,9 +144,10 @@ def train(
             if metrics:
                 epoch = step / epoch_steps
                 writer.write(step, "eval", {"epoch": epoch} | metrics)
-                probe.write(writer, step)
                 bar.write(f"epoch {epoch:6.1f}  step {step:7d}  {describe(metrics)}")
             checkpoints.save(state, window=train_metrics.window, metrics=metrics, overwrite=overwrite)
+            if metrics:
+                probe.write(writer, step)  # last: its thread would compete with the copying of the state
             return metrics
 
         step, eval_metrics, ended = done, None, False

@@ -43,12 +43,13 @@ def test_what_is_written_is_of_the_readable_images(sites, batch):
     probe, writer = Probe(sites), Writer()
     probe.look(batch, jax.device_put(gates, split_by_batch(make_mesh())))
     probe.write(writer, 7)
-    ((step, scalars, name, draw),) = writer.shown
-    assert (step, name) == (7, "probe/open_gates")
+    ((step, view),) = writer.shown
+    assert step == 7
+    scalars, pictures = view()
     assert scalars == pytest.approx(
         {"probe/open_stage1": 1 / 3, "probe/open_stage2": 8 / 15 / 3, "probe/input_dependent": 1 / 6}
     )
-    sheet = draw()
+    sheet = pictures["probe/open_gates"]
     assert sheet.shape == (SIDE + CAPTION, 8 * SIDE, 3)
     assert sheet[0, ::SIDE, 0].tolist() == [0, 2, 3, 4, 5, 6, 7, 8]
     probe.write(writer, 8)
@@ -76,11 +77,12 @@ def test_captions_tell_images_apart():
 
 def test_tensorboard_alone_gets_it(tmp_path):
     with MetricWriter(tmp_path, resume_step=0) as writer:
-        writer.show(3, {"probe/open_stage1": 0.5}, "probe/open_gates", lambda: np.zeros((8, 8, 3), np.uint8))
+        picture = np.zeros((8, 8, 3), np.uint8)
+        writer.show(3, lambda: ({"probe/open_stage1": 0.5}, {"probe/open_gates": picture}))
     assert (tmp_path / "metrics.jsonl").read_text() == ""
     (events,) = (tmp_path / "tensorboard").iterdir()
     assert b"probe/open_stage1" in events.read_bytes() and b"probe/open_gates" in events.read_bytes()
     with MetricWriter(tmp_path, resume_step=0, enabled=False) as silent:
-        silent.show(3, {"a": 1.0}, "b", lambda: 1 / 0)
+        silent.show(3, lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError), MetricWriter(tmp_path, resume_step=0) as writer:
-        writer.show(3, {}, "b", lambda: 1 / 0)  # fails in a thread of its own, and is told at the end
+        writer.show(3, lambda: 1 / 0)  # fails in a thread of its own, and is told at the end
