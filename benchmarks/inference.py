@@ -1,15 +1,20 @@
-"""Time of a gated model in every mode, beside its multiply-accumulates.
+"""Time of a gated model in every mode, beside its multiply-accumulates; PyTorch and ONNX Runtime where installed.
 
     python -m benchmarks.inference --backbone=resnet56 --extractor=resnet20
+    python -m benchmarks.inference --backbone=resnet50 --extractor=resnet18 --image_size=224 --rounds=5
 
 Gates are engineered: a fraction of each convolution's filters is open. "compact" and "dynamic" see one pattern;
 "specialists" see ten, as the paper observes them by class, each image with one of them. All modes run in turn, and
-medians count. The baseline is the masked model as XLA compiles it; gater included on both sides.
+medians count. The baseline is the masked model as XLA compiles it. The gater is included everywhere; "gater" is it
+alone, which no mode can shorten.
 """
 
 import argparse
+import importlib.util
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +24,7 @@ import numpy as np
 from gaternet_jax.config import default
 from gaternet_jax.inference.dynamic import make_dynamic
 from gaternet_jax.inference.narrow import narrow_model
+from gaternet_jax.inference.onnx import export_onnx
 from gaternet_jax.inference.predictor import MEASURED_PIXELS
 from gaternet_jax.inference.selection import everything, select
 from gaternet_jax.inference.specialists import Specialists, plan_specialists
@@ -30,6 +36,9 @@ from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.models.macs import MacCounter
 
 CLASSES = 10  # patterns of gates for specialists
+SETTLE = 0.05  # seconds until the threads of another framework sleep
+LONG = 0.5  # seconds; what takes longer is not run twice
+Runs = dict[str, Callable[[np.ndarray], Any]]  # functions of normalised images [B, H, W, C]
 
 
 def pattern(model: GaterNet, fraction: float, rng: np.random.Generator) -> np.ndarray:
@@ -48,24 +57,70 @@ def open_only(model: GaterNet, keep: np.ndarray) -> None:
     scores.bias.set_value(jnp.where(jnp.asarray(keep), 9.0, -9.0))
 
 
-def compiled(model: GaterNet) -> Callable:
-    """A function of images."""
+def compiled(model: GaterNet, part: str = "") -> Callable:
+    """A function of images: the model, or a part of it."""
     graphdef, params, stats = split_model(model)
-    forward = jax.jit(lambda params, stats, images: merge_model(graphdef, params, stats)(images))
+
+    @jax.jit
+    def forward(params, stats, images):
+        merged = merge_model(graphdef, params, stats)
+        return (getattr(merged, part) if part else merged)(images)
+
     return lambda images: jax.block_until_ready(forward(params, stats, images))
 
 
+def pytorch(model: GaterNet) -> Runs:
+    """The masked model in PyTorch; nothing where it is not installed."""
+    if importlib.util.find_spec("torch") is None:
+        return {}
+    import torch
+
+    from benchmarks.pytorch_inference import MaskedGaterNet
+
+    masked = MaskedGaterNet(model)
+
+    def run(network):
+        def infer(images):
+            with torch.inference_mode():
+                return network(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous())
+
+        return infer
+
+    return {"PyTorch, masked": run(masked), "PyTorch, masked, compiled": run(torch.compile(masked, dynamic=False))}
+
+
+def onnx(name: str, model: GaterNet, image_size: int) -> Runs:
+    """The model in ONNX Runtime, preprocessing of uint8 images included; nothing where it is not installed."""
+    if importlib.util.find_spec("onnxruntime") is None or importlib.util.find_spec("jax2onnx") is None:
+        return {}
+    import onnxruntime
+
+    config, classes = default(), model.backbone.fc.out_features if model.backbone.fc else 0
+    config.data.image_size = image_size
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export_onnx(model, config, [str(label) for label in range(classes)], path)
+        session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    return {f"ONNX Runtime, {name}": lambda images: session.run(None, {"images": images.astype(np.uint8)})}
+
+
 def medians(runs: dict[str, Callable], images: np.ndarray, rounds: int) -> dict[str, float]:
-    """Seconds of each, all in turn."""
+    """Seconds of each, all in turn; quick ones run once before, so that none meets the caches of another."""
     for run in runs.values():
         run(images)
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
-            start = time.perf_counter()
-            run(images)
-            taken[name].append(time.perf_counter() - start)
+            time.sleep(SETTLE)
+            seconds = _seconds(run, images)
+            taken[name].append(seconds if seconds > LONG else _seconds(run, images))
     return {name: float(np.median(times)) for name, times in taken.items()}
+
+
+def _seconds(run: Callable, images: np.ndarray) -> float:
+    start = time.perf_counter()
+    run(images)
+    return time.perf_counter() - start
 
 
 def clustered(model: GaterNet, patterns: np.ndarray, plan, image_size: int, times: ConvTimes) -> Callable:
@@ -100,14 +155,18 @@ def main() -> None:
     for batch_size in arguments.batch_sizes:
         images = rng.normal(size=(batch_size, size, size, 3)).astype(np.float32)
         times = ConvTimes(max(min(batch_size, MEASURED_PIXELS // size**2), 1))
+        dense = narrow_model(model, everything(sites))
+        peers = pytorch(model) | onnx("dense", dense, size)  # their work does not depend on the gates
         for fraction in arguments.open:
             keep = pattern(model, fraction, rng)
             open_only(model, keep)
-            narrow = pack(narrow_model(model, select(sites, keep, np.ones_like(keep))), size, times)
-            runs: dict[str, Callable] = {
+            narrow = narrow_model(model, select(sites, keep, np.ones_like(keep)))
+            peers |= onnx("compact", narrow, size)
+            runs: Runs = {
                 "masked": compiled(model),
+                "gater": compiled(pack(narrow_model(model, everything(sites)), size, times), "gater"),
                 "dense": compiled(pack(narrow_model(model, everything(sites)), size, times)),
-                "compact": compiled(narrow),
+                "compact": compiled(pack(narrow, size, times)),
             }
             if batch_size == 1:
                 runs["dynamic"] = compiled(make_dynamic(model, size, times))
@@ -115,13 +174,13 @@ def main() -> None:
                 patterns = np.stack([pattern(model, fraction, rng) for _ in range(CLASSES)])
                 plan = plan_specialists(patterns.repeat(20, 0), sites, BackboneTimes(model, size, times), batch_size)
                 runs["specialists"] = clustered(model, patterns, plan, size, times)
+            runs |= peers
             seconds, narrow_macs = medians(runs, images, arguments.rounds), MacCounter(narrow, size)
             ratio = (narrow_macs.gater + narrow_macs.dense) / (dense_macs.gater + dense_macs.dense)
             for name, taken in seconds.items():
                 relative = taken / seconds["masked"]
-                realised = (
-                    f"{ratio:.2f} | {(1 - relative) / (1 - ratio):.0%}" if name not in ("masked", "dense") else " | "
-                )
+                saves = name in ("compact", "dynamic", "specialists")
+                realised = f"{ratio:.2f} | {(1 - relative) / (1 - ratio):.0%}" if saves else " | "
                 print(
                     f"| {batch_size} | {fraction:.0%} | {name} | {taken * 1e3:.2f} | {1 / relative:.2f} | {realised} |",
                     flush=True,
