@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -36,6 +37,7 @@ GROUPS = (1, 2, 3, 4, 6, 8, 10, 12, 16)  # numbers of specialists that are tried
 RARE = (0.0, 0.01, 0.03, 0.1)  # a filter open for at most this fraction of its group is left out
 TIERS = (1, 2)  # specialists of one tier have the same widths, hence one compiled program
 DRAWS = 32  # batches of a simulation
+CONCURRENT = 4  # groups that run at once: a small one does not keep all cores busy; more do not help (2 cores)
 CALL_SECONDS = 2e-4  # of starting one more program, about; measured on a CPU
 
 
@@ -151,32 +153,37 @@ class Specialists:
         check_global(model)
         sites = model.gate_sites
         whole = pack(narrow_model(model, everything(sites)), image_size, times)
-        graphdef, state = nnx.split(whole.gater)
-        self.gater: Callable[[Any], tuple[Any, Any]] = functools.partial(_run_gater, graphdef, state)
+        gater, gater_state = nnx.split(whole.gater)
+        run_gater = jax.jit(functools.partial(_run_gater, gater))
+        self.gater: Callable[[Any], tuple[Any, Any]] = lambda images: run_gater(gater_state, images)
         self.plan, self._members = plan, []
-        for keep in plan.keep:
-            selection = select(sites, keep, np.ones_like(keep))
-            backbone = pack(narrow_model(model, selection), image_size, times).backbone
-            self._members.append((kept_gates(sites, selection), *_split(backbone)))
-        self._members.append((np.arange(plan.keep.shape[1]), *_split(whole.backbone)))
+        programs: dict[nnx.GraphDef, Callable] = {}  # specialists of one structure share theirs
+        for keep in [*plan.keep, None]:
+            selection = everything(sites) if keep is None else select(sites, keep, np.ones_like(keep))
+            backbone = (
+                whole.backbone if keep is None else pack(narrow_model(model, selection), image_size, times).backbone
+            )
+            graphdef, params, stats = _split(backbone)
+            run = programs.setdefault(graphdef, jax.jit(functools.partial(_run_backbone, graphdef)))
+            self._members.append((kept_gates(sites, selection), functools.partial(run, params, stats)))
+        self._threads = ThreadPoolExecutor(CONCURRENT, "specialists")
 
     def __call__(self, images: jax.Array, count: int | None = None) -> Outputs:
         """Outputs, arrays of NumPy, for the first `count` images [B, H, W, C]; the others are padding."""
         batch_size, count = len(images), len(images) if count is None else count
         gates, scores = jax.device_get(self.gater(images))
         groups = assign(gates[:count], self.plan.keep)
-        started = []
-        for member in np.unique(groups):
+
+        def run(member: int) -> tuple[np.ndarray, np.ndarray]:
             chosen = np.flatnonzero(groups == member)
             padded = np.resize(chosen, pad_size(len(chosen), batch_size))
-            columns, graphdef, params, stats = self._members[member]
-            started.append((chosen, _run_backbone(graphdef, params, stats, images, padded, gates[padded][:, columns])))
-        logits = None
-        for chosen, found in started:
-            found = np.asarray(found)
-            logits = np.zeros((batch_size, found.shape[1]), np.float32) if logits is None else logits
-            logits[chosen] = found[: len(chosen)]
-        assert logits is not None
+            columns, backbone = self._members[member]
+            return chosen, np.asarray(backbone(images, padded, gates[padded][:, columns]))[: len(chosen)]
+
+        found = list(self._threads.map(run, np.unique(groups)))
+        logits = np.zeros((batch_size, found[0][1].shape[1]), np.float32)
+        for chosen, of_group in found:
+            logits[chosen] = of_group
         arrays: list[Any] = [logits, gates, scores]
         return Outputs(*arrays)
 
@@ -196,13 +203,11 @@ def _split(backbone: Backbone) -> tuple[nnx.GraphDef, Tree, Tree]:
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _run_gater(graphdef, state, images):
     scores = nnx.merge(graphdef, state)(images)
     return binary_gates(scores), scores
 
 
-@functools.partial(jax.jit, static_argnums=0)  # specialists of one structure share their programs
 def _run_backbone(graphdef, params, stats, images, chosen, gates):
     backbone = nnx.merge(graphdef, params, stats)
     return backbone(images[jnp.asarray(chosen)], gates)
