@@ -4,9 +4,9 @@
     python -m benchmarks.inference --backbone=resnet50 --extractor=resnet18 --image_size=224 --rounds=5
 
 Gates are engineered: a fraction of each convolution's filters is open. "compact" and "dynamic" see one pattern;
-"specialists" see ten, as the paper observes them by class, each image with one of them. All modes run in turn, and
-medians count. The baseline is the masked model as XLA compiles it. The gater is included everywhere; "gater" is it
-alone, which no mode can shorten.
+"specialists" see ten, as the paper observes them by class, each image with one of them. All modes run in every
+round, and medians count. The baseline is the masked model as XLA compiles it. The gater is included everywhere;
+"gater" is it alone, which no mode can shorten.
 """
 
 import argparse
@@ -104,13 +104,16 @@ def onnx(name: str, model: GaterNet, image_size: int) -> Runs:
     return {f"ONNX Runtime, {name}": lambda images: session.run(None, {"images": images.astype(np.uint8)})}
 
 
-def medians(runs: dict[str, Callable], images: np.ndarray, rounds: int) -> dict[str, float]:
-    """Seconds of each, all in turn; quick ones run once before, so that none meets the caches of another."""
+def medians(runs: dict[Any, Callable], images: np.ndarray, rounds: int) -> dict[Any, float]:
+    """Seconds of each; all in every round, in random order, so that none always follows the same other one. Quick ones
+    run once before, so that they do not meet another's caches."""
     for run in runs.values():
         run(images)
-    taken: dict[str, list[float]] = {name: [] for name in runs}
+    taken: dict[Any, list[float]] = {name: [] for name in runs}
+    rng, names = np.random.default_rng(0), list(runs)
     for _ in range(rounds):
-        for name, run in runs.items():
+        for number in rng.permutation(len(names)):
+            run = runs[name := names[number]]
             time.sleep(SETTLE)
             seconds = _seconds(run, images)
             taken[name].append(seconds if seconds > LONG else _seconds(run, images))
