@@ -42,7 +42,7 @@ def predictors(model: GaterNet, data: Any, seen: np.ndarray, batch_size: int) ->
     }
 
 
-def mean_macs(model: GaterNet, gates: np.ndarray, image_size: int) -> float:
+def mean_macs(model: GaterNet, gates: Any, image_size: int) -> float:
     """Of one image, gater included."""
     counter = MacCounter(model, image_size)
     return counter.gater + float(np.mean(counter.count(gates))) if model.gate_sites else counter.dense

@@ -6,6 +6,7 @@ for a batch of any size (jax2onnx 0.13); `_replay` puts others in their place.
 """
 
 import contextlib
+import functools
 import json
 import logging
 import warnings
@@ -129,7 +130,7 @@ INLINED = ("jit", "pjit", "custom_jvp_call", "custom_vjp_call")  # calls; gradie
 
 
 def _replay(jaxpr: core.Jaxpr, consts: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
-    """Traces a jaxpr anew, without calls, with constants folded, and with `pad` and `scatter-add` by other means."""
+    """Traces a jaxpr anew, without calls, with constants folded, and some operations by other means."""
     values: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *inputs], strict=True))
 
     def read(variable: Any) -> Any:
@@ -148,6 +149,8 @@ def _replay(jaxpr: core.Jaxpr, consts: Sequence[Any], inputs: Sequence[Any]) -> 
             results = _pad(operands[0], operands[1], params["padding_config"])
         elif primitive.name == "scatter-add":
             results = _add_at(operands[0], operands[1], operands[2], params["dimension_numbers"])
+        elif primitive.name == "reduce_window_max":
+            results = _max_pool(operands[0], **params)
         else:
             results = primitive.bind(*operands, **params)
         several = primitive.multiple_results or primitive.name in INLINED
@@ -173,6 +176,22 @@ def _pad(x: Any, value: Any, config: Sequence[tuple[int, int, int]]) -> Any:
 
         parts = [*block(low), x, *block(high)]
         x = parts[0] if len(parts) == 1 else jax.lax.concatenate(parts, axis)
+    return x
+
+
+def _max_pool(x: Any, window_dimensions: Any, window_strides: Any, padding: Any, **dilations: Any) -> Any:
+    """Max-pooling as the maximum of slices, one for each place in the window."""
+    if any(size != 1 for name in ("base_dilation", "window_dilation") for size in dilations[name]):
+        raise ValueError("max-pooling with dilation")
+    x = _pad(x, jnp.asarray(-jnp.inf, x.dtype), [(low, high, 0) for low, high in padding])
+    for axis, (window, stride) in enumerate(zip(window_dimensions, window_strides, strict=True)):
+        if window == stride == 1:
+            continue
+        places = (x.shape[axis] - window) // stride + 1
+        slices = [
+            jax.lax.slice_in_dim(x, start, start + stride * (places - 1) + 1, stride, axis) for start in range(window)
+        ]
+        x = functools.reduce(jax.lax.max, slices)
     return x
 
 
