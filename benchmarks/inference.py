@@ -29,7 +29,7 @@ from gaternet_jax.inference.predictor import MEASURED_PIXELS
 from gaternet_jax.inference.selection import everything, select
 from gaternet_jax.inference.specialists import Specialists, plan_specialists
 from gaternet_jax.inference.tuning import ConvTimes, pack
-from gaternet_jax.inference.widths import BackboneTimes
+from gaternet_jax.inference.widths import BackboneTimes, count_per_site, fill
 from gaternet_jax.models.build import build_model
 from gaternet_jax.models.functional import merge_model, split_model
 from gaternet_jax.models.gaternet import GaterNet
@@ -158,12 +158,13 @@ def main() -> None:
     for batch_size in arguments.batch_sizes:
         images = rng.normal(size=(batch_size, size, size, 3)).astype(np.float32)
         times = ConvTimes(max(min(batch_size, MEASURED_PIXELS // size**2), 1))
-        dense = narrow_model(model, everything(sites))
+        backbone_times, dense = BackboneTimes(model, size, times), narrow_model(model, everything(sites))
         peers = pytorch(model) | onnx("dense", dense, size)  # their work does not depend on the gates
         for fraction in arguments.open:
             keep = pattern(model, fraction, rng)
             open_only(model, keep)
-            narrow = narrow_model(model, select(sites, keep, np.ones_like(keep)))
+            kept = fill(keep, backbone_times.choose(count_per_site(keep, sites)), sites, keep)
+            narrow = narrow_model(model, select(sites, kept, np.ones_like(keep)))
             peers |= onnx("compact", narrow, size)
             runs: Runs = {
                 "masked": compiled(model),
@@ -175,10 +176,11 @@ def main() -> None:
                 runs["dynamic"] = compiled(make_dynamic(model, size, times))
             else:
                 patterns = np.stack([pattern(model, fraction, rng) for _ in range(CLASSES)])
-                plan = plan_specialists(patterns.repeat(20, 0), sites, BackboneTimes(model, size, times), batch_size)
+                plan = plan_specialists(patterns.repeat(20, 0), sites, backbone_times, batch_size)
                 runs["specialists"] = clustered(model, patterns, plan, size, times)
             runs |= peers
-            seconds, narrow_macs = medians(runs, images, arguments.rounds), MacCounter(narrow, size)
+            seconds = medians(runs, images, arguments.rounds)
+            narrow_macs = MacCounter(narrow_model(model, select(sites, keep, np.ones_like(keep))), size)
             ratio = (narrow_macs.gater + narrow_macs.dense) / (dense_macs.gater + dense_macs.dense)
             for name, taken in seconds.items():
                 relative = taken / seconds["masked"]

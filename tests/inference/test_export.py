@@ -1,5 +1,6 @@
 """Exported models compute what the model computes, in a process that has none of this package."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from gaternet_jax.data.augment import normalize
 from gaternet_jax.errors import UserError
 from gaternet_jax.inference import export
 from gaternet_jax.inference.narrow import narrow_model
-from gaternet_jax.inference.onnx import export_onnx
+from gaternet_jax.inference.onnx import _replay, export_onnx
 from gaternet_jax.inference.selection import select
 from gaternet_jax.models.build import build_model
 from gaternet_jax.models.functional import merge_model, split_model
@@ -30,6 +31,7 @@ KINDS = {
     "compacted": {"gating": "all"},
     "local": {"gating": "all", "gater.scope": "local", "squeeze_ratio": 2},
     "plain": {"gating": "none"},
+    "large images": {"backbone": "resnet18", "gating": "all", "width": 4},
 }
 
 
@@ -244,6 +246,17 @@ def test_onnx_runtime_computes_what_the_model_computes(kind, tmp_path):
     metadata = session.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["labels"]) == LABELS
     assert json.loads(metadata["preprocessing"])["image_size"] == SIZE
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((1, 1), (1, 1))])
+def test_max_pooling_for_onnx_is_max_pooling(padding):
+    x = np.random.default_rng(0).normal(size=(2, 7, 8, 3)).astype(np.float32)
+    pool = functools.partial(nnx.max_pool, window_shape=(3, 3), strides=(2, 2), padding=padding)
+    closed = jax.make_jaxpr(pool)(x)
+    (replayed,) = jax.jit(lambda x: _replay(closed.jaxpr, closed.consts, [x]))(x)
+    np.testing.assert_array_equal(replayed, pool(x))
+    assert "reduce_window_max" in str(closed)
+    assert "reduce_window_max" not in str(jax.make_jaxpr(lambda x: _replay(closed.jaxpr, closed.consts, [x]))(x))
 
 
 def test_onnx_without_its_packages(tmp_path, monkeypatch):

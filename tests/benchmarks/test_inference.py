@@ -1,0 +1,46 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.accuracy_time import mean_macs
+from benchmarks.inference import medians, open_only, pattern
+from gaternet_jax.models.build import build_model
+from gaternet_jax.models.macs import MacCounter
+from tests.helpers import model_config
+
+
+@pytest.mark.parametrize("backbone", ["resnet8", "resnet18", "resnet50"])
+def test_pytorch_peer_computes_what_the_model_computes(backbone):
+    torch = pytest.importorskip("torch")
+    from benchmarks.pytorch_inference import MaskedGaterNet
+
+    model = build_model(model_config(backbone=backbone, gating="all", width=4))
+    model.eval()
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    with torch.inference_mode():
+        logits = MaskedGaterNet(model)(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    outputs = jax.jit(lambda images: model(images))(images)
+    assert 0 < outputs.gates.mean() < 1
+    np.testing.assert_allclose(logits, outputs.logits, atol=1e-4)
+
+
+def test_patterns_open_the_given_fraction_of_each_convolution():
+    model = build_model(model_config(gating="all"))
+    model.eval()
+    keep = pattern(model, 0.5, np.random.default_rng(0))
+    assert all(keep[site.gates].sum() == round(site.size / 2) for site in model.gate_sites)
+    open_only(model, keep)
+    images = jnp.asarray(np.random.default_rng(1).normal(size=(2, 8, 8, 3)), jnp.float32)
+    np.testing.assert_array_equal(model(images).gates, np.broadcast_to(keep, (2, len(keep))))
+    counter = MacCounter(model, 8)
+    gates = jnp.ones((2, len(keep)))
+    assert mean_macs(model, gates, 8) == pytest.approx(counter.gater + counter.dense)
+    assert mean_macs(model, gates * keep, 8) < counter.gater + 0.7 * counter.dense
+
+
+def test_every_run_is_timed_in_every_round():
+    calls = []
+    runs = {name: (lambda images, name=name: calls.append(name)) for name in "ab"}
+    assert set(medians(runs, np.zeros(1), rounds=3)) == {"a", "b"}
+    assert calls.count("a") == calls.count("b") == 1 + 2 * 3  # quick ones run twice, the second counts
