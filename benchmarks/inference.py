@@ -28,7 +28,7 @@ from gaternet_jax.inference.onnx import export_onnx
 from gaternet_jax.inference.predictor import MEASURED_PIXELS
 from gaternet_jax.inference.selection import everything, select
 from gaternet_jax.inference.specialists import Specialists, plan_specialists
-from gaternet_jax.inference.tuning import ConvTimes, pack
+from gaternet_jax.inference.tuning import ConvTimes, choose_algorithms
 from gaternet_jax.inference.widths import BackboneTimes, count_per_site, fill
 from gaternet_jax.models.build import build_model
 from gaternet_jax.models.functional import merge_model, split_model
@@ -37,7 +37,8 @@ from gaternet_jax.models.macs import MacCounter
 
 CLASSES = 10  # patterns of gates for specialists
 SETTLE = 0.05  # seconds until the threads of another framework sleep
-LONG = 0.5  # seconds; what takes longer is not run twice
+BURST = 0.03  # seconds of calls, one after the other, that are timed together; a longer one is timed alone
+LONG = 0.5  # seconds; what takes longer is not run once before
 Runs = dict[str, Callable[[np.ndarray], Any]]  # functions of normalised images [B, H, W, C]
 
 
@@ -105,8 +106,8 @@ def onnx(name: str, model: GaterNet, image_size: int) -> Runs:
 
 
 def medians(runs: dict[Any, Callable], images: np.ndarray, rounds: int) -> dict[Any, float]:
-    """Seconds of each; all in every round, in random order, so that none always follows the same other one. Quick ones
-    run once before, so that they do not meet another's caches."""
+    """Seconds of a call of each; all in every round, in random order, so that none always follows the same other one.
+    Quick ones run once before, so that they do not meet another's caches, then for as long as `BURST`."""
     for run in runs.values():
         run(images)
     taken: dict[Any, list[float]] = {name: [] for name in runs}
@@ -116,14 +117,15 @@ def medians(runs: dict[Any, Callable], images: np.ndarray, rounds: int) -> dict[
             run = runs[name := names[number]]
             time.sleep(SETTLE)
             seconds = _seconds(run, images)
-            taken[name].append(seconds if seconds > LONG else _seconds(run, images))
+            taken[name].append(seconds if seconds > LONG else _seconds(run, images, int(BURST / seconds) + 1))
     return {name: float(np.median(times)) for name, times in taken.items()}
 
 
-def _seconds(run: Callable, images: np.ndarray) -> float:
+def _seconds(run: Callable, images: np.ndarray, calls: int = 1) -> float:
     start = time.perf_counter()
-    run(images)
-    return time.perf_counter() - start
+    for _ in range(calls):
+        run(images)
+    return (time.perf_counter() - start) / calls
 
 
 def clustered(model: GaterNet, patterns: np.ndarray, plan, image_size: int, times: ConvTimes) -> Callable:
@@ -168,9 +170,9 @@ def main() -> None:
             peers |= onnx("compact", narrow, size)
             runs: Runs = {
                 "masked": compiled(model),
-                "gater": compiled(pack(narrow_model(model, everything(sites)), size, times), "gater"),
-                "dense": compiled(pack(narrow_model(model, everything(sites)), size, times)),
-                "compact": compiled(pack(narrow, size, times)),
+                "gater": compiled(choose_algorithms(narrow_model(model, everything(sites)), size, times), "gater"),
+                "dense": compiled(choose_algorithms(narrow_model(model, everything(sites)), size, times)),
+                "compact": compiled(choose_algorithms(narrow, size, times)),
             }
             if batch_size == 1:
                 runs["dynamic"] = compiled(make_dynamic(model, size, times))

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from gaternet_jax.models.blocks import ResidualBlock
+from gaternet_jax.models.convolution import only
 from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.models.layers import BatchNorm, Conv, Linear
-from gaternet_jax.models.packing import only
 from gaternet_jax.models.resnet import ResNet
 from gaternet_jax.models.semhash import SHIFT, STRETCH, THRESHOLD
 

@@ -19,18 +19,18 @@ from flax import nnx
 from gaternet_jax.errors import UserError
 from gaternet_jax.inference.narrow import check_gated, is_narrow, narrow_model
 from gaternet_jax.inference.selection import everything, round_up
-from gaternet_jax.inference.tuning import ConvShape, ConvTimes, conv_shapes, measure, pack
+from gaternet_jax.inference.tuning import ConvShape, ConvTimes, choose_algorithms, conv_shapes, measure
 from gaternet_jax.models.blocks import ResidualBlock, decide_locally
+from gaternet_jax.models.convolution import convolution, only
 from gaternet_jax.models.densenet import DenseLayer
 from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.models.gates import Gates, GateSite, LocalGates
-from gaternet_jax.models.layers import Conv
-from gaternet_jax.models.packing import convolution, only
+from gaternet_jax.models.layers import Conv, add_into
 from gaternet_jax.models.shake_shake import Branch
 
 FRACTIONS = (0.25, 0.375, 0.5, 0.625, 0.75)  # of a convolution's filters; where more are open it runs dense
 
-Way = tuple[tuple[int, tuple[int, int]], ...]  # filters and packing of each convolution
+Way = tuple[tuple[int, str], ...]  # filters and algorithm of each convolution
 
 
 def _same(maps: jax.Array) -> jax.Array:
@@ -50,6 +50,14 @@ class OpenFilters(NamedTuple):
     order: jax.Array
     number: jax.Array
 
+    def of(self, filters: jax.Array | None) -> jax.Array:
+        """Gates of all filters, or of the first ones in their order, [B, filters]."""
+        if filters is None:
+            return self.gates
+        if len(self.gates) == 1:  # those that are open come first; this needs no gathering
+            return (jnp.arange(filters.size) < self.number)[None]
+        return self.gates[:, filters]
+
 
 class Chain(nnx.Module):
     """Convolutions one after the other, ReLU between them, that run with their open filters only.
@@ -62,7 +70,7 @@ class Chain(nnx.Module):
         finish: see above.
 
     Attributes:
-        ways: for each narrow way to run, ascending, the filters of each convolution and their packing.
+        ways: for each narrow way to run, the fastest first, the filters of each convolution and its algorithm.
         alike: for each site, where the gates of all sites of its size begin: they are sorted together.
     """
 
@@ -73,7 +81,7 @@ class Chain(nnx.Module):
         self.alike: tuple[tuple[int, ...], ...] = tuple((site.offset,) if site else () for site in sites)
         self.ways: tuple[Way, ...] = tuple(
             tuple(
-                (conv.out_features if site is None else round_up(round(fraction * site.size), site.size), (1, 1))
+                (conv.out_features if site is None else round_up(round(fraction * site.size), site.size), "direct")
                 for conv, site in self._layers
             )
             for fraction in FRACTIONS
@@ -88,13 +96,13 @@ class Chain(nnx.Module):
             None if site is None else _open_filters(gates, site, alike)
             for site, alike in zip(self.sites, self.alike, strict=True)
         ]
-        level = jnp.zeros((), jnp.int32)  # the first way that is wide enough for all
-        for i, of_site in enumerate(opened):
-            if of_site is not None and self.ways:
-                widths = jnp.array([way[i][0] for way in self.ways])
-                level = jnp.maximum(level, (of_site.number > widths).sum())
+        # The fastest way that is wide enough for all; chosen by scalars, which take no kernel of their own.
+        level: Any = len(self.ways) + 1  # the dense one
+        for i, way in reversed(list(enumerate(self.ways, 1))):
+            wide = [of_site.number <= width for of_site, (width, _) in zip(opened, way, strict=True) if of_site]
+            level = jnp.where(functools.reduce(jnp.logical_and, wide), i, level)
         assert opened[-1] is not None
-        level = jnp.where(opened[-1].number == 0, 0, level + 1)
+        level = jnp.where(opened[-1].number == 0, 0, level)
         narrow: list[Callable] = [functools.partial(self.run, way) for way in self.ways]
         return jax.lax.switch(level, [self.run_closed, *narrow, self.run_dense], x, onto, opened)
 
@@ -106,18 +114,18 @@ class Chain(nnx.Module):
     def run(self, way: Way, x: jax.Array, onto: jax.Array, opened: list[OpenFilters | None]) -> jax.Array:
         """Runs in a way that is wide enough for the open filters."""
         filters = None  # those that the maps are of; None: all
-        for (conv, _), of_site, (width, packing) in zip(self._layers, opened, way, strict=True):
+        for (conv, _), of_site, (width, algorithm) in zip(self._layers, opened, way, strict=True):
             assert conv.bias is not None
             kernel, bias = conv.kernel.get_value().astype(x.dtype), conv.bias.get_value().astype(x.dtype)
             kernel = kernel if filters is None else kernel[:, :, filters]
-            filters = None if of_site is None else of_site.order[:width]
+            filters = None if of_site is None or width == conv.out_features else of_site.order[:width]
             if filters is not None:
                 kernel, bias = kernel[..., filters], bias[filters]
-            x = convolution(x, kernel, only(conv.strides), only(conv.padding), packing) + bias[None, None, None]
+            x = convolution(x, kernel, only(conv.strides), only(conv.padding), algorithm) + bias[None, None, None]
             x = x if conv is self.convs[-1] else jax.nn.relu(x)
             if of_site is not None:
-                x = x * of_site.gates[:, None, None, filters].astype(x.dtype)
-        return self.finish(onto.at[..., filters].add(x, unique_indices=True, mode="promise_in_bounds"))
+                x = x * of_site.of(filters)[:, None, None].astype(x.dtype)
+        return self.finish(add_into(onto, x, filters))
 
     def run_dense(self, x: jax.Array, onto: jax.Array, opened: list[OpenFilters | None]) -> jax.Array:
         """Runs with all filters; gates as masks."""
@@ -193,7 +201,7 @@ def make_dynamic(model: GaterNet, image_size: int, times: ConvTimes | None = Non
     Args:
         model: with gates, not compacted.
         image_size: pixels.
-        times: packings and ways are chosen by these; None: no packing, all ways.
+        times: algorithms and ways are chosen by these; None: XLA's convolutions, all ways.
 
     Raises:
         UserError: the model has no gates, or some of its filters were removed.
@@ -203,7 +211,7 @@ def make_dynamic(model: GaterNet, image_size: int, times: ConvTimes | None = Non
         raise UserError("per-image execution wants the whole model, but this one was compacted; give the original")
     dynamic = narrow_model(model, everything(model.gate_sites))
     shapes = conv_shapes(dynamic, image_size)
-    pack(dynamic, image_size, times)
+    choose_algorithms(dynamic, image_size, times)
     chosen: dict[tuple, tuple[Way, ...]] = {}  # units of one shape are measured once
     for path, unit in list(nnx.iter_modules(dynamic.backbone)):
         if type(unit) not in _DYNAMIC:
@@ -230,26 +238,30 @@ def make_dynamic(model: GaterNet, image_size: int, times: ConvTimes | None = Non
 
 
 def _choose_ways(chain: Chain, shapes: tuple[ConvShape, ...], times: ConvTimes) -> tuple[Way, ...]:
-    """The ways, packed, that are faster than all wider ones and than the dense one."""
-    packed = []
-    for way in dict.fromkeys(chain.ways):  # rounding may have made two the same
-        channels, steps = shapes[0].in_channels, []
-        for shape, (width, _) in zip(shapes, way, strict=True):
-            narrow = dataclasses.replace(shape, in_channels=channels, out_channels=width)
-            steps.append((width, times.packing(narrow)))
-            channels = width
-        packed.append(tuple(steps))
+    """The ways, with their algorithms, that are faster than all wider ones and than the dense one.
+
+    The last convolution may also run with all of its filters: its outputs then need not be put in their places.
+    """
+    candidates: dict[Way, None] = {}  # rounding makes some the same
+    for way in chain.ways:
+        for last in (way[-1][0], shapes[-1].out_channels):
+            channels, steps = shapes[0].in_channels, []
+            for shape, width in zip(shapes, (*(width for width, _ in way[:-1]), last), strict=True):
+                narrow = dataclasses.replace(shape, in_channels=channels, out_channels=width)
+                steps.append((width, times.algorithm(narrow)))
+                channels = width
+            candidates[tuple(steps)] = None
     graphdef, state = nnx.split(chain)
-    runs = [functools.partial(_run_chain, graphdef, way) for way in (*packed, None)]
+    runs = [functools.partial(_run_chain, graphdef, way) for way in (*candidates, None)]
     x = jnp.ones(times.inputs(shapes[0]), shapes[0].dtype)
     onto = jax.eval_shape(functools.partial(_run_chain, graphdef, None), x, state, jnp.zeros(()), _all_open(chain, x))
-    *seconds, least = measure(runs, x, state, jnp.zeros(onto.shape, onto.dtype), _all_open(chain, x))
-    ways = []
-    for way, taken in zip(reversed(packed), reversed(seconds), strict=True):
-        if taken < least:
+    *seconds, dense = measure(runs, x, state, jnp.zeros(onto.shape, onto.dtype), _all_open(chain, x))
+    ways: list[Way] = []
+    for taken, way in sorted(zip(seconds, candidates, strict=True)):
+        narrower = any(all(width <= wide for (width, _), (wide, _) in zip(way, other, strict=True)) for other in ways)
+        if taken < dense and not narrower:
             ways.append(way)
-            least = taken
-    return tuple(reversed(ways))
+    return tuple(ways)
 
 
 def _all_open(chain: Chain, x: jax.Array) -> list[OpenFilters | None]:

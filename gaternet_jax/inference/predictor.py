@@ -21,7 +21,7 @@ from gaternet_jax.inference.dynamic import make_dynamic
 from gaternet_jax.inference.narrow import check_gated, is_narrow, narrow_model
 from gaternet_jax.inference.selection import everything
 from gaternet_jax.inference.specialists import Specialists, check_global, plan_specialists
-from gaternet_jax.inference.tuning import ConvTimes, pack
+from gaternet_jax.inference.tuning import ConvTimes, choose_algorithms
 from gaternet_jax.inference.widths import BackboneTimes
 from gaternet_jax.models.functional import merge_model, split_model
 from gaternet_jax.models.gaternet import GaterNet, Outputs
@@ -51,8 +51,8 @@ class Predictor:
         calibration: images like those to come, [N, H, W, C], at least a few per class; for compact and specialists.
         batch_sizes: inputs are cut into batches of the largest, and the last one is padded to the next of these.
         data: the `data` part of the run's config: then images may be uint8, or files. None: normalised floats only.
-        tune: measure convolutions on this machine, and choose packings and widths by it (some seconds to a minute);
-            otherwise none is packed, and fewer filters count as less time.
+        tune: measure convolutions on this machine, and choose algorithms and widths by it (some seconds to a minute);
+            otherwise convolutions are XLA's, and fewer filters count as less time.
 
     Raises:
         UserError: an unknown mode, one that the model cannot run in, or calibration images that are missing, none, or
@@ -187,7 +187,7 @@ class Predictor:
         model, sites = self.model, self.model.gate_sites
         times = self._conv_times(image_size, batch_size) if self._tune else None
         if mode == "dense":
-            return _compiled(pack(narrow_model(model, everything(sites)), image_size, times))
+            return _compiled(choose_algorithms(narrow_model(model, everything(sites)), image_size, times))
         if mode == "dynamic":
             return _compiled(make_dynamic(model, image_size, times))
         backbone_times = times and BackboneTimes(model, image_size, times)
@@ -196,7 +196,7 @@ class Predictor:
                 model, plan_specialists(self._gates, sites, backbone_times, batch_size), image_size, times
             )
         compacted, selection = compact_model(model, self._gates, backbone_times)
-        run = _compiled(pack(compacted, image_size, times))
+        run = _compiled(choose_algorithms(compacted, image_size, times))
         return lambda images, count: expand(run(images, count), sites, selection)
 
     @functools.cached_property

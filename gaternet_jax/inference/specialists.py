@@ -25,7 +25,7 @@ from gaternet_jax.errors import UserError
 from gaternet_jax.inference.compact import check_gates
 from gaternet_jax.inference.narrow import check_gated, narrow_model
 from gaternet_jax.inference.selection import everything, kept_gates, select
-from gaternet_jax.inference.tuning import ConvTimes, pack
+from gaternet_jax.inference.tuning import ConvTimes, choose_algorithms
 from gaternet_jax.inference.widths import BackboneTimes, count_per_site, fill
 from gaternet_jax.models.backbone import Backbone
 from gaternet_jax.models.functional import Tree
@@ -143,7 +143,7 @@ class Specialists:
         model: with a global gater, in evaluation mode.
         plan: which specialists.
         image_size: pixels.
-        times: for packing; None: no packing.
+        times: algorithms are chosen by these; None: XLA's convolutions.
 
     Raises:
         UserError: the model has no gates, or decides them block by block.
@@ -152,7 +152,7 @@ class Specialists:
     def __init__(self, model: GaterNet, plan: Plan, image_size: int, times: ConvTimes | None = None):
         check_global(model)
         sites = model.gate_sites
-        whole = pack(narrow_model(model, everything(sites)), image_size, times)
+        whole = choose_algorithms(narrow_model(model, everything(sites)), image_size, times)
         gater, gater_state = nnx.split(whole.gater)
         run_gater = jax.jit(functools.partial(_run_gater, gater))
         self.gater: Callable[[Any], tuple[Any, Any]] = lambda images: run_gater(gater_state, images)
@@ -161,7 +161,9 @@ class Specialists:
         for keep in [*plan.keep, None]:
             selection = everything(sites) if keep is None else select(sites, keep, np.ones_like(keep))
             backbone = (
-                whole.backbone if keep is None else pack(narrow_model(model, selection), image_size, times).backbone
+                whole.backbone
+                if keep is None
+                else choose_algorithms(narrow_model(model, selection), image_size, times).backbone
             )
             graphdef, params, stats = _split(backbone)
             run = programs.setdefault(graphdef, jax.jit(functools.partial(_run_backbone, graphdef)))

@@ -1,7 +1,7 @@
-"""How long convolutions take on this machine: what widths and packings are chosen by.
+"""How long convolutions take on this machine: what widths and algorithms are chosen by.
 
 Time is not proportional to filters. A width that does not fill a vector unit costs as much as one that does, and a
-narrow convolution is bound by gathering its inputs. So every convolution is measured in the ways it could be run.
+narrow convolution is bound by gathering its inputs. So every convolution is measured with the algorithms that may suit.
 """
 
 import dataclasses
@@ -15,20 +15,28 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from gaternet_jax.models.convolution import PACKED, convolution, only
 from gaternet_jax.models.gaternet import GaterNet
-from gaternet_jax.models.layers import Conv
+from gaternet_jax.models.layers import Conv, add_into
 from gaternet_jax.models.macs import trace_layers
-from gaternet_jax.models.packing import convolution, only
 
-# Output pixels (rows, columns) that are computed together, and the most filters with which that ever paid.
-PACKINGS = {(1, 1): 1 << 30, (1, 2): 64, (2, 2): 32}
+# Where each algorithm ever paid; elsewhere it is not measured.
+PACKED_FILTERS = {"packed 1x2": 64, "packed 2x2": 32}  # at most
+PRODUCT_PIXELS = 14  # at most, of the output's height, for kernels larger than 1x1
+WINOGRAD_PIXELS, WINOGRAD_WEIGHTS = 16, 128 * 128  # at least, of the output's height; at most, inputs x outputs
 MEASURE_SECONDS = 0.01  # of one measurement; the least of REPEATS counts
 REPEATS = 4
+WORTH = 1.1  # how much faster than XLA's own an algorithm must be: within a larger program XLA's gains a little
+SMALL = 1 << 18  # numbers in an array that may be changed at each run, at most: the change takes time itself
 
 
 @dataclasses.dataclass(frozen=True)
 class ConvShape:
-    """What the time of a convolution depends on; kernel, stride, padding and height are those of a square."""
+    """What the time of a convolution depends on; kernel, stride, padding and height are those of a square.
+
+    Attributes:
+        onto: channels of a wider map that the output is added into; 0: it is not.
+    """
 
     kernel: int
     stride: int
@@ -37,6 +45,29 @@ class ConvShape:
     in_channels: int
     out_channels: int
     dtype: str
+    onto: int = 0
+
+    @property
+    def outputs(self) -> int:
+        """Height of the output, pixels."""
+        return (self.height + 2 * self.padding - self.kernel) // self.stride + 1
+
+    @property
+    def algorithms(self) -> list[str]:
+        """Those that may be fastest."""
+        if self.kernel == 1:
+            return ["direct", "product"]
+        found = [
+            name
+            for name, (rows, columns) in PACKED.items()
+            if self.out_channels <= PACKED_FILTERS[name] and self.outputs % rows == self.outputs % columns == 0
+        ]
+        if self.outputs <= PRODUCT_PIXELS:
+            found.append("product")
+        simple = self.kernel == 3 and self.stride == self.padding == 1 and self.dtype == "float32"
+        if simple and self.outputs >= WINOGRAD_PIXELS and self.in_channels * self.out_channels <= WINOGRAD_WEIGHTS:
+            found.append("winograd")
+        return ["direct", *found]
 
 
 class ConvTimes:
@@ -48,55 +79,63 @@ class ConvTimes:
 
     def __init__(self, batch_size: int):
         self.batch_size = batch_size
-        self._measured: dict[ConvShape, tuple[float, tuple[int, int]]] = {}
+        self._measured: dict[ConvShape, tuple[float, str]] = {}
 
     def seconds(self, shape: ConvShape) -> float:
-        """Of one call, in the best packing."""
+        """Of one call, with the best algorithm."""
         return self._best(shape)[0]
 
-    def packing(self, shape: ConvShape) -> tuple[int, int]:
-        """The packing with which it is fastest."""
+    def algorithm(self, shape: ConvShape) -> str:
+        """The algorithm with which it is fastest."""
         return self._best(shape)[1]
 
-    def _best(self, shape: ConvShape) -> tuple[float, tuple[int, int]]:
+    def _best(self, shape: ConvShape) -> tuple[float, str]:
         if shape not in self._measured:
-            outputs = (shape.height + 2 * shape.padding - shape.kernel) // shape.stride + 1
-            ways = [
-                packing
-                for packing, most in PACKINGS.items()
-                if shape.out_channels <= most and outputs % packing[0] == outputs % packing[1] == 0
-            ]
-            self._measured[shape] = min(zip(self._measure(shape, ways), ways, strict=True))
+            found = dict(zip(shape.algorithms, self._measure(shape, shape.algorithms), strict=True))
+            best = min(found, key=lambda name: found[name] / (WORTH if name == "direct" else 1))
+            self._measured[shape] = found[best], best
         return self._measured[shape]
 
-    def _measure(self, shape: ConvShape, packings: list[tuple[int, int]]) -> list[float]:
-        runs = [functools.partial(_convolve, shape, packing) for packing in packings]
+    def _measure(self, shape: ConvShape, algorithms: list[str]) -> list[float]:
+        runs = [functools.partial(_convolve, shape, algorithm) for algorithm in algorithms]
         size = (shape.kernel, shape.kernel, shape.in_channels, shape.out_channels)
         kernel = jnp.asarray(np.random.default_rng(0).normal(size=size), shape.dtype)
-        return measure(runs, jnp.ones(self.inputs(shape), shape.dtype), kernel)
+        onto = jnp.ones((self.batch_size, shape.outputs, shape.outputs, shape.onto), shape.dtype)
+        return measure(runs, jnp.ones(self.inputs(shape), shape.dtype), kernel, onto)
 
     def inputs(self, shape: ConvShape) -> tuple[int, ...]:
         """Shape of the input maps of a convolution."""
         return self.batch_size, shape.height, shape.height, shape.in_channels
 
 
-def _convolve(shape: ConvShape, packing: tuple[int, int], x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return convolution(x, kernel, shape.stride, shape.padding, packing)
+def _convolve(shape: ConvShape, algorithm: str, x: jax.Array, kernel: jax.Array, onto: jax.Array) -> jax.Array:
+    y = convolution(x, kernel, shape.stride, shape.padding, algorithm)
+    if not shape.onto:
+        return y
+    whole = shape.out_channels == shape.onto
+    return add_into(onto, y, None if whole else jnp.arange(shape.out_channels) * shape.onto // shape.out_channels)
 
 
 def measure(runs: list[Callable[..., jax.Array]], x: jax.Array, *arguments: Any) -> list[float]:
     """Seconds that each of some functions of (x, *arguments) takes within a larger program; maps [B, H, W, C] each.
 
-    All in turn, so that another program's work hits all alike.
+    All in turn, so that another program's work hits all alike. What a run gets depends on the whole result before, or
+    XLA would leave out a part of the work, or do it once for all runs (of weights, only small ones are changed so).
     """
 
     def repeated(run: Callable[..., jax.Array]) -> Callable[[int], float]:
         @jax.jit
         def repeat(times, x, arguments):
-            def body(_, carry):  # each after the one before
-                return (run(x + carry, *arguments)[0, 0, 0, 0] * 1e-9).astype(x.dtype)
+            def body(_, done):
+                little = done[0, 0, 0, 0] * 1e-9
 
-            return jax.lax.fori_loop(0, times, body, jnp.zeros((), x.dtype))
+                def after(array: jax.Array) -> jax.Array:
+                    return array + little.astype(array.dtype) if array.size <= SMALL else array
+
+                return run(x + little.astype(x.dtype), *jax.tree.map(after, arguments))
+
+            maps = jax.eval_shape(run, x, *arguments)
+            return jax.lax.fori_loop(0, times, body, jnp.zeros(maps.shape, maps.dtype))
 
         def seconds(times: int) -> float:
             start = time.perf_counter()
@@ -129,13 +168,13 @@ def conv_shapes(model: GaterNet, image_size: int) -> dict[str, ConvShape]:
     }
 
 
-def pack(model: GaterNet, image_size: int, times: ConvTimes | None) -> GaterNet:
-    """Gives every convolution of a model its fastest packing, in place; without times, none."""
+def choose_algorithms(model: GaterNet, image_size: int, times: ConvTimes | None) -> GaterNet:
+    """Gives every convolution of a model its fastest algorithm, in place; without times, XLA's own."""
     if times is None:
         return model
     shapes = conv_shapes(model, image_size)
     for path, module in nnx.iter_modules(model):
         name = ".".join(map(str, path))
         if isinstance(module, Conv) and name in shapes:
-            module.packing = times.packing(shapes[name])
+            module.algorithm = times.algorithm(shapes[name])
     return model

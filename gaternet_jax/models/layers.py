@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gaternet_jax.models.backbone import BackboneOptions
-from gaternet_jax.models.packing import convolution, only
+from gaternet_jax.models.convolution import convolution, only
 
 HE_FAN_OUT = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")  # released code
 LINEAR_UNIFORM = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # assumed: PyTorch's default
@@ -45,17 +45,17 @@ class Conv(nnx.Conv):
     """`nnx.Conv`, seen by `record_layers`.
 
     Attributes:
-        packing: output pixels (rows, columns) that are computed together; see models/packing.py.
+        algorithm: how it is computed; see models/convolution.py.
     """
 
-    packing: tuple[int, int] = (1, 1)
+    algorithm: str = "direct"
 
     def __call__(self, inputs, *args, **kwargs):
-        if self.packing == (1, 1):
+        if self.algorithm == "direct":
             outputs = super().__call__(inputs, *args, **kwargs)
         else:
             kernel = self.kernel.get_value().astype(self.dtype)
-            outputs = convolution(inputs, kernel, only(self.strides), only(self.padding), self.packing)
+            outputs = convolution(inputs, kernel, only(self.strides), only(self.padding), self.algorithm)
             if self.bias is not None:
                 outputs = outputs + self.bias.get_value().astype(self.dtype)[None, None, None]
         if (calls := _calls.get()) is not None:
@@ -138,7 +138,7 @@ class Places(nnx.BatchStat):
     """Channels of a wider map that the channels of a narrow one belong to; saved with the statistics."""
 
 
-def add_into(x: jax.Array, narrow: jax.Array, places: Places | None) -> jax.Array:
+def add_into(x: jax.Array, narrow: jax.Array, places: "Places | jax.Array | None") -> jax.Array:
     """x + narrow, where channel i of `narrow` belongs to channel places[i] of x.
 
     Args:
@@ -148,7 +148,8 @@ def add_into(x: jax.Array, narrow: jax.Array, places: Places | None) -> jax.Arra
     """
     if places is None:
         return x + narrow
-    return x.at[..., places.get_value()].add(narrow, unique_indices=True, mode="promise_in_bounds")
+    index = places.get_value() if isinstance(places, Places) else places
+    return x.at[..., index].add(narrow, unique_indices=True, mode="promise_in_bounds")
 
 
 class SqueezeExcitation(nnx.Module):

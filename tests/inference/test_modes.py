@@ -8,8 +8,11 @@ from flax import nnx
 
 from gaternet_jax import build_model
 from gaternet_jax.errors import UserError
-from gaternet_jax.inference import Predictor
+from gaternet_jax.inference import Predictor, dynamic, tuning
 from gaternet_jax.inference.calibration import run_model
+from gaternet_jax.inference.predictor import MODES
+from gaternet_jax.models import layers
+from gaternet_jax.models.convolution import convolution
 from gaternet_jax.models.layers import BatchNorm
 from gaternet_jax.models.local import LocalHead
 from tests.helpers import model_config
@@ -87,6 +90,7 @@ def differing(model, mode, images, calibration=None, **options):
     return np.abs(outputs.logits - wanted.logits).max(1)
 
 
+MIXED = {"gating": "all", "backbone": "resnet11_bottleneck"}  # 1x1 and 3x3 convolutions
 QUICK = (("basic", "all"), ("dense", "residual"), ("shake", "all"))
 
 
@@ -140,6 +144,24 @@ def test_batches_of_any_size_come_back_in_order(mode):
         outputs, wanted = predictor(images), run_model(model, images)
         np.testing.assert_array_equal(outputs.gates, wanted.gates)
         np.testing.assert_allclose(outputs.logits, wanted.logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["dense", "compact", "specialists", "dynamic"])
+def test_whatever_is_measured_the_logits_are_the_same(mode, monkeypatch):
+    """All algorithms, widths and ways that measurements could choose; here by chance."""
+    rng = np.random.default_rng(MODES.index(mode))
+    for module in (tuning, dynamic):
+        monkeypatch.setattr(module, "measure", lambda runs, *_: list(rng.uniform(1, 2, len(runs))))
+    chosen = set()
+    monkeypatch.setattr(layers, "convolution", lambda *args: chosen.add(args[-1]) or convolution(*args))
+    monkeypatch.setattr(dynamic, "convolution", layers.convolution)
+    model = engineered(random_patterns(engineered(**MIXED), 0.3), **MIXED)
+    calibration, images = images_of(np.arange(64) % KINDS, seed=1), images_of([0, 3, 1], seed=2)
+    predictor = Predictor(model, mode, calibration, batch_sizes=(1 if mode == "dynamic" else 4,))
+    outputs, wanted = predictor(images), run_model(model, images)
+    np.testing.assert_array_equal(outputs.gates, wanted.gates)
+    np.testing.assert_allclose(outputs.logits, wanted.logits, atol=1e-4)
+    assert len(chosen) > 2, "the model has convolutions for several algorithms"
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
