@@ -1,13 +1,16 @@
 """Small configs, a model of random weights, and made-up observations."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from configs.digits import get_config
 from gaternet_jax.analysis.observe import Observations
 from gaternet_jax.checkpoint import Checkpoints
 from gaternet_jax.config import default
 from gaternet_jax.models.build import build_model
-from gaternet_jax.models.functional import split_model
+from gaternet_jax.models.functional import merge_model, split_model
 from gaternet_jax.models.gates import GateTable
 from gaternet_jax.workdir import save_config
 
@@ -37,6 +40,26 @@ def model_config(**overrides):
     return config
 
 
+def random_model(config, seed=0):
+    """A model in evaluation mode, of the `model` part of a config, with parameters and statistics from NumPy.
+
+    Initialising parameters as for training compiles for ten seconds.
+    """
+    model = nnx.eval_shape(lambda: build_model(config))
+    model.eval()
+    graphdef, params, stats = split_model(model)
+    rng = np.random.default_rng(seed)
+
+    def fill(path, leaf):
+        if path[-1].key in ("var", "scale"):
+            values = rng.uniform(0.5, 1.5, leaf.shape)
+        else:
+            values = rng.normal(size=leaf.shape) / np.sqrt(max(np.prod(leaf.shape[:-1]), 4))
+        return jnp.asarray(values, leaf.dtype)
+
+    return merge_model(graphdef, *jax.tree_util.tree_map_with_path(fill, (params, stats)))
+
+
 def random_observations(seed, images=40, classes=3, widths=(5, 8, 6), unknown=0):
     """Made-up observations: gates of all three kinds; the class of the first `unknown` images is not known."""
     random = np.random.default_rng(seed)
@@ -63,7 +86,7 @@ def random_observations(seed, images=40, classes=3, widths=(5, 8, 6), unknown=0)
 def save_random_model(workdir, change=lambda model: None, label="{}", **overrides):
     """Saves a digits model with random weights, changed, as a conversion would; gives its config."""
     config = digits_config(**{"train.eval_batch_size": 16} | overrides)
-    model = build_model(config.model)
+    model = random_model(config.model)
     change(model)
     save_config(config, [label.format(i) for i in range(10)], workdir)
     with Checkpoints(workdir) as checkpoints:

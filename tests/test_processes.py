@@ -15,24 +15,40 @@ import pytest
 from gaternet_jax import load_model
 from gaternet_jax.distributed import HEARTBEAT_SECONDS, initialize
 from gaternet_jax.errors import UserError
+from gaternet_jax.train import train
+from tests.helpers import digits_config
 
 ROOT = Path(__file__).parents[1]
-FIELDS = json.dumps({"train.epochs": 20 / 22, "train.log_every_steps": 1, "checkpoint.every_steps": 7})
+FIELDS = {"train.epochs": 20 / 22, "train.log_every_steps": 1, "checkpoint.every_steps": 7}
 
 
 def start(workdir, processes, devices, stop_at=0):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tests.process_worker", str(workdir), str(devices), str(stop_at), FIELDS]
-    joined = [[f"localhost:{port}", str(processes), str(index)] if processes > 1 else [] for index in range(processes)]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.process_worker",
+        str(workdir),
+        str(devices),
+        str(stop_at),
+        json.dumps(FIELDS),
+    ]
+    joined = [[f"localhost:{port}", str(processes), str(index)] for index in range(processes)]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
     return [subprocess.Popen(command + extra, **pipes) for extra in joined]
 
 
-def run(*args, **kwargs):
-    processes = start(*args, **kwargs)
-    for process in processes:
+def run(workdir, processes, devices, stop_at=0):
+    """One process is this one: starting another takes longer than training."""
+    if processes == 1:
+        with pytest.MonkeyPatch.context() as patch:
+            first = jax.devices()[:devices]
+            patch.setattr(jax, "devices", lambda *_: first)
+            train(digits_config(**FIELDS), workdir, stop_at=stop_at or None)
+        return
+    for process in start(workdir, processes, devices, stop_at):
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
 

@@ -147,6 +147,8 @@ def _replay(jaxpr: core.Jaxpr, consts: Sequence[Any], inputs: Sequence[Any]) -> 
                 results = primitive.bind(*operands, **params)
         elif primitive.name == "pad":
             results = _pad(operands[0], operands[1], params["padding_config"])
+        elif primitive.name == "scatter-add":
+            results = _add_at(operands[0], operands[1], operands[2], params["dimension_numbers"])
         elif primitive.name == "reduce_window_max":
             results = _max_pool(operands[0], **params)
         else:
@@ -191,3 +193,16 @@ def _max_pool(x: Any, window_dimensions: Any, window_strides: Any, padding: Any,
         ]
         x = functools.reduce(jax.lax.max, slices)
     return x
+
+
+def _add_at(x: Any, places: Any, narrow: Any, dimensions: Any) -> Any:
+    """x.at[..., places].add(narrow), by a 1x1 convolution with ones at (i, places[i]): exact, each sum has one term."""
+    last = x.ndim - 1
+    if isinstance(places, Tracer) or x.ndim != 4 or dimensions.scatter_dims_to_operand_dims != (last,):
+        raise ValueError("scatter-add other than of channels into a wider map")
+    places = np.asarray(places).reshape(-1)
+    kernel = np.zeros((1, 1, len(places), x.shape[last]), x.dtype)
+    kernel[0, 0, np.arange(len(places)), places] = 1
+    layout = ("NHWC", "HWIO", "NHWC")
+    spread: Any = jax.lax.conv_general_dilated(narrow, jnp.asarray(kernel), (1, 1), "VALID", dimension_numbers=layout)
+    return x + spread

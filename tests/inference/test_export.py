@@ -8,7 +8,6 @@ import zipfile
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -20,9 +19,8 @@ from gaternet_jax.inference import export
 from gaternet_jax.inference.narrow import narrow_model
 from gaternet_jax.inference.onnx import _replay, export_onnx
 from gaternet_jax.inference.selection import select
-from gaternet_jax.models.build import build_model
 from gaternet_jax.models.functional import merge_model, split_model
-from tests.helpers import model_config
+from tests.helpers import model_config, random_model
 
 SIZE = 8
 LABELS = [f"Klasse ä{label}" for label in range(10)]
@@ -33,26 +31,6 @@ KINDS = {
     "plain": {"gating": "none"},
     "large images": {"backbone": "resnet18", "gating": "all", "width": 4},
 }
-
-
-def random_model(config, seed=0):
-    """A model in evaluation mode, of the `model` part of a config, with parameters and statistics from NumPy.
-
-    Initialising parameters as for training compiles for ten seconds.
-    """
-    model = nnx.eval_shape(lambda: build_model(config))
-    model.eval()
-    graphdef, params, stats = split_model(model)
-    rng = np.random.default_rng(seed)
-
-    def fill(path, leaf):
-        if path[-1].key in ("var", "scale"):
-            values = rng.uniform(0.5, 1.5, leaf.shape)
-        else:
-            values = rng.normal(size=leaf.shape) / np.sqrt(max(np.prod(leaf.shape[:-1]), 4))
-        return jnp.asarray(values, leaf.dtype)
-
-    return merge_model(graphdef, *jax.tree_util.tree_map_with_path(fill, (params, stats)))
 
 
 def make(kind):

@@ -6,16 +6,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gaternet_jax import build_model
 from gaternet_jax.errors import UserError
 from gaternet_jax.inference import Predictor, dynamic, tuning
 from gaternet_jax.inference.calibration import run_model
 from gaternet_jax.inference.predictor import MODES
 from gaternet_jax.models import layers
 from gaternet_jax.models.convolution import convolution
-from gaternet_jax.models.layers import BatchNorm
 from gaternet_jax.models.local import LocalHead
-from tests.helpers import model_config
+from tests.helpers import model_config, random_model
 
 SIZE, KINDS = 16, 4  # pixels; how many patterns of gates there are
 FAMILIES = {
@@ -40,21 +38,9 @@ def images_of(kinds, seed=0):
 
 
 def engineered(patterns=None, scope="global", seed=0, **overrides):
-    """A model with BatchNorm statistics of its own, whose gates for images of kind k are patterns[k]."""
+    """A model whose gates for images of kind k are patterns[k]."""
     config = model_config(**({"gater.scope": scope, "gater.batch_norm": True, "gater.bottleneck": KINDS} | overrides))
-    model = build_model(config, seed)
-    model.eval()
-    rng = np.random.default_rng(seed)
-    for _, module in nnx.iter_modules(model):
-        if isinstance(module, BatchNorm):
-            size = module.num_features
-            for name, values in (
-                ("scale", rng.uniform(0.5, 1.5, size)),
-                ("bias", rng.normal(size=size) * 0.3),
-                ("mean", rng.normal(size=size) * 0.3),
-                ("var", rng.uniform(0.5, 2, size)),
-            ):
-                getattr(module, name).set_value(jnp.asarray(values, jnp.float32))
+    model = random_model(config, seed)
     if patterns is None:
         return model
     if scope == "local":

@@ -6,17 +6,16 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from gaternet_jax import build_model
 from gaternet_jax.errors import UserError
 from gaternet_jax.inference import Predictor
 from gaternet_jax.inference.selection import everything, from_json, to_json
 from gaternet_jax.inference.specialists import assign, group_sizes, pad_size, plan_specialists
-from tests.helpers import digits_config, model_config
+from tests.helpers import digits_config, model_config, random_model
 
 
 @pytest.fixture(scope="module")
 def model():
-    return build_model(model_config(gating="all"))
+    return random_model(model_config(gating="all"))
 
 
 IMAGES = np.zeros((2, 16, 16, 3), np.float32)
@@ -40,7 +39,7 @@ def test_arguments_that_cannot_be(model, arguments, message):
 @pytest.mark.parametrize("mode", ["compact", "specialists", "dynamic"])
 def test_a_plain_model_has_nothing_to_leave_out(mode):
     with pytest.raises(UserError, match="plain model has no gates"):
-        Predictor(build_model(model_config(gating="none")), mode, IMAGES)
+        Predictor(random_model(model_config(gating="none")), mode, IMAGES)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +60,7 @@ def test_images_that_cannot_be(model, images, message):
 def test_a_missing_file(model, tmp_path):
     config = digits_config()
     with pytest.raises(UserError, match=r"none\.png cannot be read"):
-        Predictor(build_model(config.model), "dense", data=config.data, tune=False)([tmp_path / "none.png"])
+        Predictor(random_model(config.model), "dense", data=config.data, tune=False)([tmp_path / "none.png"])
 
 
 def test_auto_measures_and_threads_share_it(model):
