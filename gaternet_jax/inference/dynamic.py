@@ -254,8 +254,9 @@ def _choose_ways(chain: Chain, shapes: tuple[ConvShape, ...], times: ConvTimes) 
     graphdef, state = nnx.split(chain)
     runs = [functools.partial(_run_chain, graphdef, way) for way in (*candidates, None)]
     x = jnp.ones(times.inputs(shapes[0]), shapes[0].dtype)
-    onto = jax.eval_shape(functools.partial(_run_chain, graphdef, None), x, state, jnp.zeros(()), _all_open(chain, x))
-    *seconds, dense = measure(runs, x, state, jnp.zeros(onto.shape, onto.dtype), _all_open(chain, x))
+    opened = _all_open(chain, x)
+    maps = jax.eval_shape(functools.partial(_run_chain, graphdef, None), x, jnp.zeros(()), state, opened)
+    *seconds, dense = measure(runs, x, jnp.zeros(maps.shape, maps.dtype), state, opened)
     ways: list[Way] = []
     for taken, way in sorted(zip(seconds, candidates, strict=True)):
         narrower = any(all(width <= wide for (width, _), (wide, _) in zip(way, other, strict=True)) for other in ways)
@@ -272,7 +273,7 @@ def _all_open(chain: Chain, x: jax.Array) -> list[OpenFilters | None]:
 
 
 def _run_chain(
-    graphdef: nnx.GraphDef, way: Way | None, x: jax.Array, state: Any, onto: jax.Array, opened: list
+    graphdef: nnx.GraphDef, way: Way | None, x: jax.Array, onto: jax.Array, state: Any, opened: list
 ) -> jax.Array:
     chain = nnx.merge(graphdef, state)
     return chain.run_dense(x, onto, opened) if way is None else chain.run(way, x, onto, opened)

@@ -100,15 +100,15 @@ class ConvTimes:
         runs = [functools.partial(_convolve, shape, algorithm) for algorithm in algorithms]
         size = (shape.kernel, shape.kernel, shape.in_channels, shape.out_channels)
         kernel = jnp.asarray(np.random.default_rng(0).normal(size=size), shape.dtype)
-        onto = jnp.ones((self.batch_size, shape.outputs, shape.outputs, shape.onto), shape.dtype)
-        return measure(runs, jnp.ones(self.inputs(shape), shape.dtype), kernel, onto)
+        maps = (self.batch_size, shape.outputs, shape.outputs, shape.onto or shape.out_channels)
+        return measure(runs, jnp.ones(self.inputs(shape), shape.dtype), jnp.zeros(maps, shape.dtype), kernel)
 
     def inputs(self, shape: ConvShape) -> tuple[int, ...]:
         """Shape of the input maps of a convolution."""
         return self.batch_size, shape.height, shape.height, shape.in_channels
 
 
-def _convolve(shape: ConvShape, algorithm: str, x: jax.Array, kernel: jax.Array, onto: jax.Array) -> jax.Array:
+def _convolve(shape: ConvShape, algorithm: str, x: jax.Array, onto: jax.Array, kernel: jax.Array) -> jax.Array:
     y = convolution(x, kernel, shape.stride, shape.padding, algorithm)
     if not shape.onto:
         return y
@@ -116,30 +116,30 @@ def _convolve(shape: ConvShape, algorithm: str, x: jax.Array, kernel: jax.Array,
     return add_into(onto, y, None if whole else jnp.arange(shape.out_channels) * shape.onto // shape.out_channels)
 
 
-def measure(runs: list[Callable[..., jax.Array]], x: jax.Array, *arguments: Any) -> list[float]:
-    """Seconds that each of some functions of (x, *arguments) takes within a larger program; maps [B, H, W, C] each.
+def measure(runs: list[Callable[..., jax.Array]], x: jax.Array, onto: jax.Array, *arguments: Any) -> list[float]:
+    """Seconds that each of some functions of (x, onto, *arguments) takes within a larger program; maps [B, H, W, C].
 
-    All in turn, so that another program's work hits all alike. What a run gets depends on the whole result before, or
-    XLA would leave out a part of the work, or do it once for all runs (of weights, only small ones are changed so).
+    All in turn, so that another program's work hits all alike. A run gets the result of the run before as `onto`, as a
+    block gets the stream, which may be added to in place. What else it gets depends on that, or XLA would leave out a
+    part of the work, or do it once for all runs (of weights, only small ones are changed so).
     """
 
     def repeated(run: Callable[..., jax.Array]) -> Callable[[int], float]:
         @jax.jit
-        def repeat(times, x, arguments):
-            def body(_, done):
-                little = done[0, 0, 0, 0] * 1e-9
+        def repeat(times, x, onto, arguments):
+            def body(_, onto):
+                little = onto[0, 0, 0, 0] * 1e-9
 
                 def after(array: jax.Array) -> jax.Array:
                     return array + little.astype(array.dtype) if array.size <= SMALL else array
 
-                return run(x + little.astype(x.dtype), *jax.tree.map(after, arguments))
+                return run(x + little.astype(x.dtype), onto, *jax.tree.map(after, arguments))
 
-            maps = jax.eval_shape(run, x, *arguments)
-            return jax.lax.fori_loop(0, times, body, jnp.zeros(maps.shape, maps.dtype))
+            return jax.lax.fori_loop(0, times, body, onto)
 
         def seconds(times: int) -> float:
             start = time.perf_counter()
-            repeat(times, x, arguments).block_until_ready()
+            repeat(times, x, onto, arguments).block_until_ready()
             return (time.perf_counter() - start) / times
 
         seconds(1)  # compiles

@@ -16,6 +16,18 @@ from tests.models.test_macs import SMALL
 FAMILIES = list(SMALL)
 
 
+def each(*variants, everywhere):
+    """Marks (family, variant): all variants of basic ResNets and `everywhere` of all families are quick enough."""
+    return pytest.mark.parametrize(
+        ("family", "variant"),
+        [
+            pytest.param(family, variant, marks=() if family == "basic" or variant in everywhere else pytest.mark.slow)
+            for family in FAMILIES
+            for variant in variants
+        ],
+    )
+
+
 def config(family, **fields):
     name, width = SMALL[family]
     return model_config(backbone=name, width=width, **fields)
@@ -35,10 +47,9 @@ def module_at(model, path):
     return model
 
 
-@pytest.mark.parametrize("gating", ["residual", "all"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_all_gates_open_equals_the_plain_network(family, gating):
-    gated, plain = build_model(config(family, gating=gating)), build_model(config(family, gating="none"))
+@each("residual", "all", everywhere=["all"])
+def test_all_gates_open_equals_the_plain_network(family, variant):
+    gated, plain = build_model(config(family, gating=variant)), build_model(config(family, gating="none"))
     nnx.update(plain.backbone, nnx.state(gated.backbone))
     gated.eval(), plain.eval()
     open_gates = jnp.ones((3, num_gates(gated)))
@@ -48,10 +59,9 @@ def test_all_gates_open_equals_the_plain_network(family, gating):
     assert all(module_at(gated.backbone, site.name).out_features == site.size for site in gated.gate_sites)
 
 
-@pytest.mark.parametrize("gating", ["residual", "all"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_closed_filter_gets_no_gradient_and_open_ones_do(family, gating):
-    model = build_model(config(family, gating=gating))
+@each("residual", "all", everywhere=["all"])
+def test_closed_filter_gets_no_gradient_and_open_ones_do(family, variant):
+    model = build_model(config(family, gating=variant))
     graphdef, params, stats = nnx.split(model.backbone, nnx.Param, nnx.BatchStat)
     gates = jnp.ones((3, num_gates(model)))
     for site in model.gate_sites:
@@ -73,8 +83,7 @@ def test_closed_filter_gets_no_gradient_and_open_ones_do(family, gating):
         assert (per_filter[1:] > 0).mean() > 0.5, site.name  # ReLUs of a small network may be dead
 
 
-@pytest.mark.parametrize("variant", ["residual", "all", "local", "se", "none"])
-@pytest.mark.parametrize("family", FAMILIES)
+@each("residual", "all", "local", "se", "none", everywhere=["all", "local"])
 def test_ten_steps_on_one_batch_lower_the_loss(family, variant):
     """And gradients reach the gater (or the blocks' own heads) as well as the backbone."""
     fields = {

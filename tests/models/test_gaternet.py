@@ -12,7 +12,7 @@ from flax import nnx
 from gaternet_jax import build_model
 from gaternet_jax.config import CHOICES
 from gaternet_jax.models.semhash import saturating_sigmoid
-from tests.helpers import model_config
+from tests.helpers import model_config, random_model
 
 GATINGS = ("residual", "all")
 
@@ -126,7 +126,7 @@ def test_gradient_through_the_real_valued_gates_equals_finite_differences(monkey
     """Of the whole model, in float64, through v; weights along random directions, gater and backbone apart."""
     monkeypatch.setitem(CHOICES, "model.dtype", ("float64",))
     with jax.enable_x64(True):
-        model = build_model(model_config(gating="all", dtype="float64"))
+        model = random_model(model_config(gating="all", dtype="float64"))
         model.train()
         graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
         double = functools.partial(jax.tree.map, lambda x: np.asarray(x, np.float64))

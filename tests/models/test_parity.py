@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gaternet_jax.models.build import build_model
+from gaternet_jax.models.build import empty_model
 from gaternet_jax.models.functional import merge_model, split_model
 from tests.helpers import model_config
 
@@ -114,7 +114,7 @@ def test_logits_agree_with_pytorch(name, kernels, blocks, expansion, squeeze_rat
         expected = theirs(torch.tensor(images).permute(0, 3, 1, 2)).numpy()
 
     config = model_config(backbone=name, width=0, gating="none", num_classes=1000, squeeze_ratio=squeeze_ratio)
-    ours = build_model(config)
+    ours = empty_model(config)
     ours.eval()
     graphdef, params, stats = split_model(ours)
     filled = to_jax(theirs.state_dict(), params["backbone"], stats["backbone"])

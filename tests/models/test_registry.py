@@ -132,7 +132,9 @@ def test_same_seed_same_parameters():
     assert not all((a == b).all() for a, b in zip(leaves[0], leaves[2], strict=True))
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet18", "densenet40_k12", "shake26_2x16d"])
+@pytest.mark.parametrize(
+    "name", ["resnet20", "resnet18", "densenet40_k12", pytest.param("shake26_2x16d", marks=pytest.mark.slow)]
+)
 def test_wider_networks_come_as_near_as_any_width(name):
     config = model_config(backbone=name, width=0, **{"gater.extractor": "resnet20", "gater.width": 0})
     target, own = count(config), abstract_model(config).backbone.width
