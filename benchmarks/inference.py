@@ -27,7 +27,7 @@ from gaternet_jax.inference.narrow import narrow_model
 from gaternet_jax.inference.onnx import export_onnx
 from gaternet_jax.inference.predictor import MEASURED_PIXELS
 from gaternet_jax.inference.selection import everything, select
-from gaternet_jax.inference.specialists import Specialists, plan_specialists
+from gaternet_jax.inference.specialists import CONCURRENT, Specialists, plan_specialists
 from gaternet_jax.inference.tuning import ConvTimes, choose_algorithms
 from gaternet_jax.inference.widths import BackboneTimes, count_per_site, fill
 from gaternet_jax.models.build import build_model
@@ -159,7 +159,10 @@ def main() -> None:
     print("| batch | open | mode | ms | speed-up | MAC ratio | realised |\n|--|--|--|--|--|--|--|", flush=True)
     for batch_size in arguments.batch_sizes:
         images = rng.normal(size=(batch_size, size, size, 3)).astype(np.float32)
-        times = ConvTimes(max(min(batch_size, MEASURED_PIXELS // size**2), 1))
+        times, of_group = (
+            ConvTimes(max(min(at_once, MEASURED_PIXELS // size**2), 1))
+            for at_once in (batch_size, batch_size // CONCURRENT)
+        )
         backbone_times, dense = BackboneTimes(model, size, times), narrow_model(model, everything(sites))
         peers = pytorch(model) | onnx("dense", dense, size)  # their work does not depend on the gates
         for fraction in arguments.open:
@@ -178,8 +181,9 @@ def main() -> None:
                 runs["dynamic"] = compiled(make_dynamic(model, size, times))
             else:
                 patterns = np.stack([pattern(model, fraction, rng) for _ in range(CLASSES)])
-                plan = plan_specialists(patterns.repeat(20, 0), sites, backbone_times, batch_size)
-                runs["specialists"] = clustered(model, patterns, plan, size, times)
+                group_times = BackboneTimes(model, size, of_group)
+                plan = plan_specialists(patterns.repeat(20, 0), sites, group_times, batch_size)
+                runs["specialists"] = clustered(model, patterns, plan, size, of_group)
             runs |= peers
             seconds = medians(runs, images, arguments.rounds)
             narrow_macs = MacCounter(narrow_model(model, select(sites, keep, np.ones_like(keep))), size)

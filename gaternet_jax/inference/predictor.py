@@ -20,7 +20,7 @@ from gaternet_jax.inference.compact import compact_model, expand
 from gaternet_jax.inference.dynamic import make_dynamic
 from gaternet_jax.inference.narrow import check_gated, is_narrow, narrow_model
 from gaternet_jax.inference.selection import everything
-from gaternet_jax.inference.specialists import Specialists, check_global, plan_specialists
+from gaternet_jax.inference.specialists import CONCURRENT, Specialists, check_global, plan_specialists
 from gaternet_jax.inference.tuning import ConvTimes, choose_algorithms
 from gaternet_jax.inference.widths import BackboneTimes
 from gaternet_jax.models.functional import merge_model, split_model
@@ -185,7 +185,8 @@ class Predictor:
 
     def _make_mode(self, mode: str, image_size: int, batch_size: int) -> Engine:
         model, sites = self.model, self.model.gate_sites
-        times = self._conv_times(image_size, batch_size) if self._tune else None
+        at_once = batch_size // CONCURRENT if mode == "specialists" else batch_size  # images in a program
+        times = self._conv_times(image_size, at_once) if self._tune else None
         if mode == "dense":
             return _compiled(choose_algorithms(narrow_model(model, everything(sites)), image_size, times))
         if mode == "dynamic":
