@@ -2,7 +2,7 @@
 
 import os
 
-# Half of the suite's time is LLVM's, on programs that run once; what XLA makes of a model stays the same.
+# LLVM's passes cost more than they save in programs that run once; what XLA makes of a model stays the same.
 os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=1 {os.environ.get('XLA_FLAGS', '')}"
 
 import jax
