@@ -51,7 +51,7 @@ class OpenFilters(NamedTuple):
     number: jax.Array
 
     def of(self, filters: jax.Array | None) -> jax.Array:
-        """Gates of all filters, or of the first ones in their order, [B, filters]."""
+        """Gates, 0 or 1, of all filters (None) or of the first ones in their order, [B, filters]."""
         if filters is None:
             return self.gates
         if len(self.gates) == 1:  # those that are open come first; this needs no gathering

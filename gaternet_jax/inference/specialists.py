@@ -160,12 +160,8 @@ class Specialists:
         programs: dict[nnx.GraphDef, Callable] = {}  # specialists of one structure share theirs
         for keep in [*plan.keep, None]:
             selection = everything(sites) if keep is None else select(sites, keep, np.ones_like(keep))
-            backbone = (
-                whole.backbone
-                if keep is None
-                else choose_algorithms(narrow_model(model, selection), image_size, times).backbone
-            )
-            graphdef, params, stats = _split(backbone)
+            member = whole if keep is None else choose_algorithms(narrow_model(model, selection), image_size, times)
+            graphdef, params, stats = _split(member.backbone)
             run = programs.setdefault(graphdef, jax.jit(functools.partial(_run_backbone, graphdef)))
             self._members.append((kept_gates(sites, selection), functools.partial(run, params, stats)))
         self._threads = ThreadPoolExecutor(CONCURRENT, "specialists")

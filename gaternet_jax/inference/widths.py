@@ -44,7 +44,6 @@ class BackboneTimes:
         return sum(self._seconds(conv, widths) for conv in range(len(self._shapes))) / self._times.batch_size
 
     def _seconds(self, conv: int, widths: np.ndarray) -> float:
-        # What feeds no convolution is added into the stream.
         shape, own, inputs = self._shapes[conv], self._own[conv], self._inputs[conv]
         absent = sum(self._sizes[i] - widths[i] for i in inputs)
         return self._times.seconds(
@@ -52,6 +51,7 @@ class BackboneTimes:
                 shape,
                 in_channels=round_up(int(shape.in_channels - absent), shape.in_channels),
                 out_channels=shape.out_channels if own is None else int(widths[own]),
+                # Gated filters that feed no convolution are added into the stream.
                 onto=0 if own is None or self._sites[own].feeds else shape.out_channels,
             )
         )
