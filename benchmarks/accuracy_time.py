@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.inference import compiled, medians
+from benchmarks.inference import masked, medians
 from gaternet_jax.checkpoint import load_model
 from gaternet_jax.data.augment import normalize
 from gaternet_jax.errors import UserError
@@ -34,7 +34,7 @@ MARKERS = dict(zip(("masked", *MODES), "osD^vP", strict=True))
 def predictors(model: GaterNet, data: Any, seen: np.ndarray, batch_size: int) -> dict[str, Predictor]:
     """Of every mode that suits the model and the batch size."""
     modes = MODES if model.gate_sites else ("dense",)
-    skipped = {"specialists" if batch_size == 1 or model.gater is None else "", "dynamic" if batch_size > 1 else ""}
+    skipped = {"specialists"} if batch_size == 1 or model.gater is None else set()
     return {
         mode: Predictor(model, mode, seen, batch_sizes=(batch_size,), data=data)
         for mode in modes
@@ -67,8 +67,8 @@ def main() -> None:
             images = np.resize(unseen, (arguments.batch_size, *unseen.shape[1:]))
             expected = run_model(model, unseen, data)
             macs = mean_macs(model, expected.gates, data.image_size)
-            masked = compiled(model)
-            runs[workdir.name, "masked"] = lambda x, run=masked, data=data: run(normalize(x, data))
+            baseline = masked(model)
+            runs[workdir.name, "masked"] = lambda x, run=baseline, data=data: run(normalize(x, data))
             rows.append((workdir.name, "masked", expected.logits, expected, labels, macs, "masked"))
             for mode, predictor in predictors(model, data, seen, arguments.batch_size).items():
                 print(f"{workdir.name}: {mode} ...", file=sys.stderr, flush=True)

@@ -5,8 +5,8 @@
 
 Gates are engineered: a fraction of each convolution's filters is open. "compact" and "dynamic" see one pattern;
 "specialists" see ten, as the paper observes them by class, each image with one of them. All modes run in every
-round, and medians count. The baseline is the masked model as XLA compiles it. The gater is included everywhere;
-"gater" is it alone, which no mode can shorten.
+round, and medians count. The baseline is the masked model as XLA compiles it, on the whole batch; all else runs it in
+parts, as `Predictor` does. The gater is included everywhere; "gater" is it alone, which no mode leaves out.
 """
 
 import argparse
@@ -25,9 +25,10 @@ from gaternet_jax.config import default
 from gaternet_jax.inference.dynamic import make_dynamic
 from gaternet_jax.inference.narrow import narrow_model
 from gaternet_jax.inference.onnx import export_onnx
-from gaternet_jax.inference.predictor import MEASURED_PIXELS
+from gaternet_jax.inference.parts import Parts, PartsRunner, choose_parts
+from gaternet_jax.inference.predictor import compiled
 from gaternet_jax.inference.selection import everything, select
-from gaternet_jax.inference.specialists import CONCURRENT, Specialists, plan_specialists
+from gaternet_jax.inference.specialists import Specialists, plan_specialists
 from gaternet_jax.inference.tuning import ConvTimes, choose_algorithms
 from gaternet_jax.inference.widths import BackboneTimes, count_per_site, fill
 from gaternet_jax.models.build import build_model
@@ -58,16 +59,17 @@ def open_only(model: GaterNet, keep: np.ndarray) -> None:
     scores.bias.set_value(jnp.where(jnp.asarray(keep), 9.0, -9.0))
 
 
-def compiled(model: GaterNet, part: str = "") -> Callable:
-    """A function of images: the model, or a part of it."""
+def masked(model: GaterNet) -> Callable:
+    """The model as XLA compiles it, on whole batches."""
     graphdef, params, stats = split_model(model)
-
-    @jax.jit
-    def forward(params, stats, images):
-        merged = merge_model(graphdef, params, stats)
-        return (getattr(merged, part) if part else merged)(images)
-
+    forward = jax.jit(lambda params, stats, images: merge_model(graphdef, params, stats)(images))
     return lambda images: jax.block_until_ready(forward(params, stats, images))
+
+
+def in_parts(model: GaterNet, parts: Parts) -> Callable:
+    """As `Predictor` runs a model."""
+    engine = compiled(model, parts)
+    return lambda images: engine(jnp.asarray(images), len(images))
 
 
 def pytorch(model: GaterNet) -> Runs:
@@ -128,18 +130,22 @@ def _seconds(run: Callable, images: np.ndarray, calls: int = 1) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def clustered(model: GaterNet, patterns: np.ndarray, plan, image_size: int, times: ConvTimes) -> Callable:
+def clustered(model: GaterNet, patterns: np.ndarray, image_size: int, batch_size: int) -> Callable:
     """Specialists whose gater is replaced, after it has run, by patterns of the images' classes."""
-    specialists = Specialists(model, plan, image_size, times)
+    runner = PartsRunner(choose_parts(batch_size, image_size))
+    times = ConvTimes(runner.parts)
+    backbone_times = BackboneTimes(model, image_size, times)
+    plan = plan_specialists(patterns.repeat(20, 0), model.gate_sites, backbone_times, batch_size)
+    specialists = Specialists(model, plan, image_size, runner, times)
     gater = specialists.gater
 
-    def gater_then_patterns(images):
-        jax.block_until_ready(gater(images))
-        gates = patterns[np.arange(len(images)) % CLASSES].astype(np.float32)
+    def gater_then_patterns(images, chosen):
+        jax.block_until_ready(gater(images, chosen))
+        gates = patterns[chosen % CLASSES].astype(np.float32)
         return gates, gates
 
     specialists.gater = gater_then_patterns
-    return specialists
+    return lambda images: specialists(jnp.asarray(images), len(images))
 
 
 def main() -> None:
@@ -159,31 +165,27 @@ def main() -> None:
     print("| batch | open | mode | ms | speed-up | MAC ratio | realised |\n|--|--|--|--|--|--|--|", flush=True)
     for batch_size in arguments.batch_sizes:
         images = rng.normal(size=(batch_size, size, size, 3)).astype(np.float32)
-        times, of_group = (
-            ConvTimes(max(min(at_once, MEASURED_PIXELS // size**2), 1))
-            for at_once in (batch_size, batch_size // CONCURRENT)
-        )
-        backbone_times, dense = BackboneTimes(model, size, times), narrow_model(model, everything(sites))
-        peers = pytorch(model) | onnx("dense", dense, size)  # their work does not depend on the gates
+        parts, single = choose_parts(batch_size, size), choose_parts(batch_size, size, one_by_one=True)
+        times, single_times = ConvTimes(parts), ConvTimes(single)
+        backbone_times, whole = BackboneTimes(model, size, times), narrow_model(model, everything(sites))
+        peers = pytorch(model) | onnx("dense", whole, size)  # their work does not depend on the gates
         for fraction in arguments.open:
             keep = pattern(model, fraction, rng)
             open_only(model, keep)
             kept = fill(keep, backbone_times.choose(count_per_site(keep, sites)), sites, keep)
             narrow = narrow_model(model, select(sites, kept, np.ones_like(keep)))
             peers |= onnx("compact", narrow, size)
+            dense: Any = choose_algorithms(narrow_model(model, everything(sites)), size, times)
             runs: Runs = {
-                "masked": compiled(model),
-                "gater": compiled(choose_algorithms(narrow_model(model, everything(sites)), size, times), "gater"),
-                "dense": compiled(choose_algorithms(narrow_model(model, everything(sites)), size, times)),
-                "compact": compiled(choose_algorithms(narrow, size, times)),
+                "masked": masked(model),
+                "gater": in_parts(dense.gater, parts),
+                "dense": in_parts(dense, parts),
+                "compact": in_parts(choose_algorithms(narrow, size, times), parts),
+                "dynamic": in_parts(make_dynamic(model, size, single_times), single),
             }
-            if batch_size == 1:
-                runs["dynamic"] = compiled(make_dynamic(model, size, times))
-            else:
+            if batch_size > 1:
                 patterns = np.stack([pattern(model, fraction, rng) for _ in range(CLASSES)])
-                group_times = BackboneTimes(model, size, of_group)
-                plan = plan_specialists(patterns.repeat(20, 0), sites, group_times, batch_size)
-                runs["specialists"] = clustered(model, patterns, plan, size, of_group)
+                runs["specialists"] = clustered(model, patterns, size, batch_size)
             runs |= peers
             seconds = medians(runs, images, arguments.rounds)
             narrow_macs = MacCounter(narrow_model(model, select(sites, keep, np.ones_like(keep))), size)

@@ -3,7 +3,7 @@
     how many filters are open -> lax.switch -> gather their kernels -> narrow convolutions -> put back in their channels
 
 Under one jit, exact for every input. In a batch a unit gathers the filters that any of its images opens, and the gates
-are applied as masks: right for every batch, and made for batches of one.
+are applied as masks: right for every batch, and made for batches of one, into which `Predictor` cuts larger ones.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from flax import nnx
 from gaternet_jax.errors import UserError
 from gaternet_jax.inference.narrow import check_gated, is_narrow, narrow_model
 from gaternet_jax.inference.selection import everything, round_up
-from gaternet_jax.inference.tuning import ConvShape, ConvTimes, choose_algorithms, conv_shapes, measure
+from gaternet_jax.inference.tuning import ConvShape, ConvTimes, choose_algorithms, conv_shapes
 from gaternet_jax.models.blocks import ResidualBlock, decide_locally
 from gaternet_jax.models.convolution import convolution, only
 from gaternet_jax.models.densenet import DenseLayer
@@ -256,7 +256,7 @@ def _choose_ways(chain: Chain, shapes: tuple[ConvShape, ...], times: ConvTimes) 
     x = jnp.ones(times.inputs(shapes[0]), shapes[0].dtype)
     opened = _all_open(chain, x)
     maps = jax.eval_shape(functools.partial(_run_chain, graphdef, None), x, jnp.zeros(()), state, opened)
-    *seconds, dense = measure(runs, x, jnp.zeros(maps.shape, maps.dtype), state, opened)
+    *seconds, dense = times.measure(runs, x, jnp.zeros(maps.shape, maps.dtype), state, opened)
     ways: list[Way] = []
     for taken, way in sorted(zip(seconds, candidates, strict=True)):
         narrower = any(all(width <= wide for (width, _), (wide, _) in zip(way, other, strict=True)) for other in ways)

@@ -19,16 +19,16 @@ from gaternet_jax.inference.calibration import run_model
 from gaternet_jax.inference.compact import compact_model, expand
 from gaternet_jax.inference.dynamic import make_dynamic
 from gaternet_jax.inference.narrow import check_gated, is_narrow, narrow_model
+from gaternet_jax.inference.parts import Parts, PartsRunner, choose_parts
 from gaternet_jax.inference.selection import everything
-from gaternet_jax.inference.specialists import CONCURRENT, Specialists, check_global, plan_specialists
+from gaternet_jax.inference.specialists import Specialists, check_global, plan_specialists
 from gaternet_jax.inference.tuning import ConvTimes, choose_algorithms
 from gaternet_jax.inference.widths import BackboneTimes
 from gaternet_jax.models.functional import merge_model, split_model
 from gaternet_jax.models.gaternet import GaterNet, Outputs
 
 MODES = ("dense", "compact", "specialists", "dynamic", "auto")
-MEASURED_PIXELS = 64 * 32 * 32  # of a batch in a measurement; larger ones take as long per pixel
-DYNAMIC_BATCH = 4  # "auto" tries per-image execution up to here: more images open nearly all filters together
+DYNAMIC_PART = 4  # "auto" tries per-image execution of parts up to here: more images open nearly all filters together
 TRIALS = 5  # of each mode, for "auto"; the median counts
 
 Array = Any  # of JAX or NumPy
@@ -40,8 +40,9 @@ class Predictor:
 
     dense: all filters, closed ones masked. compact: without the filters that calibration never opened; an
     approximation for images that would open one. specialists: narrower backbones for groups of images (large batches).
-    dynamic: only the open filters of each unit (batches of one). auto: for each batch size, the fastest by measurement
-    of dense, dynamic and, with calibration images, specialists. All but compact are exact.
+    dynamic: only the open filters of each unit, image by image (on accelerators: batches of one). auto: for each batch
+    size, the fastest by measurement of dense, dynamic and, with calibration images, specialists. All but compact are
+    exact.
 
     It may be called from several threads. The first call prepares it; `warm_up` does so ahead.
 
@@ -79,7 +80,7 @@ class Predictor:
         self._data, self._tune, self._calibration = data, tune, None
         self._normalize = jax.jit(lambda images: normalize(images, data))
         self._engines: dict[tuple[int, int], Engine] = {}  # by image size and batch size
-        self._times: dict[int, ConvTimes] = {}
+        self._times: dict[Parts, ConvTimes] = {}
         self._lock = threading.Lock()
         if mode in ("compact", "specialists", "dynamic"):
             check_gated(model)
@@ -110,7 +111,7 @@ class Predictor:
             size = next(size for size in self.batch_sizes if size >= len(batch))
             padded = np.pad(batch, ((0, size - len(batch)), (0, 0), (0, 0), (0, 0)))
             found = self._engine(batch.shape[1], size)(self._normalized(padded), len(batch))
-            outputs.append([np.asarray(array)[: len(batch)] for array in found])
+            outputs.append(list(found))
         logits, gates, scores = (_joined(arrays) for arrays in zip(*outputs, strict=True))
         return Outputs(logits, gates, scores)
 
@@ -173,7 +174,11 @@ class Predictor:
             self.chosen[batch_size] = self.mode
             return self._make_mode(self.mode, image_size, batch_size)
         modes = ["dense"]
-        if self.model.gate_sites and batch_size <= DYNAMIC_BATCH and not is_narrow(self.model):
+        if (
+            self.model.gate_sites
+            and choose_parts(batch_size, image_size, True).size <= DYNAMIC_PART
+            and not is_narrow(self.model)
+        ):
             modes.append("dynamic")
         if self._calibration is not None and self.model.gater is not None:
             modes.append("specialists")
@@ -185,19 +190,18 @@ class Predictor:
 
     def _make_mode(self, mode: str, image_size: int, batch_size: int) -> Engine:
         model, sites = self.model, self.model.gate_sites
-        at_once = batch_size // CONCURRENT if mode == "specialists" else batch_size  # images in a program
-        times = self._conv_times(image_size, at_once) if self._tune else None
+        parts = choose_parts(batch_size, image_size, one_by_one=mode == "dynamic")
+        times = self._times.setdefault(parts, ConvTimes(parts)) if self._tune else None
         if mode == "dense":
-            return _compiled(choose_algorithms(narrow_model(model, everything(sites)), image_size, times))
+            return compiled(choose_algorithms(narrow_model(model, everything(sites)), image_size, times), parts)
         if mode == "dynamic":
-            return _compiled(make_dynamic(model, image_size, times))
+            return compiled(make_dynamic(model, image_size, times), parts)
         backbone_times = times and BackboneTimes(model, image_size, times)
         if mode == "specialists":
-            return Specialists(
-                model, plan_specialists(self._gates, sites, backbone_times, batch_size), image_size, times
-            )
+            plan = plan_specialists(self._gates, sites, backbone_times, batch_size)
+            return Specialists(model, plan, image_size, PartsRunner(parts), times)
         compacted, selection = compact_model(model, self._gates, backbone_times)
-        run = _compiled(choose_algorithms(compacted, image_size, times))
+        run = compiled(choose_algorithms(compacted, image_size, times), parts)
         return lambda images, count: expand(run(images, count), sites, selection)
 
     @functools.cached_property
@@ -207,19 +211,16 @@ class Predictor:
         model = narrow_model(self.model, everything(self.model.gate_sites))  # in evaluation mode
         return run_model(model, self._calibration, self._data if self._calibration.dtype == np.uint8 else None).gates
 
-    def _conv_times(self, image_size: int, batch_size: int) -> ConvTimes:
-        measured = max(min(batch_size, MEASURED_PIXELS // image_size**2), 1)
-        return self._times.setdefault(measured, ConvTimes(measured))
-
 
 def _joined(arrays: Sequence[Array]) -> Array:
     return np.concatenate(arrays)
 
 
-def _compiled(model: GaterNet) -> Engine:
+def compiled(model: GaterNet, parts: Parts) -> Engine:
+    """Runs a model on batches that are cut into parts."""
     graphdef, params, stats = split_model(model)
-    forward = jax.jit(lambda params, stats, images: merge_model(graphdef, params, stats)(images))
-    return lambda images, _: jax.device_get(forward(params, stats, images))
+    forward = jax.jit(lambda params, stats, images, chosen: merge_model(graphdef, params, stats)(images[chosen]))
+    return functools.partial(PartsRunner(parts), functools.partial(forward, params, stats))
 
 
 def _median_seconds(engine: Engine, images: Array) -> float:

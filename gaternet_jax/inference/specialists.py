@@ -3,6 +3,8 @@
     images -> gater -> gates -> each image to the cheapest specialist that has all its open filters
                                 (the whole network, where none has) -> masks for the rest -> logits, in order
 
+Groups are run in parts (inference/parts.py), and padded to few sizes.
+
 Specialists are made once, from the gates of calibration images. Their number, and how rare a filter may be in its
 group before it is left out, are those with the least expected time: measured times of convolutions, batches drawn from
 images that were held out from the grouping.
@@ -12,11 +14,9 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from sklearn.cluster import KMeans
@@ -24,6 +24,7 @@ from sklearn.cluster import KMeans
 from gaternet_jax.errors import UserError
 from gaternet_jax.inference.compact import check_gates
 from gaternet_jax.inference.narrow import check_gated, narrow_model
+from gaternet_jax.inference.parts import PartsRunner
 from gaternet_jax.inference.selection import everything, kept_gates, select
 from gaternet_jax.inference.tuning import ConvTimes, choose_algorithms
 from gaternet_jax.inference.widths import BackboneTimes, count_per_site, fill
@@ -37,7 +38,6 @@ GROUPS = (1, 2, 3, 4, 6, 8, 10, 12, 16)  # numbers of specialists that are tried
 RARE = (0.0, 0.01, 0.03, 0.1)  # a filter open for at most this fraction of its group is left out
 TIERS = (1, 2)  # specialists of one tier have the same widths, hence one compiled program
 DRAWS = 32  # batches of a simulation
-CONCURRENT = 4  # groups that run at once: a small one does not keep all cores busy; more do not help (2 cores)
 CALL_SECONDS = 2e-4  # of starting one more program, about; measured on a CPU
 
 
@@ -54,16 +54,16 @@ class Plan:
     seconds: float
 
 
-def group_sizes(batch_size: int) -> list[int]:
-    """The batch sizes to which groups are padded: few programs, little padding."""
-    sizes = {batch_size, *(size for power in range(12) for size in (2**power, 3 * 2**power))}
-    return sorted(size for size in sizes if size <= batch_size)
+def group_sizes(part_size: int) -> list[int]:
+    """The sizes to which parts of groups are padded: few programs, little padding."""
+    sizes = {part_size, *(size for power in range(12) for size in (2**power, 3 * 2**power))}
+    return sorted(size for size in sizes if size <= part_size)
 
 
-def pad_size(count: np.ndarray | int, batch_size: int) -> np.ndarray:
-    """The next of `group_sizes`; 0 stays 0."""
-    sizes = np.array([0, *group_sizes(batch_size)])
-    return sizes[np.searchsorted(sizes, count)]
+def pad_size(count: np.ndarray | int, part_size: int) -> np.ndarray:
+    """The size of a group with its padding: full parts, and the rest padded to the next of `group_sizes`."""
+    sizes = np.array([0, *group_sizes(part_size)])
+    return count // part_size * part_size + sizes[np.searchsorted(sizes, count % part_size)]
 
 
 def assign(gates: Any, keep: np.ndarray) -> np.ndarray:
@@ -97,6 +97,7 @@ def plan_specialists(
         UserError: no image, or gates of another model.
     """
     check_gates(gates, sites)
+    part_size = times.part_size if times else batch_size
     opened, rng = gates > 0, np.random.default_rng(seed)
     shuffled = opened[rng.permutation(len(opened))]
     fitted, judged = shuffled[::2], shuffled[1::2] if len(shuffled) > 1 else shuffled
@@ -110,7 +111,7 @@ def plan_specialists(
         groups = assign(judged, keep)[batches]  # [draws, batch]
         counts = (groups[..., None] == np.arange(len(keep) + 1)).sum(1)  # [draws, specialists + 1]
         per_image = np.array([*costs, whole])
-        return float((pad_size(counts, batch_size) * per_image + (counts > 0) * call).sum(1).mean())
+        return float((pad_size(counts, part_size) * per_image + (counts > 0) * call).sum(1).mean())
 
     best = Plan(np.zeros((0, len(opened[0])), bool), 1.0)
     for number in (number for number in GROUPS if number <= len(np.unique(fitted, axis=0))):
@@ -143,20 +144,23 @@ class Specialists:
         model: with a global gater, in evaluation mode.
         plan: which specialists.
         image_size: pixels.
+        runner: of the parts of a batch.
         times: algorithms are chosen by these; None: XLA's convolutions.
 
     Raises:
         UserError: the model has no gates, or decides them block by block.
     """
 
-    def __init__(self, model: GaterNet, plan: Plan, image_size: int, times: ConvTimes | None = None):
+    def __init__(
+        self, model: GaterNet, plan: Plan, image_size: int, runner: PartsRunner, times: ConvTimes | None = None
+    ):
         check_global(model)
         sites = model.gate_sites
         whole = choose_algorithms(narrow_model(model, everything(sites)), image_size, times)
         gater, gater_state = nnx.split(whole.gater)
         run_gater = jax.jit(functools.partial(_run_gater, gater))
-        self.gater: Callable[[Any], tuple[Any, Any]] = lambda images: run_gater(gater_state, images)
-        self.plan, self._members = plan, []
+        self.gater: Callable[[Any, Any], tuple[Any, Any]] = functools.partial(run_gater, gater_state)
+        self.plan, self._runner, self._members = plan, runner, []
         programs: dict[nnx.GraphDef, Callable] = {}  # specialists of one structure share theirs
         for keep in [*plan.keep, None]:
             selection = everything(sites) if keep is None else select(sites, keep, np.ones_like(keep))
@@ -164,24 +168,23 @@ class Specialists:
             graphdef, params, stats = _split(member.backbone)
             run = programs.setdefault(graphdef, jax.jit(functools.partial(_run_backbone, graphdef)))
             self._members.append((kept_gates(sites, selection), functools.partial(run, params, stats)))
-        self._threads = ThreadPoolExecutor(CONCURRENT, "specialists")
 
-    def __call__(self, images: jax.Array, count: int | None = None) -> Outputs:
+    def __call__(self, images: jax.Array, count: int) -> Outputs:
         """Outputs, arrays of NumPy, for the first `count` images [B, H, W, C]; the others are padding."""
-        batch_size, count = len(images), len(images) if count is None else count
-        gates, scores = jax.device_get(self.gater(images))
-        groups = assign(gates[:count], self.plan.keep)
+        gates, scores = self._runner(self.gater, images, count)
+        groups, size = assign(gates, self.plan.keep), self._runner.parts.size
 
-        def run(member: int) -> tuple[np.ndarray, np.ndarray]:
-            chosen = np.flatnonzero(groups == member)
-            padded = np.resize(chosen, pad_size(len(chosen), batch_size))
+        def run(part: tuple[int, np.ndarray]) -> np.ndarray:
+            member, chosen = part
+            padded = np.resize(chosen, pad_size(len(chosen), size))
             columns, backbone = self._members[member]
-            return chosen, np.asarray(backbone(images, padded, gates[padded][:, columns]))[: len(chosen)]
+            return np.asarray(backbone(images, padded, gates[padded][:, columns]))[: len(chosen)]
 
-        found = list(self._threads.map(run, np.unique(groups)))
-        logits = np.zeros((batch_size, found[0][1].shape[1]), np.float32)
-        for chosen, of_group in found:
-            logits[chosen] = of_group
+        members = [(member, np.flatnonzero(groups == member)) for member in np.unique(groups)]
+        parts = [(member, of[start : start + size]) for member, of in members for start in range(0, len(of), size)]
+        found = self._runner.map(run, parts)
+        logits = np.zeros((count, found[0].shape[1]), np.float32)
+        logits[np.concatenate([chosen for _, chosen in parts])] = np.concatenate(found)
         arrays: list[Any] = [logits, gates, scores]
         return Outputs(*arrays)
 
@@ -201,11 +204,11 @@ def _split(backbone: Backbone) -> tuple[nnx.GraphDef, Tree, Tree]:
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
 
 
-def _run_gater(graphdef, state, images):
-    scores = nnx.merge(graphdef, state)(images)
+def _run_gater(graphdef, state, images, chosen):
+    scores = nnx.merge(graphdef, state)(images[chosen])
     return binary_gates(scores), scores
 
 
 def _run_backbone(graphdef, params, stats, images, chosen, gates):
     backbone = nnx.merge(graphdef, params, stats)
-    return backbone(images[jnp.asarray(chosen)], gates)
+    return backbone(images[chosen], gates)

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from gaternet_jax.inference.parts import Parts
 from gaternet_jax.models.convolution import PACKED, convolution, only
 from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.models.layers import Conv, add_into
@@ -74,15 +76,15 @@ class ConvTimes:
     """Measures convolutions, each once.
 
     Args:
-        batch_size: images per call.
+        parts: how batches are cut: a part is measured, so many at once.
     """
 
-    def __init__(self, batch_size: int):
-        self.batch_size = batch_size
+    def __init__(self, parts: Parts):
+        self.parts = parts
         self._measured: dict[ConvShape, tuple[float, str]] = {}
 
     def seconds(self, shape: ConvShape) -> float:
-        """Of one call, with the best algorithm."""
+        """Of one part, with the best algorithm."""
         return self._best(shape)[0]
 
     def algorithm(self, shape: ConvShape) -> str:
@@ -100,12 +102,62 @@ class ConvTimes:
         runs = [functools.partial(_convolve, shape, algorithm) for algorithm in algorithms]
         size = (shape.kernel, shape.kernel, shape.in_channels, shape.out_channels)
         kernel = jnp.asarray(np.random.default_rng(0).normal(size=size), shape.dtype)
-        maps = (self.batch_size, shape.outputs, shape.outputs, shape.onto or shape.out_channels)
-        return measure(runs, jnp.ones(self.inputs(shape), shape.dtype), jnp.zeros(maps, shape.dtype), kernel)
+        maps = (self.parts.size, shape.outputs, shape.outputs, shape.onto or shape.out_channels)
+        return self.measure(runs, jnp.ones(self.inputs(shape), shape.dtype), jnp.zeros(maps, shape.dtype), kernel)
+
+    def measure(
+        self, runs: list[Callable[..., jax.Array]], x: jax.Array, onto: jax.Array, *arguments: Any
+    ) -> list[float]:
+        """Seconds that functions of (x, onto, *arguments), maps [B, H, W, C], take within a larger program.
+
+        As many threads run each function as parts run at once, and share the time: what uses all cores well when it is
+        alone may be worse then. The functions take turns, so that another program's work hits all alike. A run gets the
+        result of the run before as `onto`, as a block gets the stream, which may be added to in place. What else it
+        gets depends on that, or XLA would leave out a part of the work, or do it once for all runs (of weights, only
+        small ones are changed so).
+        """
+
+        at_once, programs = self.parts.at_once, [_repeated(run) for run in runs]
+
+        def seconds(program: Callable, times: int) -> float:
+            start = time.perf_counter()
+            program(times, x, onto, arguments).block_until_ready()
+            return (time.perf_counter() - start) / times
+
+        for program in programs:
+            seconds(program, 1)  # compiles
+        times = max(int(MEASURE_SECONDS / seconds(programs[0], 1)), 1)
+        with ThreadPoolExecutor(at_once, "measure") as threads:
+
+            def shared(program: Callable) -> float:
+                if at_once == 1:
+                    return seconds(program, times)  # here: another thread takes its time to wake up
+                return sum(threads.map(seconds, [program] * at_once, [times] * at_once)) / at_once**2
+
+            rounds = [[shared(program) for program in programs] for _ in range(REPEATS)]
+        return [min(of_run) for of_run in zip(*rounds, strict=True)]
 
     def inputs(self, shape: ConvShape) -> tuple[int, ...]:
         """Shape of the input maps of a convolution."""
-        return self.batch_size, shape.height, shape.height, shape.in_channels
+        return self.parts.size, shape.height, shape.height, shape.in_channels
+
+
+def _repeated(run: Callable[..., jax.Array]) -> Callable:
+    """A program that runs a function so many times, one after the other."""
+
+    @jax.jit
+    def repeat(times, x, onto, arguments):
+        def body(_, onto):
+            little = onto[0, 0, 0, 0] * 1e-9
+
+            def after(array: jax.Array) -> jax.Array:
+                return array + little.astype(array.dtype) if array.size <= SMALL else array
+
+            return run(x + little.astype(x.dtype), onto, *jax.tree.map(after, arguments))
+
+        return jax.lax.fori_loop(0, times, body, onto)
+
+    return repeat
 
 
 def _convolve(shape: ConvShape, algorithm: str, x: jax.Array, onto: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -114,41 +166,6 @@ def _convolve(shape: ConvShape, algorithm: str, x: jax.Array, onto: jax.Array, k
         return y
     whole = shape.out_channels == shape.onto
     return add_into(onto, y, None if whole else jnp.arange(shape.out_channels) * shape.onto // shape.out_channels)
-
-
-def measure(runs: list[Callable[..., jax.Array]], x: jax.Array, onto: jax.Array, *arguments: Any) -> list[float]:
-    """Seconds that each of some functions of (x, onto, *arguments) takes within a larger program; maps [B, H, W, C].
-
-    All in turn, so that another program's work hits all alike. A run gets the result of the run before as `onto`, as a
-    block gets the stream, which may be added to in place. What else it gets depends on that, or XLA would leave out a
-    part of the work, or do it once for all runs (of weights, only small ones are changed so).
-    """
-
-    def repeated(run: Callable[..., jax.Array]) -> Callable[[int], float]:
-        @jax.jit
-        def repeat(times, x, onto, arguments):
-            def body(_, onto):
-                little = onto[0, 0, 0, 0] * 1e-9
-
-                def after(array: jax.Array) -> jax.Array:
-                    return array + little.astype(array.dtype) if array.size <= SMALL else array
-
-                return run(x + little.astype(x.dtype), onto, *jax.tree.map(after, arguments))
-
-            return jax.lax.fori_loop(0, times, body, onto)
-
-        def seconds(times: int) -> float:
-            start = time.perf_counter()
-            repeat(times, x, onto, arguments).block_until_ready()
-            return (time.perf_counter() - start) / times
-
-        seconds(1)  # compiles
-        return seconds
-
-    timed = [repeated(run) for run in runs]
-    times = max(int(MEASURE_SECONDS / timed[0](1)), 1)
-    rounds = [[seconds(times) for seconds in timed] for _ in range(REPEATS)]
-    return [min(of_run) for of_run in zip(*rounds, strict=True)]
 
 
 def conv_shapes(model: GaterNet, image_size: int) -> dict[str, ConvShape]:

@@ -18,6 +18,9 @@ class BackboneTimes:
         model: with gates.
         image_size: pixels.
         times: of convolutions.
+
+    Attributes:
+        part_size: images that run together.
     """
 
     def __init__(self, model: GaterNet, image_size: int, times: ConvTimes):
@@ -38,10 +41,11 @@ class BackboneTimes:
             for i in range(len(self._sites))
         ]
         self._sizes = np.array([site.size for site in self._sites])
+        self.part_size = times.parts.size
 
     def seconds(self, widths: np.ndarray) -> float:
         """Of the convolutions of one image, with so many filters in each gated one, int [sites]."""
-        return sum(self._seconds(conv, widths) for conv in range(len(self._shapes))) / self._times.batch_size
+        return sum(self._seconds(conv, widths) for conv in range(len(self._shapes))) / self.part_size
 
     def _seconds(self, conv: int, widths: np.ndarray) -> float:
         shape, own, inputs = self._shapes[conv], self._own[conv], self._inputs[conv]

@@ -18,10 +18,13 @@ from gaternet_jax.errors import UserError
 from gaternet_jax.inference.calibration import read_split, run_model
 from gaternet_jax.inference.compact import compact_model, departures, describe_compaction, save_compacted
 from gaternet_jax.inference.narrow import check_gated
+from gaternet_jax.inference.parts import choose_parts
 from gaternet_jax.inference.tuning import ConvTimes
 from gaternet_jax.inference.widths import BackboneTimes
 from gaternet_jax.tools.predict import positive
 from gaternet_jax.workdir import load_config, load_labels
+
+BATCH_SIZE = 64  # that widths are measured for
 
 
 def compact(
@@ -53,7 +56,11 @@ def compact(
     print(f"Calibrating on {images:,} images of {data.name}/{data.train_split} ...", flush=True)
     seen, _ = read_split(config, data.train_split, images)
     gates = run_model(model, seen, data).gates
-    times = BackboneTimes(model, data.image_size, ConvTimes(16)) if measured else None
+    times = (
+        BackboneTimes(model, data.image_size, ConvTimes(choose_parts(BATCH_SIZE, data.image_size)))
+        if measured
+        else None
+    )
     compacted, selection = compact_model(model, gates, times)
     print(f"Comparing on {data.name}/{data.eval_split} ...", flush=True)
     unseen, labels = read_split(config, data.eval_split, held_out)

@@ -98,8 +98,7 @@ def test_every_mode_gives_the_logits_of_the_masked_model(family, gating):
     assert 0 < run_model(model, images).gates.mean() < 1
     assert len(np.unique(run_model(model, images).gates, axis=0)) == 3  # the gater was engineered well
     for mode in ("dense", "compact", "specialists", "dynamic"):
-        size = 1 if mode == "dynamic" else 4
-        assert differing(model, mode, images, calibration, batch_sizes=(size,)).max() <= 1e-4, mode
+        assert differing(model, mode, images, calibration, batch_sizes=(4,)).max() <= 1e-4, mode
 
 
 @pytest.mark.parametrize(
@@ -136,14 +135,13 @@ def test_batches_of_any_size_come_back_in_order(mode):
 def test_whatever_is_measured_the_logits_are_the_same(mode, monkeypatch):
     """All algorithms, widths and ways that measurements could choose; here by chance."""
     rng = np.random.default_rng(MODES.index(mode))
-    for module in (tuning, dynamic):
-        monkeypatch.setattr(module, "measure", lambda runs, *_: list(rng.uniform(1, 2, len(runs))))
+    monkeypatch.setattr(tuning.ConvTimes, "measure", lambda _, runs, *__: list(rng.uniform(1, 2, len(runs))))
     chosen = set()
     monkeypatch.setattr(layers, "convolution", lambda *args: chosen.add(args[-1]) or convolution(*args))
     monkeypatch.setattr(dynamic, "convolution", layers.convolution)
     model = engineered(random_patterns(engineered(**MIXED), 0.3), **MIXED)
     calibration, images = images_of(np.arange(64) % KINDS, seed=1), images_of([0, 3, 1], seed=2)
-    predictor = Predictor(model, mode, calibration, batch_sizes=(1 if mode == "dynamic" else 4,))
+    predictor = Predictor(model, mode, calibration, batch_sizes=(4,))
     outputs, wanted = predictor(images), run_model(model, images)
     np.testing.assert_array_equal(outputs.gates, wanted.gates)
     np.testing.assert_allclose(outputs.logits, wanted.logits, atol=1e-4)

@@ -3,11 +3,13 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 
+import jax
 import numpy as np
 import pytest
 
 from gaternet_jax.errors import UserError
 from gaternet_jax.inference import Predictor
+from gaternet_jax.inference.parts import Parts, PartsRunner, choose_parts
 from gaternet_jax.inference.selection import everything, from_json, to_json
 from gaternet_jax.inference.specialists import assign, group_sizes, pad_size, plan_specialists
 from tests.helpers import digits_config, model_config, random_model
@@ -82,7 +84,32 @@ def test_images_go_to_the_cheapest_specialist_that_covers_them():
 
 def test_groups_are_padded_to_few_sizes():
     assert group_sizes(20) == [1, 2, 3, 4, 6, 8, 12, 16, 20]
-    np.testing.assert_array_equal(pad_size(np.array([0, 1, 5, 9, 17]), 20), [0, 1, 6, 12, 20])
+    np.testing.assert_array_equal(pad_size(np.array([0, 1, 5, 9, 17, 20, 21, 65]), 20), [0, 1, 6, 12, 20, 20, 21, 66])
+
+
+@pytest.mark.parametrize(("backend", "cores"), [("cpu", 2), ("cpu", 64), ("gpu", 16)])
+def test_a_batch_is_cut_for_the_machine(monkeypatch, backend, cores):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    cut = {
+        ("cpu", 2): [Parts(1, 1), Parts(2, 2), Parts(8, 4), Parts(1, 4), Parts(1, 4)],
+        ("cpu", 64): [Parts(1, 1), Parts(1, 3), Parts(1, 64), Parts(1, 64), Parts(1, 64)],
+        ("gpu", 16): [Parts(1, 1), Parts(3, 1), Parts(64, 1), Parts(64, 1), Parts(64, 1)],
+    }
+    found = [choose_parts(1, 32), choose_parts(3, 32), choose_parts(64, 32), choose_parts(64, 224)]
+    assert [*found, choose_parts(64, 32, one_by_one=True)] == cut[backend, cores]
+
+
+@pytest.mark.parametrize("parts", [Parts(4, 1), Parts(4, 3), Parts(11, 1)])
+def test_parts_are_put_together_in_order_without_the_padding(parts):
+    images, sizes = np.arange(12.0), []
+
+    def run(images, chosen):
+        sizes.append(len(chosen))
+        return {"twice": 2 * images[chosen]}
+
+    np.testing.assert_array_equal(PartsRunner(parts)(run, images, 10)["twice"], 2 * images[:10])
+    assert set(sizes) == {parts.size}
 
 
 def test_clustered_gates_get_specialists_and_random_ones_few(model):
