@@ -69,7 +69,7 @@ def masked(model: GaterNet) -> Callable:
 def in_parts(model: GaterNet, parts: Parts) -> Callable:
     """As `Predictor` runs a model."""
     engine = compiled(model, parts)
-    return lambda images: engine(jnp.asarray(images), len(images))
+    return lambda images: engine(images, len(images))
 
 
 def pytorch(model: GaterNet) -> Runs:
@@ -145,7 +145,7 @@ def clustered(model: GaterNet, patterns: np.ndarray, image_size: int, batch_size
         return gates, gates
 
     specialists.gater = gater_then_patterns
-    return lambda images: specialists(jnp.asarray(images), len(images))
+    return lambda images: specialists(jax.device_put(images), len(images))
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ are applied as masks: right for every batch, and made for batches of one, into w
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,24 +37,46 @@ def _same(maps: jax.Array) -> jax.Array:
     return maps
 
 
-class OpenFilters(NamedTuple):
-    """The gates of one convolution in a pass.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class OpenFilters:
+    """The gates of one site in a pass, within tables of all sites of its size: a branch of `lax.switch` takes what it
+    needs from these, where slices for every site would be operations of their own.
 
     Attributes:
-        gates: [B, filters].
-        order: all filters, those first that are open for any image, int32 [filters].
-        number: how many those are, int32 [].
+        all_gates: [B, G].
+        orders: for each site all filters, those first that are open for any image, int32 [sites, filters].
+        numbers: how many those are, int32 [sites].
+        offset: where the site's gates begin.
+        row: of the site.
     """
 
-    gates: jax.Array
-    order: jax.Array
-    number: jax.Array
+    all_gates: jax.Array
+    orders: jax.Array
+    numbers: jax.Array
+    offset: int = dataclasses.field(default=0, metadata=dict(static=True))
+    row: int = dataclasses.field(default=0, metadata=dict(static=True))
+
+    @property
+    def gates(self) -> jax.Array:
+        """[B, filters]."""
+        return self.all_gates[:, self.offset : self.offset + self.orders.shape[1]]
+
+    @property
+    def order(self) -> jax.Array:
+        """int32 [filters]."""
+        return self.orders[self.row]
+
+    @property
+    def number(self) -> jax.Array:
+        """int32 []."""
+        return self.numbers[self.row]
 
     def of(self, filters: jax.Array | None) -> jax.Array:
         """Gates, 0 or 1, of all filters (None) or of the first ones in their order, [B, filters]."""
         if filters is None:
             return self.gates
-        if len(self.gates) == 1:  # those that are open come first; this needs no gathering
+        if len(self.all_gates) == 1:  # those that are open come first; this needs no gathering
             return (jnp.arange(filters.size) < self.number)[None]
         return self.gates[:, filters]
 
@@ -138,15 +160,33 @@ class Chain(nnx.Module):
 
 
 def _open_filters(gates: Gates, site: GateSite, alike: tuple[int, ...]) -> OpenFilters:
-    """Of a site. Every chain asks for the same sort of all sites of one size: XLA does it once."""
+    """Of a site. Every chain asks for the orders of all sites of one size: XLA finds them once."""
     assert gates is not None
     if isinstance(gates, LocalGates):
         of_site = gates.of(site)
-        closed = (of_site <= 0).all(0)
-        return OpenFilters(of_site, jnp.argsort(closed, stable=True), (~closed).sum())
-    closed = (gates <= 0).all(0)[np.add.outer(alike, np.arange(site.size))]  # [sites, filters]
-    orders, counts, row = jnp.argsort(closed, axis=1, stable=True), (~closed).sum(1), alike.index(site.offset)
-    return OpenFilters(gates[:, site.gates], orders[row], counts[row])
+        return OpenFilters(of_site, *open_first((of_site > 0).any(0)[None]))
+    opened = (gates > 0).any(0)[np.add.outer(alike, np.arange(site.size))]  # [sites, filters]
+    return OpenFilters(gates, *open_first(opened), site.offset, alike.index(site.offset))
+
+
+def open_first(opened: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The filters of each site, those first that are open, else in order.
+
+    Counts by a product and scatters: a sort by two keys takes XLA ten times as long, and so do its cumulative sums.
+
+    Args:
+        opened: bool [sites, filters].
+
+    Returns:
+        int32 [sites, filters]; how many are open, int32 [sites].
+    """
+    sites, filters = opened.shape
+    numbers = opened.sum(1, dtype=jnp.int32)
+    before = opened.astype(jnp.float32) @ jnp.triu(jnp.ones((filters, filters), jnp.float32), 1)  # open ones
+    before, index = before.astype(jnp.int32), jnp.arange(filters)[None]
+    places = jnp.where(opened, before, numbers[:, None] + index - before)
+    orders = jnp.zeros((sites, filters), jnp.int32).at[jnp.arange(sites)[:, None], places]
+    return orders.set(index, unique_indices=True, mode="promise_in_bounds"), numbers
 
 
 class DynamicBlock(nnx.Module):
@@ -267,7 +307,7 @@ def _choose_ways(chain: Chain, shapes: tuple[ConvShape, ...], times: ConvTimes) 
 
 def _all_open(chain: Chain, x: jax.Array) -> list[OpenFilters | None]:
     return [
-        site and OpenFilters(jnp.ones((x.shape[0], site.size)), jnp.arange(site.size), jnp.array(site.size))
+        site and OpenFilters(jnp.ones((x.shape[0], site.size)), *open_first(jnp.ones((1, site.size), bool)))
         for site in chain.sites
     ]
 

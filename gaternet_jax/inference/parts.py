@@ -13,10 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-PART_PIXELS = (
-    8 * 32 * 32
-)  # of all images of a part, at most; assumed from measurements on two cores with 1 MiB of L2 each
-PER_CORE = 2  # parts that run at once: while one waits for a thread of its own another goes on
+PART_PIXELS = 8 * 32 * 32  # of all images of a part, at most; as measured on two cores with 1 MiB of level-2 cache each
+PER_CORE = 2  # parts that run at once: while one waits, another goes on
 
 Array = Any  # of JAX or NumPy
 
@@ -64,8 +62,13 @@ class PartsRunner:
         """The arrays that `run(images, chosen)` gives, chosen being indices, of the first `count` images."""
         size = self.parts.size
         chosen = [np.minimum(np.arange(start, start + size), count - 1) for start in range(0, count, size)]
-        found = self.map(lambda part: jax.device_get(run(images, part)), chosen)
-        return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:count], *found)
+        if len(chosen) > 1:
+            images = jax.device_put(images)  # once, not with every part
+
+        def run_part(part: np.ndarray) -> Any:  # jax.device_get takes 0.2 ms longer
+            return jax.tree.map(np.asarray, run(images, part))
+
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:count], *self.map(run_part, chosen))
 
     def map(self, function: Callable, arguments: Iterable[Any]) -> list[Any]:
         """As the built-in, so many at once."""

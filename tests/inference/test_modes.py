@@ -148,6 +148,14 @@ def test_whatever_is_measured_the_logits_are_the_same(mode, monkeypatch):
     assert len(chosen) > 2, "the model has convolutions for several algorithms"
 
 
+@pytest.mark.parametrize("filters", [1, 5, 64])
+def test_open_filters_come_first_and_else_in_order(filters):
+    opened = np.random.default_rng(0).random((4, filters)) < np.array([[0], [0.3], [0.7], [1]])
+    orders, numbers = dynamic.open_first(jnp.asarray(opened))
+    np.testing.assert_array_equal(orders, np.argsort(~opened, axis=1, kind="stable"))
+    np.testing.assert_array_equal(numbers, opened.sum(1))
+
+
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 def test_any_pattern_of_gates(seed):
     """Backbones get gates that no gater gives: random ones, all closed, all open, one filter alone."""
