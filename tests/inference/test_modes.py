@@ -148,6 +148,12 @@ def test_whatever_is_measured_the_logits_are_the_same(mode, monkeypatch):
     assert len(chosen) > 2, "the model has convolutions for several algorithms"
 
 
+def test_parts_of_kernels_are_those_that_indices_take():
+    kernel, some = jax.random.normal(jax.random.key(0), (3, 2, 5, 7)), jnp.array([3, 0, 4])
+    np.testing.assert_array_equal(dynamic.take_inputs(kernel, some), kernel[:, :, some])
+    np.testing.assert_array_equal(dynamic.take_outputs(kernel, some), kernel[..., some])
+
+
 @pytest.mark.parametrize("filters", [1, 5, 64])
 def test_open_filters_come_first_and_else_in_order(filters):
     opened = np.random.default_rng(0).random((4, filters)) < np.array([[0], [0.3], [0.7], [1]])
