@@ -13,18 +13,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from gaternet_jax.errors import UserError
 from gaternet_jax.inference.narrow import check_gated, is_narrow, narrow_model
+from gaternet_jax.inference.open_filters import OpenFilters, find_open, open_first, take_inputs, take_outputs
 from gaternet_jax.inference.selection import everything, round_up
 from gaternet_jax.inference.tuning import ConvShape, ConvTimes, choose_algorithms, conv_shapes
 from gaternet_jax.models.blocks import ResidualBlock, decide_locally
 from gaternet_jax.models.convolution import convolution, only
 from gaternet_jax.models.densenet import DenseLayer
 from gaternet_jax.models.gaternet import GaterNet
-from gaternet_jax.models.gates import Gates, GateSite, LocalGates
+from gaternet_jax.models.gates import Gates, GateSite
 from gaternet_jax.models.layers import Conv, add_into
 from gaternet_jax.models.shake_shake import Branch
 
@@ -35,50 +35,6 @@ Way = tuple[tuple[int, str], ...]  # filters and algorithm of each convolution
 
 def _same(maps: jax.Array) -> jax.Array:
     return maps
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class OpenFilters:
-    """The gates of one site in a pass, within tables of all sites of its size: a branch of `lax.switch` takes what it
-    needs from these, where slices for every site would be operations of their own.
-
-    Attributes:
-        all_gates: [B, G].
-        orders: for each site all filters, those first that are open for any image, int32 [sites, filters].
-        numbers: how many those are, int32 [sites].
-        offset: where the site's gates begin.
-        row: of the site.
-    """
-
-    all_gates: jax.Array
-    orders: jax.Array
-    numbers: jax.Array
-    offset: int = dataclasses.field(default=0, metadata=dict(static=True))
-    row: int = dataclasses.field(default=0, metadata=dict(static=True))
-
-    @property
-    def gates(self) -> jax.Array:
-        """[B, filters]."""
-        return self.all_gates[:, self.offset : self.offset + self.orders.shape[1]]
-
-    @property
-    def order(self) -> jax.Array:
-        """int32 [filters]."""
-        return self.orders[self.row]
-
-    @property
-    def number(self) -> jax.Array:
-        """int32 []."""
-        return self.numbers[self.row]
-
-    def of(self, filters: jax.Array | None) -> jax.Array:
-        """Gates, 0 or 1, of all filters (None) or of the first ones in their order, [B, filters]."""
-        if filters is None:
-            return self.gates
-        if len(self.all_gates) == 1:  # those that are open come first; this needs no gathering
-            return (jnp.arange(filters.size) < self.number)[None]
-        return self.gates[:, filters]
 
 
 class Chain(nnx.Module):
@@ -93,7 +49,7 @@ class Chain(nnx.Module):
 
     Attributes:
         ways: for each narrow way to run, the fastest first, the filters of each convolution and its algorithm.
-        alike: for each site, where the gates of all sites of its size begin: they are sorted together.
+        alike: for each site, where the gates of all sites of its size begin: their filters are ordered together.
     """
 
     def __init__(
@@ -115,7 +71,7 @@ class Chain(nnx.Module):
 
     def __call__(self, x: jax.Array, onto: jax.Array, gates: Gates) -> jax.Array:
         opened = [
-            None if site is None else _open_filters(gates, site, alike)
+            None if site is None else find_open(gates, site, alike)
             for site, alike in zip(self.sites, self.alike, strict=True)
         ]
         # The fastest way that is wide enough for all; chosen by scalars, which take no kernel of their own.
@@ -157,50 +113,6 @@ class Chain(nnx.Module):
             if of_site is not None:
                 x = x * of_site.gates[:, None, None].astype(x.dtype)
         return self.finish(onto + x)
-
-
-def take_inputs(kernel: jax.Array, channels: jax.Array) -> jax.Array:
-    """kernel[:, :, channels], as a gather of rows: that of four dimensions took XLA twice as long."""
-    height, width, inputs, filters = kernel.shape
-    rows = jnp.arange(height * width)[:, None] * inputs + channels[None]
-    taken = kernel.reshape(-1, filters).at[rows.ravel()].get(mode="promise_in_bounds")
-    return taken.reshape(height, width, channels.size, filters)
-
-
-def take_outputs(kernel: jax.Array, filters: jax.Array) -> jax.Array:
-    """kernel[..., filters], as a gather of columns; see `take_inputs`."""
-    taken = kernel.reshape(-1, kernel.shape[-1]).at[:, filters].get(mode="promise_in_bounds")
-    return taken.reshape(*kernel.shape[:-1], filters.size)
-
-
-def _open_filters(gates: Gates, site: GateSite, alike: tuple[int, ...]) -> OpenFilters:
-    """Of a site. Every chain asks for the orders of all sites of one size: XLA finds them once."""
-    assert gates is not None
-    if isinstance(gates, LocalGates):
-        of_site = gates.of(site)
-        return OpenFilters(of_site, *open_first((of_site > 0).any(0)[None]))
-    opened = (gates > 0).any(0)[np.add.outer(alike, np.arange(site.size))]  # [sites, filters]
-    return OpenFilters(gates, *open_first(opened), site.offset, alike.index(site.offset))
-
-
-def open_first(opened: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The filters of each site, those first that are open, else in order.
-
-    Counts by a product and scatters: a sort by two keys takes XLA ten times as long, and so do its cumulative sums.
-
-    Args:
-        opened: bool [sites, filters].
-
-    Returns:
-        int32 [sites, filters]; how many are open, int32 [sites].
-    """
-    sites, filters = opened.shape
-    numbers = opened.sum(1, dtype=jnp.int32)
-    before = opened.astype(jnp.float32) @ jnp.triu(jnp.ones((filters, filters), jnp.float32), 1)  # open ones
-    before, index = before.astype(jnp.int32), jnp.arange(filters)[None]
-    places = jnp.where(opened, before, numbers[:, None] + index - before)
-    orders = jnp.zeros((sites, filters), jnp.int32).at[jnp.arange(sites)[:, None], places]
-    return orders.set(index, unique_indices=True, mode="promise_in_bounds"), numbers
 
 
 class DynamicBlock(nnx.Module):

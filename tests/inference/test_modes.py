@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from gaternet_jax.errors import UserError
-from gaternet_jax.inference import Predictor, dynamic, tuning
+from gaternet_jax.inference import Predictor, dynamic, open_filters, tuning
 from gaternet_jax.inference.calibration import run_model
 from gaternet_jax.inference.predictor import MODES
 from gaternet_jax.models import layers
@@ -150,14 +150,14 @@ def test_whatever_is_measured_the_logits_are_the_same(mode, monkeypatch):
 
 def test_parts_of_kernels_are_those_that_indices_take():
     kernel, some = jax.random.normal(jax.random.key(0), (3, 2, 5, 7)), jnp.array([3, 0, 4])
-    np.testing.assert_array_equal(dynamic.take_inputs(kernel, some), kernel[:, :, some])
-    np.testing.assert_array_equal(dynamic.take_outputs(kernel, some), kernel[..., some])
+    np.testing.assert_array_equal(open_filters.take_inputs(kernel, some), kernel[:, :, some])
+    np.testing.assert_array_equal(open_filters.take_outputs(kernel, some), kernel[..., some])
 
 
 @pytest.mark.parametrize("filters", [1, 5, 64])
 def test_open_filters_come_first_and_else_in_order(filters):
     opened = np.random.default_rng(0).random((4, filters)) < np.array([[0], [0.3], [0.7], [1]])
-    orders, numbers = dynamic.open_first(jnp.asarray(opened))
+    orders, numbers = open_filters.open_first(jnp.asarray(opened))
     np.testing.assert_array_equal(orders, np.argsort(~opened, axis=1, kind="stable"))
     np.testing.assert_array_equal(numbers, opened.sum(1))
 
