@@ -28,8 +28,7 @@ from gaternet_jax.inference.parts import PartsRunner
 from gaternet_jax.inference.selection import everything, kept_gates, select
 from gaternet_jax.inference.tuning import ConvTimes, choose_algorithms
 from gaternet_jax.inference.widths import BackboneTimes, count_per_site, fill
-from gaternet_jax.models.backbone import Backbone
-from gaternet_jax.models.functional import Tree
+from gaternet_jax.models.functional import split_model
 from gaternet_jax.models.gaternet import GaterNet, Outputs
 from gaternet_jax.models.gates import GateSite
 from gaternet_jax.models.semhash import binary_gates
@@ -165,7 +164,7 @@ class Specialists:
         for keep in [*plan.keep, None]:
             selection = everything(sites) if keep is None else select(sites, keep, np.ones_like(keep))
             member = whole if keep is None else choose_algorithms(narrow_model(model, selection), image_size, times)
-            graphdef, params, stats = _split(member.backbone)
+            graphdef, params, stats = split_model(member.backbone)
             run = programs.setdefault(graphdef, jax.jit(functools.partial(_run_backbone, graphdef)))
             self._members.append((kept_gates(sites, selection), functools.partial(run, params, stats)))
 
@@ -197,11 +196,6 @@ def check_global(model: GaterNet) -> None:
             "specialists need all gates before the backbone runs, but this model decides them block by block "
             "(model.gater.scope=local); use mode 'dynamic' or 'dense'"
         )
-
-
-def _split(backbone: Backbone) -> tuple[nnx.GraphDef, Tree, Tree]:
-    graphdef, params, stats = nnx.split(backbone, nnx.Param, nnx.BatchStat)
-    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
 
 
 def _run_gater(graphdef, state, images, chosen):

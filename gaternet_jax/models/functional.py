@@ -9,10 +9,10 @@ from gaternet_jax.models.gaternet import GaterNet
 Tree = Any  # nested dicts of arrays, keyed by the names of submodules
 
 
-def split_model(model: GaterNet) -> tuple[nnx.GraphDef, Tree, Tree]:
-    """Splits a model into its structure (which includes training or evaluation mode), parameters and statistics.
+def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, Tree, Tree]:
+    """Splits a model, or a part of one: structure (and training or evaluation mode), parameters, statistics.
 
-    `merge_model` is the inverse.
+    `merge_model` is the inverse for whole models.
     """
     graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
