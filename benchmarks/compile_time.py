@@ -20,7 +20,7 @@ from gaternet_jax.models.macs import MacCounter
 from gaternet_jax.optimizer import make_optimizer
 from gaternet_jax.parallel import make_mesh, replicated, split_by_batch
 from gaternet_jax.state import init_state
-from gaternet_jax.step import make_train_step
+from gaternet_jax.step import jit_step, make_train_step
 
 
 def measure(name: str) -> dict[str, float]:
@@ -35,7 +35,9 @@ def measure(name: str) -> dict[str, float]:
     state = jax.device_put(init_state(params, stats, optimizer), replicated(mesh))
     batch, key = jax.device_put(images(128), split_by_batch(mesh)), jax.random.key(0)
     marks.append(time.perf_counter())
-    lowered = make_train_step(graphdef, optimizer, lambda _: 0.1, gate_loss, config, mesh).lower(state, batch, key)
+    lowered = jit_step(make_train_step(graphdef, optimizer, lambda _: 0.1, gate_loss, config), mesh).lower(
+        state, batch, key
+    )
     marks.append(time.perf_counter())
     step = lowered.compile()
     marks.append(time.perf_counter())

@@ -43,10 +43,10 @@ from gaternet_jax.models.build import build_model
 from gaternet_jax.models.functional import split_model
 from gaternet_jax.models.macs import MacCounter
 from gaternet_jax.optimizer import make_optimizer
-from gaternet_jax.parallel import make_mesh, replicate, replicated, stop_flags, to_devices
+from gaternet_jax.parallel import make_mesh, replicate, replicated, split_by_batch, stop_flags, to_devices
 from gaternet_jax.progress import progress_bar
 from gaternet_jax.state import init_state
-from gaternet_jax.step import make_train_step
+from gaternet_jax.step import jit_step, make_train_step
 from gaternet_jax.tools.predict import positive
 
 ROOT = Path(__file__).parents[1]
@@ -89,9 +89,9 @@ def work(backbone: str, batch: int, layout: tuple[int, int], index: int, port: i
     graphdef, params, stats = split_model(model)
     state = replicate(init_state(params, stats, optimizer), mesh)
     key = jax.jit(lambda: jax.random.key(0), out_shardings=replicated(mesh))()
-    step = make_train_step(graphdef, optimizer, lambda _: 0.1, gate_loss, config, mesh)
+    step = jit_step(make_train_step(graphdef, optimizer, lambda _: 0.1, gate_loss, config), mesh)
     flag = {"stop": stop_flags(mesh)[0]}
-    batches = to_devices(itertools.repeat(images(batch // processes)), mesh, ahead=0)
+    batches = to_devices(itertools.repeat(images(batch // processes)), split_by_batch(mesh), ahead=0)
     step = step.lower(state, next(batches) | flag, key).compile()
     text = step.as_text()
     assert text is not None

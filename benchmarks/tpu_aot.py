@@ -41,7 +41,7 @@ from gaternet_jax.optimizer import learning_rate_schedule, make_optimizer
 from gaternet_jax.parallel import make_mesh
 from gaternet_jax.progress import progress_bar
 from gaternet_jax.state import init_state
-from gaternet_jax.step import make_train_step
+from gaternet_jax.step import jit_step, make_train_step
 
 TRAIN_IMAGES = 1_281_167  # of ImageNet; only the learning rate's schedule depends on it
 PURPOSES = ("gradient", "batchnorm", "metric", "other")
@@ -111,7 +111,7 @@ def lower_step(config: Config, devices: Sequence[Any]) -> tuple[jax.stages.Lower
         "stop": jax.ShapeDtypeStruct((mesh.size,), jnp.int8),
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
-    step = make_train_step(graphdef, optimizer, schedule, gate_loss, config, mesh)
+    step = jit_step(make_train_step(graphdef, optimizer, schedule, gate_loss, config), mesh)
     return step.lower(state, batch, key), model
 
 

@@ -25,7 +25,7 @@ from gaternet_jax.models.macs import MacCounter
 from gaternet_jax.optimizer import make_optimizer
 from gaternet_jax.parallel import make_mesh, replicated, split_by_batch
 from gaternet_jax.state import init_state
-from gaternet_jax.step import make_train_step
+from gaternet_jax.step import jit_step, make_train_step
 
 Candidates = dict[str, Callable[[], object]]
 
@@ -47,7 +47,10 @@ def jax_training(config, batch: int) -> Callable[[], object]:
     graphdef, params, stats = split_model(model)
     state = jax.device_put(init_state(params, stats, optimizer), replicated(mesh))
     data = jax.device_put(images(batch), split_by_batch(mesh))
-    step, key = make_train_step(graphdef, optimizer, lambda _: 0.1, gate_loss, config, mesh), jax.random.key(0)
+    step, key = (
+        jit_step(make_train_step(graphdef, optimizer, lambda _: 0.1, gate_loss, config), mesh),
+        jax.random.key(0),
+    )
 
     def run():
         nonlocal state

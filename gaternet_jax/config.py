@@ -51,7 +51,7 @@ def default() -> Config:
             data_dir="",  # folder of prepared datasets; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets
             train_split="train",
             eval_split="test",  # "": the first of test, validation that is there
-            pipeline="memory",  # memory: decoded once | stream: decoded anew for every batch
+            pipeline="auto",  # memory: decoded once | device: held there | stream: decoded anew | auto: see data/splits.py
             image_size=32,  # pixels, height and width
             resize="area",  # area: all pixels count | bilinear: 2 x 2 of them, faster
             train_crop="center",  # center: as eval_crop | random: of random area, aspect and place (stream only)
@@ -100,6 +100,7 @@ def default() -> Config:
             eval_batch_size=512,  # images per evaluation step over all devices
             eval_every_epochs=1.0,  # a checkpoint follows each evaluation
             log_every_steps=50,  # training metrics are means over this many steps
+            steps_per_call=0,  # in one dispatch, at most; 0: a logging window with images on an accelerator, else 1
         )
     )
     config.checkpoint = ConfigDict(
@@ -119,14 +120,14 @@ NON_NEGATIVE = """
     seed model.num_classes model.width model.gater.width model.squeeze_ratio data.crop_padding data.cutout
     train.max_skipped_steps data.threads data.workers loss.gate_weight
     optimizer.clip_norm optimizer.learning_rate optimizer.weight_decay optimizer.warmup_epochs
-    checkpoint.every_steps
+    checkpoint.every_steps train.steps_per_call
 """
 CHOICES = {
     "model.gating": ("none", "residual", "all"),
     "model.as_many_parameters_as": ("", "residual", "all"),
     "model.gater.scope": ("global", "local"),
     "model.dtype": ("float32", "bfloat16"),
-    "data.pipeline": ("memory", "stream"),
+    "data.pipeline": ("auto", "memory", "device", "stream"),
     "data.resize": ("area", "bilinear"),
     "data.train_crop": ("center", "random"),
     "data.on_error": ("raise", "skip"),
@@ -169,7 +170,7 @@ def validate(config: Config, num_devices: int) -> None:
             problems.append(f"{field}={fields[field]} must be two {kind}, least and greatest")
     if not 0 < config.data.eval_crop <= 1:
         problems.append(f"data.eval_crop={config.data.eval_crop} must be greater than 0 and at most 1")
-    if config.data.train_crop == "random" and config.data.pipeline != "stream":
+    if config.data.train_crop == "random" and config.data.pipeline in ("memory", "device"):
         problems.append("data.train_crop=random needs data.pipeline=stream: a split in memory is cropped once")
     for field, choices in CHOICES.items():
         if fields[field] not in choices:

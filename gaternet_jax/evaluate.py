@@ -19,8 +19,16 @@ from gaternet_jax.errors import UserError
 from gaternet_jax.models.functional import Tree, split_model
 from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.models.macs import MacCounter
-from gaternet_jax.parallel import make_mesh, replicate, stop_flags, this_process, to_devices
-from gaternet_jax.step import make_eval_step
+from gaternet_jax.parallel import (
+    device_memory,
+    make_mesh,
+    replicate,
+    split_by_batch,
+    stop_flags,
+    this_process,
+    to_devices,
+)
+from gaternet_jax.step import make_eval_step, with_images
 from gaternet_jax.workdir import load_config
 
 LAG = 2  # steps that are started before the sums of one are fetched
@@ -28,6 +36,7 @@ MAY_OVERRIDE = (
     "data.data_dir",
     "data.eval_split",
     "data.on_error",
+    "data.pipeline",
     "data.threads",
     "data.workers",
     "train.eval_batch_size",
@@ -64,19 +73,21 @@ def make_evaluation(
     model.eval()
     graphdef, _, _ = split_model(model)
     eval_step = make_eval_step(graphdef, macs, config, mesh)
+    resident = None if split.resident is None else replicate(split.resident, mesh)
+    images_of = jax.jit(with_images)
 
     def evaluation(params: Tree, stats: Tree, asked: Callable[[], bool] = lambda: False) -> dict | None:
         total, pending = None, deque()
         go_on, stop = stop_flags(mesh)
-        batches = to_devices(split.eval_batches(config.train.eval_batch_size), mesh)
+        batches = to_devices(split.eval_batches(config.train.eval_batch_size), split_by_batch(mesh))
         for number, batch in enumerate(itertools.chain(batches, [None] * LAG)):
             if batch is None:
                 pending.append(None)
             else:
-                sums, gates = eval_step(params, stats, batch | {"stop": stop if asked() else go_on})
+                sums, gates = eval_step(params, stats, batch | {"stop": stop if asked() else go_on}, resident)
                 pending.append(sums)  # fetched late, so that devices never wait
                 if number == 0:
-                    look(batch, gates)
+                    look(images_of(batch, resident), gates)
             if len(pending) > LAG and (sums := jax.device_get(pending.popleft())):
                 if sums.pop("stop"):
                     return None
@@ -124,7 +135,7 @@ def evaluate(workdir: str | Path, overrides: dict[str, Any] | None = None) -> di
     validate(config, mesh.size)
     model = checkpoint.load_model(workdir)
     builder = find_dataset(config.data.name, config.data.data_dir)
-    split = open_split(builder, config.data.eval_split, config, this_process())
+    split = open_split(builder, config.data.eval_split, config, this_process(), device_memory(mesh))
     _, params, stats = split_model(model)
     params, stats = replicate((params, stats), mesh)
     macs = MacCounter(model, config.data.image_size)

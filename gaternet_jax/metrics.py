@@ -80,7 +80,7 @@ class MetricWriter:
 class TrainMetrics:
     """Collects the metrics of training steps without making the devices wait, and gives their means now and then.
 
-    The values of a step are fetched when `lag` further steps have been dispatched: by then they are there, and the
+    The values of a dispatch are fetched when `lag` further ones have been started: by then they are there, and the
     host never runs further ahead than that.
 
     Args:
@@ -108,17 +108,21 @@ class TrainMetrics:
         self.stop = False
         self._emit, self._every, self._last_step, self._lag = emit, every, last_step, lag
         self._max_skipped = max_skipped
-        self._pending: deque[tuple[int, dict[str, jax.Array]]] = deque()
+        self._pending: deque[tuple[range, dict[str, jax.Array]]] = deque()
 
-    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Takes the metrics of step number `step`, the first being 1.
+    def add(self, steps: range, metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of the steps of one dispatch.
+
+        Args:
+            steps: their numbers, the first of a run being 1.
+            metrics: of each, [len(steps)] or longer.
 
         Raises:
             NonFiniteError: a metric of an earlier step is NaN or infinite, or too many steps were skipped.
         """
         for value in metrics.values():
             value.copy_to_host_async()
-        self._pending.append((step, metrics))
+        self._pending.append((steps, metrics))
         if len(self._pending) > self._lag:
             self._fetch()
 
@@ -132,8 +136,12 @@ class TrainMetrics:
             self._fetch()
 
     def _fetch(self) -> None:
-        step, metrics = self._pending.popleft()
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        numbers, metrics = self._pending.popleft()
+        fetched = jax.device_get(metrics)
+        for place, step in enumerate(numbers):
+            self._take(step, {name: float(values[place]) for name, values in fetched.items()})
+
+    def _take(self, step: int, values: dict[str, float]) -> None:
         self.stop |= bool(values.pop("stop", False))
         steps, sums, skipped = self.window["steps"], self.window["sums"], self.window["skipped"]
         can_skip = "skipped" in values

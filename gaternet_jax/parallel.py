@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gaternet_jax.data.batches import Share
@@ -28,6 +29,20 @@ def debugs_nans() -> bool:
     return settings.jax_debug_nans
 
 
+def on_accelerator(mesh: Mesh) -> bool:
+    """Whether the devices are GPUs or TPUs."""
+    return mesh.devices.flat[0].platform != "cpu"
+
+
+def device_memory(mesh: Mesh) -> int:
+    """Bytes that a program may use on each device, the same number in all processes; 0 on CPUs."""
+    if not on_accelerator(mesh):
+        return 0
+    stats = [device.memory_stats() or {} for device in mesh.local_devices]
+    least = min(found.get("bytes_limit", 0) for found in stats)
+    return int(multihost_utils.broadcast_one_to_all(np.int64(least))) if jax.process_count() > 1 else least
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
@@ -45,6 +60,11 @@ def split_by_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
+def split_second_axis(mesh: Mesh) -> NamedSharding:
+    """The second axis split over the devices: of the batches of several steps."""
+    return NamedSharding(mesh, PartitionSpec(None, "data"))
+
+
 def stop_flags(mesh: Mesh) -> tuple[jax.Array, jax.Array]:
     """Two batches of flags, one flag per device, int8 [devices]: of a process that goes on, and of one that stops."""
     mine = sum(device.process_index == jax.process_index() for device in mesh.devices.flat)
@@ -55,12 +75,18 @@ def stop_flags(mesh: Mesh) -> tuple[jax.Array, jax.Array]:
     return go_on, stop
 
 
-def to_devices(batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, ahead: int = 2) -> Iterator[dict[str, jax.Array]]:
+def to_devices(
+    batches: Iterable[dict[str, np.ndarray]], sharding: NamedSharding, ahead: int = 2
+) -> Iterator[dict[str, jax.Array]]:
     """Sends batches, each process its rows, to the devices, `ahead` of them before they are needed.
 
     Transfers overlap computation.
+
+    Args:
+        batches: arrays by name.
+        sharding: `split_by_batch`, or `split_second_axis` for the batches of several steps.
+        ahead: see above.
     """
-    sharding = split_by_batch(mesh)
     queue: deque[dict[str, jax.Array]] = deque()
     for batch in batches:
         queue.append({k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()})

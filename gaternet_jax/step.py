@@ -3,6 +3,8 @@
 state, batch, key -> augment -> model -> loss -> gradient -> update -> state, metrics
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -19,6 +21,20 @@ from gaternet_jax.state import TrainState
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
+
+
+def with_images(batch: Batch, resident: jax.Array | None) -> Batch:
+    """The batch with its images, which are gathered if it has indices instead.
+
+    Args:
+        batch: from a `Split`.
+        resident: all images of the split, uint8 [N, H, W, C], on every device; None for batches with images.
+    """
+    if resident is None:
+        return batch
+    rest = {name: value for name, value in batch.items() if name != "index"}
+    return {"image": resident[batch["index"]], **rest}
 
 
 def make_train_step(
@@ -27,9 +43,8 @@ def make_train_step(
     schedule: optax.Schedule,
     gate_loss: GateLoss,
     config: Config,
-    mesh: Mesh,
-) -> jax.stages.Wrapped:
-    """Builds the jitted training step (state, batch, key) -> (state, metrics); the state given to it is donated.
+) -> Step:
+    """Builds the training step (state, batch, key) -> (state, metrics), a pure function.
 
     A batch may have "stop", see `stop_flags`; the metric of that name is 1 for all processes if any of them stops. With
     train.on_nonfinite = skip the metric "skipped" is 1 for a step that changed nothing.
@@ -40,7 +55,6 @@ def make_train_step(
         schedule: the learning rate that the optimiser follows, for the metrics.
         gate_loss: from `make_gate_loss`.
         config: the whole config of the run.
-        mesh: the devices; batches are split over them, hence BatchNorm sees the whole batch.
     """
 
     def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
@@ -83,6 +97,16 @@ def make_train_step(
             metrics["skipped"] = 1 - finite
         return new, metrics
 
+    return train_step
+
+
+def jit_step(train_step: Step, mesh: Mesh) -> jax.stages.Wrapped:
+    """Compiles a training step for one batch on several devices; the state given to it is donated.
+
+    Args:
+        train_step: from `make_train_step`.
+        mesh: the devices; batches are split over them, hence BatchNorm sees the whole batch.
+    """
     everywhere, by_batch = replicated(mesh), split_by_batch(mesh)
     return jax.jit(
         train_step,
@@ -98,9 +122,9 @@ def _keep_if(finite: jax.Array, after: jax.Array, before: jax.Array) -> jax.Arra
 
 
 def make_eval_step(graphdef: nnx.GraphDef, macs: MacCounter, config: Config, mesh: Mesh) -> jax.stages.Wrapped:
-    """Builds the jitted evaluation step (params, stats, batch) -> sums over the images whose mask is True, and gates.
+    """Builds the jitted evaluation step (params, stats, batch, resident) -> sums over images whose mask is True, gates.
 
-    The gates of all images, bool [B, G], stay on the devices of their images.
+    The gates of all images, bool [B, G], stay on the devices of their images. resident: see `with_images`.
 
     Args:
         graphdef: of the model in evaluation mode.
@@ -109,8 +133,8 @@ def make_eval_step(graphdef: nnx.GraphDef, macs: MacCounter, config: Config, mes
         mesh: the devices.
     """
 
-    def eval_step(params: Tree, stats: Tree, batch: Batch) -> tuple[Metrics, jax.Array]:
-        model = merge_model(graphdef, params, stats)
+    def eval_step(params: Tree, stats: Tree, batch: Batch, resident: jax.Array | None) -> tuple[Metrics, jax.Array]:
+        batch, model = with_images(batch, resident), merge_model(graphdef, params, stats)
         outputs = model(normalize(batch["image"], config.data))
         labels, mask = batch["label"], batch["mask"]
         # Ties count against the model, so that constant (or non-finite) logits are never right.
@@ -130,4 +154,5 @@ def make_eval_step(graphdef: nnx.GraphDef, macs: MacCounter, config: Config, mes
         return sums, outputs.gates > 0.5
 
     everywhere, by_batch = replicated(mesh), split_by_batch(mesh)
-    return jax.jit(eval_step, in_shardings=(everywhere, everywhere, by_batch), out_shardings=(everywhere, by_batch))
+    shardings = (everywhere, everywhere, by_batch, everywhere)
+    return jax.jit(eval_step, in_shardings=shardings, out_shardings=(everywhere, by_batch))

@@ -12,6 +12,7 @@ from gaternet_jax.config import Config, validate
 from gaternet_jax.data.batches import steps_per_epoch
 from gaternet_jax.data.datasets import find_run_dataset
 from gaternet_jax.data.splits import open_split
+from gaternet_jax.dispatch import StepLoop, choose_steps_per_call, stack_batches
 from gaternet_jax.distributed import is_primary, primary_first, wait_for_all
 from gaternet_jax.errors import UserError
 from gaternet_jax.evaluate import describe, make_evaluation
@@ -22,7 +23,18 @@ from gaternet_jax.models.build import build_model, count_parameters
 from gaternet_jax.models.functional import split_model
 from gaternet_jax.models.macs import MacCounter
 from gaternet_jax.optimizer import learning_rate_schedule, make_optimizer
-from gaternet_jax.parallel import debugs_nans, make_mesh, replicate, replicated, stop_flags, this_process, to_devices
+from gaternet_jax.parallel import (
+    debugs_nans,
+    device_memory,
+    make_mesh,
+    replicate,
+    replicated,
+    split_second_axis,
+    stop_flags,
+    this_process,
+    to_devices,
+)
+from gaternet_jax.plan import make_plan
 from gaternet_jax.pretrained import load_extractor
 from gaternet_jax.probe import Probe
 from gaternet_jax.profiling import Profiler
@@ -38,8 +50,8 @@ def train(
 ) -> dict:
     """Trains in a workdir, from its latest whole checkpoint if it has one.
 
-    SIGINT or SIGTERM, of any process, end it with a checkpoint: one process after its current step, several after the
-    step at which all of them know.
+    SIGINT or SIGTERM, of any process, end it with a checkpoint: one process after its current dispatch (a step, unless
+    train.steps_per_call says otherwise), several after the one at which all of them know.
 
     Args:
         config: the resolved config.
@@ -71,22 +83,21 @@ def train(
         print(f"{parameters:,} parameters, {gates:,} gates", flush=True)
         if config.model.gater.pretrained and not has_checkpoint(workdir):
             load_extractor(model, config.model.gater.pretrained)
-        train_split = open_split(builder, config.data.train_split, config, this_process())
-        eval_split = open_split(builder, config.data.eval_split, config, this_process())
+        memory = device_memory(mesh)
+        train_split = open_split(builder, config.data.train_split, config, this_process(), memory)
+        eval_split = open_split(builder, config.data.eval_split, config, this_process(), memory)
 
         batch_size = config.train.batch_size
         epoch_steps = steps_per_epoch(train_split.num_images, batch_size)
-        num_steps = max(round(config.train.epochs * epoch_steps), 1)
-        last_step = min(num_steps, stop_at or num_steps)
-        eval_every = max(round(config.train.eval_every_epochs * epoch_steps), 1)
-        save_every = config.checkpoint.every_steps or num_steps
+        steps_per_call, room = choose_steps_per_call(config, train_split, mesh)
+        plan = make_plan(config, epoch_steps, steps_per_call, stop_at=stop_at, profile=profile)
 
-        schedule = learning_rate_schedule(config.optimizer, epoch_steps, num_steps)
+        schedule = learning_rate_schedule(config.optimizer, epoch_steps, plan.num_steps)
         optimizer = make_optimizer(config.optimizer, schedule)
         macs = MacCounter(model, config.data.image_size)
         gate_loss = make_gate_loss(config.loss, model.gate_sites, macs)
         graphdef, params, stats = split_model(model)
-        train_step = make_train_step(graphdef, optimizer, schedule, gate_loss, config, mesh)
+        train_step = make_train_step(graphdef, optimizer, schedule, gate_loss, config)
         probe = Probe(model.gate_sites)
         evaluation = make_evaluation(model, macs, eval_split, config, mesh, probe.look)
         state = init_state(params, stats, optimizer, ema=config.train.ema_decay > 0)
@@ -99,22 +110,25 @@ def train(
             state, window, evaluated = checkpoints.restore(state)
         done = int(state.step)
         if window:
-            print(f"Going on from step {done} of {num_steps} in {workdir}", flush=True)
-        if done > num_steps:
+            print(f"Going on from step {done} of {plan.num_steps} in {workdir}", flush=True)
+        if done > plan.num_steps:
             raise UserError(
                 f"{workdir} has done {done} steps already; train.epochs={config.train.epochs} asks for less"
             )
         if is_primary():
             save_config(config, labels, workdir)
-            if done < num_steps:
+            if done < plan.num_steps:
                 mark_unfinished(workdir)
         go_on, stop = stop_flags(mesh)
-        batches = to_devices(train_split.train_batches(batch_size, config.seed, done), mesh)
-        if done < last_step:
-            train_step, batches = _compile(train_step, state, batches, {"stop": go_on}, key)
+        resident = None if train_split.resident is None else replicate(train_split.resident, mesh)
+        run_steps = StepLoop(train_step, mesh, room, resident)
+        batches = train_split.train_batches(batch_size, config.seed, done)
+        batches = to_devices(stack_batches(batches, plan.calls(done), room), split_second_axis(mesh))
+        if done < plan.last_step:
+            batches = _compile(run_steps, state, batches, go_on, key)
 
         writer = stack.enter_context(MetricWriter(workdir, resume_step=done, enabled=is_primary()))
-        bar = stack.enter_context(progress_bar("Training", num_steps, unit="step", initial=done))
+        bar = stack.enter_context(progress_bar("Training", plan.num_steps, unit="step", initial=done))
         clock = LoopClock(done)
 
         def log(step: int, means: dict[str, float]) -> None:
@@ -127,7 +141,7 @@ def train(
                 bar.set_postfix_str(f"{loss}{speed:,.0f} images/s", refresh=False)
 
         train_metrics = TrainMetrics(
-            log, every=config.train.log_every_steps, last_step=num_steps, max_skipped=config.train.max_skipped_steps
+            log, every=plan.log_every, last_step=plan.num_steps, max_skipped=config.train.max_skipped_steps
         )
         if window:
             train_metrics.window = window
@@ -151,44 +165,45 @@ def train(
             return metrics
 
         step, eval_metrics, ended = done, None, False
-        if done and not evaluated and (done % eval_every == 0 or done == num_steps):  # interrupted in its evaluation
+        if done and not evaluated and plan.evaluates_after(done):  # interrupted in its evaluation
             eval_metrics = save(done, evaluate=True, overwrite=True)
             ended = eval_metrics is None
-        while step < last_step and not ended:
+        for count in () if ended else plan.calls(done):
             profiler.after(step)
             watchdog.begin()
             with clock.spent("input"):
                 batch = next(batches)
             watchdog.finish()
             with clock.spent("step"):
-                state, metrics = train_step(state, batch | {"stop": stop if interrupted() else go_on}, key)
-                step += 1
-                train_metrics.add(step, metrics)
-            bar.update()
+                state, metrics = run_steps(state, batch, stop if interrupted() else go_on, count, key)
+                train_metrics.add(range(step + 1, step + count + 1), metrics)
+                step += count
+            bar.update(count)
             asked = train_metrics.stop or (jax.process_count() == 1 and interrupted())
-            ended = asked or step == last_step
-            evaluate_now = not asked and (step % eval_every == 0 or step == num_steps)
-            if evaluate_now or step % save_every == 0 or ended:
+            evaluate_now = not asked and plan.evaluates_after(step)
+            if asked or plan.saves_after(step):
                 eval_metrics = save(step, evaluate=evaluate_now)
-                ended = ended or (evaluate_now and eval_metrics is None)
-        if eval_metrics is None and step == num_steps and not ended:  # it was finished before
+                ended = asked or (evaluate_now and eval_metrics is None)
+            if ended:
+                break
+        if eval_metrics is None and step == plan.num_steps and not ended:  # it was finished before
             eval_metrics = evaluation(state.eval_params, state.stats)
-    finished = step == num_steps and eval_metrics is not None
+    finished = step == plan.num_steps and eval_metrics is not None
     if finished and is_primary():  # the last checkpoint is written by now
         mark_finished(workdir, step)
     return (eval_metrics or {}) | {"step": step, "finished": finished}
 
 
-def _compile(train_step, state, batches, flags, key):
+def _compile(run_steps: StepLoop, state, batches, stop, key):
     """Compiles ahead of the loop, so that the first steps' speed is that of steps."""
     if debugs_nans():
-        return train_step, batches  # JAX finds the operation that made a NaN only in what it compiles itself
+        return batches  # JAX finds the operation that made a NaN only in what it compiles itself
     print("Compiling the training step ...", flush=True)
     start = time.perf_counter()
     first = next(batches)
-    compiled = train_step.lower(state, first | flags, key).compile()
+    run_steps.compile(state, first, stop, key)
     print(f"Compiled in {time.perf_counter() - start:.1f} s", flush=True)
-    return compiled, itertools.chain([first], batches)
+    return itertools.chain([first], batches)
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ COMPACTION = "compaction.json"  # which filters a compacted model kept (inferenc
 MAY_CHANGE = (
     "data.data_dir",
     "data.on_error",
+    "data.pipeline",
     "data.stall_seconds",
     "data.threads",
     "data.workers",
@@ -37,6 +38,7 @@ MAY_CHANGE = (
     "train.eval_every_epochs",
     "train.log_every_steps",
     "train.max_skipped_steps",
+    "train.steps_per_call",
     "checkpoint.keep_latest",
     "checkpoint.every_steps",
 )

@@ -97,8 +97,8 @@ def test_every_field_has_a_comment():
         ("train.epochs", float("inf"), "train.epochs=inf must be finite"),
         ("seed", -1, "seed=-1 must be at least 0"),
         ("data.workers", -1, "data.workers=-1 must be at least 0"),
-        ("data.pipeline", "disk", "data.pipeline='disk' must be one of memory, stream"),
-        ("data.train_crop", "random", "data.train_crop=random needs data.pipeline=stream"),
+        ("data.pipeline", "disk", "data.pipeline='disk' must be one of auto, memory, device, stream"),
+        ("train.steps_per_call", -1, "train.steps_per_call=-1 must be at least 0"),
         ("data.on_error", "ignore", "data.on_error='ignore' must be one of raise, skip"),
         ("data.resize", "cubic", "data.resize='cubic' must be one of area, bilinear"),
         ("data.crop_area", (0.0, 1.0), "data.crop_area=.* must be two numbers between 0 and 1, least and greatest"),
@@ -142,3 +142,13 @@ def test_config_survives_its_file(tmp_path):
     assert isinstance(loaded, ml_collections.ConfigDict)
     assert dict(flatten(loaded)) == dict(flatten(config))
     check_workdir(tmp_path, config)
+
+
+@pytest.mark.parametrize("pipeline", ["memory", "device"])
+def test_random_crops_need_a_stream(pipeline):
+    config = default()
+    config.data.update(train_crop="random", pipeline=pipeline)
+    with pytest.raises(UserError, match="data.train_crop=random needs data.pipeline=stream"):
+        validate(config, num_devices=1)
+    config.data.pipeline = "auto"
+    validate(config, num_devices=1)

@@ -10,6 +10,11 @@ def values(loss):
     return {"loss": jnp.float32(loss), "top1": jnp.float32(0.5)}
 
 
+def add(metrics, step, values):
+    """One step, in a dispatch of its own."""
+    metrics.add(range(step, step + 1), {name: value[None] for name, value in values.items()})
+
+
 def collect(every=3, last_step=100, lag=2):
     emitted = []
     return TrainMetrics(lambda *line: emitted.append(line), every=every, last_step=last_step, lag=lag), emitted
@@ -18,25 +23,36 @@ def collect(every=3, last_step=100, lag=2):
 def test_means_are_over_the_steps_of_a_window():
     metrics, emitted = collect(every=3, last_step=4)
     for step, loss in enumerate([1.0, 2.0, 6.0, 8.0], 1):
-        metrics.add(step, values(loss))
+        add(metrics, step, values(loss))
     metrics.wait()
     assert emitted == [(3, {"loss": 3.0, "top1": 0.5}), (4, {"loss": 8.0, "top1": 0.5})]
 
 
 def test_steps_are_fetched_late_but_not_later_than_the_lag():
     metrics, emitted = collect(every=1, lag=2)
-    metrics.add(1, values(1.0))
-    metrics.add(2, values(float("nan")))
+    add(metrics, 1, values(1.0))
+    add(metrics, 2, values(float("nan")))
     assert emitted == [], "nothing was fetched yet"
-    metrics.add(3, values(1.0))
+    add(metrics, 3, values(1.0))
     assert [step for step, _ in emitted] == [1]
     with pytest.raises(NonFiniteError, match="loss is nan at step 2"):
-        metrics.add(4, values(1.0))
+        add(metrics, 4, values(1.0))
+
+
+def test_steps_of_one_dispatch_are_taken_one_by_one():
+    metrics, emitted = collect(every=2, last_step=5)
+    metrics.add(range(1, 4), {"loss": jnp.array([1.0, 3.0, 5.0, 99.0])})  # what is beyond the dispatch means nothing
+    metrics.add(range(4, 6), {"loss": jnp.array([7.0, 9.0, 99.0, 99.0])})
+    metrics.wait()
+    assert emitted == [(2, {"loss": 2.0}), (4, {"loss": 6.0}), (5, {"loss": 9.0})]
+    metrics.add(range(6, 9), {"loss": jnp.array([1.0, float("nan"), float("inf"), 1.0])})
+    with pytest.raises(NonFiniteError, match="loss is nan at step 7"):
+        metrics.wait()
 
 
 def test_waiting_finds_what_is_not_finite():
     metrics, _ = collect()
-    metrics.add(7, values(float("inf")))
+    add(metrics, 7, values(float("inf")))
     with pytest.raises(NonFiniteError, match="loss is inf at step 7"):
         metrics.wait()
 
@@ -44,8 +60,8 @@ def test_waiting_finds_what_is_not_finite():
 def test_window_goes_on_where_it_was_saved():
     (whole, expected), (first, _), (second, resumed) = collect(), collect(), collect()
     for step, loss in enumerate([0.1, 0.2, 0.7], 1):
-        whole.add(step, values(loss))
-        (first if step < 3 else second).add(step, values(loss))
+        add(whole, step, values(loss))
+        add(first if step < 3 else second, step, values(loss))
         if step == 2:
             first.wait()
             second.window = json.loads(json.dumps(first.window))
@@ -109,23 +125,23 @@ def test_skipped_steps_count_in_no_mean_and_are_bounded():
     nan = {"loss": jnp.float32(0), "skipped": jnp.int32(1)}
     good = {"loss": jnp.float32(3), "skipped": jnp.int32(0)}
     for step, values in enumerate([good, nan, nan, good], 1):
-        metrics.add(step, values)
+        add(metrics, step, values)
     assert emitted == [(2, {"loss": 3.0, "skipped_steps": 1}), (4, {"loss": 3.0, "skipped_steps": 2})]
     with pytest.raises(NonFiniteError, match="not finite in 3 steps, the last: 5"):
-        metrics.add(5, nan)
+        add(metrics, 5, nan)
 
 
 def test_window_of_skipped_steps_only_has_no_means():
     emitted = []
     metrics = TrainMetrics(lambda *line: emitted.append(line), every=1, last_step=9, max_skipped=1, lag=0)
-    metrics.add(1, {"loss": jnp.float32(0), "skipped": jnp.int32(1)})
+    add(metrics, 1, {"loss": jnp.float32(0), "skipped": jnp.int32(1)})
     assert emitted == [(1, {"skipped_steps": 1})]
 
 
 def test_all_learn_that_one_stops():
     metrics, emitted = collect(every=1, lag=1)
-    metrics.add(1, values(1.0) | {"stop": jnp.int8(0)})
-    metrics.add(2, values(1.0) | {"stop": jnp.int8(1)})
+    add(metrics, 1, values(1.0) | {"stop": jnp.int8(0)})
+    add(metrics, 2, values(1.0) | {"stop": jnp.int8(1)})
     assert not metrics.stop
     metrics.wait()
     assert metrics.stop and "stop" not in emitted[-1][1]

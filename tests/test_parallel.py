@@ -12,7 +12,7 @@ def batches(n):
 def test_batches_arrive_in_order_split_over_the_devices():
     mesh = make_mesh()
     assert mesh.size == 8
-    arrived = list(to_devices(batches(5), mesh))
+    arrived = list(to_devices(batches(5), split_by_batch(mesh)))
     assert [int(batch["image"][0, 0]) for batch in arrived] == list(range(5))
     image = arrived[0]["image"]
     assert image.sharding == split_by_batch(mesh) and image.dtype == np.uint8
@@ -27,7 +27,7 @@ def test_batches_are_sent_ahead():
             taken.append(i)
             yield batch
 
-    next(to_devices(watched(), make_mesh(), ahead=2))
+    next(to_devices(watched(), split_by_batch(make_mesh()), ahead=2))
     assert taken == [0, 1, 2]
 
 

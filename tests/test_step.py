@@ -1,6 +1,7 @@
 """One training step: golden values, the compiled program, and the state that comes out."""
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from gaternet_jax.models.macs import MacCounter
 from gaternet_jax.optimizer import make_optimizer
 from gaternet_jax.parallel import make_mesh, replicated, split_by_batch
 from gaternet_jax.state import init_state
-from gaternet_jax.step import make_eval_step, make_train_step
+from gaternet_jax.step import jit_step, make_eval_step, make_train_step
 from tests.helpers import model_config
 from tests.models.test_macs import SMALL
 
@@ -47,7 +48,7 @@ def setup(devices=1, ema_decay=0.0, on_nonfinite="stop", **model_fields):
     }
     batch = jax.device_put(batch, split_by_batch(mesh))
     return (
-        make_train_step(graphdef, optimizer, lambda _: 0.1, gate_loss, config, mesh),
+        jit_step(make_train_step(graphdef, optimizer, lambda _: 0.1, gate_loss, config), mesh),
         state,
         batch,
         config,
@@ -158,11 +159,15 @@ def test_images_travel_as_bytes(compiled):
     assert batch["image"].dtype == jnp.uint8
 
 
+def eval_step(step, params, stats, batch):
+    return step(params, stats, batch, None)
+
+
 def test_evaluation_ignores_masked_images():
     _, state, batch, config, model, mesh = setup(gating="all")
     macs = MacCounter(model, 16)
     model.eval()
-    step = make_eval_step(split_model(model)[0], macs, config, mesh)
+    step = functools.partial(eval_step, make_eval_step(split_model(model)[0], macs, config, mesh))
     params, stats = state.params, state.stats
     whole, gates = step(params, stats, batch)
     np.testing.assert_allclose(gates.sum(0), whole["open_per_gate"])
@@ -180,7 +185,7 @@ def test_masked_images_are_not_counted_as_right():
     _, state, batch, config, model, mesh = setup(gating="none")
     macs = MacCounter(model, 16)
     model.eval()
-    step = make_eval_step(split_model(model)[0], macs, config, mesh)
+    step = functools.partial(eval_step, make_eval_step(split_model(model)[0], macs, config, mesh))
     # Only the bias of the output layer speaks: the order of the classes is 9, 8, ..., 0 for every image.
     params = jax.tree.map(jnp.zeros_like, state.params)
     params["backbone"]["fc"]["bias"] = jnp.arange(10.0)
@@ -198,7 +203,7 @@ def test_constant_or_broken_logits_are_never_right():
     _, state, batch, config, model, mesh = setup(gating="none")
     macs = MacCounter(model, 16)
     model.eval()
-    step = make_eval_step(split_model(model)[0], macs, config, mesh)
+    step = functools.partial(eval_step, make_eval_step(split_model(model)[0], macs, config, mesh))
     for value in (0.0, float("nan")):
         params = jax.tree.map(lambda x, value=value: jnp.full_like(x, value), state.params)
         result, _ = step(params, state.stats, batch)

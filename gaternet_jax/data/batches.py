@@ -9,9 +9,9 @@ import numpy as np
 
 from gaternet_jax.errors import UserError
 
-# image uint8 [B, H, W, C]; label int32 [B]; mask bool [B], False where a position does not hold the image that it
-# should: in training a substitute for one that cannot be read; in evaluation padding, or, with label -1, one that
-# cannot be read.
+# image uint8 [B, H, W, C], or index int32 [B] of images that are on the devices; label int32 [B]; mask bool [B], False
+# where a position does not hold the image that it should: in training a substitute for one that cannot be read; in
+# evaluation padding, or, with label -1, one that cannot be read.
 Batch = dict[str, np.ndarray]
 
 
@@ -34,10 +34,16 @@ class Split(ABC):
     Attributes:
         name: for people: "imagenet2012/train".
         num_images: in the whole split.
+        resident: all images, uint8 [N, H, W, C], if batches have their indices ("index") in place of images: whoever
+            uses the batches holds these on the devices.
     """
 
     name: str
     num_images: int
+
+    @property
+    def resident(self) -> np.ndarray | None:
+        return None
 
     @abstractmethod
     def train_batches(self, batch_size: int, seed: int, first_step: int) -> Iterator[Batch]:

@@ -1,5 +1,6 @@
-"""Small datasets: decoded once into uint8 memory, batches by index."""
+"""Small datasets: decoded once into uint8 memory, batches by index; the memory is the host's or the devices'."""
 
+import math
 import os
 from collections.abc import Iterator
 
@@ -30,35 +31,58 @@ class MemorySplit(Split):
         step, rows = first_step, self._share.rows(batch_size)
         while True:
             indices = train_batch_indices(self.num_images, batch_size, seed, step)[rows]
-            yield {"image": self.images[indices], "label": self.labels[indices], "mask": self._readable[indices]}
+            yield self._pixels(indices) | {"label": self.labels[indices], "mask": self._readable[indices]}
             step += 1
 
     def eval_batches(self, batch_size: int) -> Iterator[Batch]:
         rows = self._share.rows(batch_size)
         for start in range(0, self.num_images, batch_size):
-            part = slice(start + rows.start, start + rows.stop)
-            images, readable = self.images[part], self._readable[part]
-            labels = np.where(readable, self.labels[part], -1).astype(np.int32)
-            missing = rows.stop - rows.start - len(labels)
-            yield {
-                "image": np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))),
-                "label": np.pad(labels, (0, missing)),
-                "mask": np.pad(readable, (0, missing)),
+            indices = np.arange(start + rows.start, min(start + rows.stop, self.num_images))
+            readable = self._readable[indices]
+            part = self._pixels(indices) | {
+                "label": np.where(readable, self.labels[indices], -1).astype(np.int32),
+                "mask": readable,
             }
+            missing = rows.stop - rows.start - len(indices)
+            yield {name: np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)) for name, x in part.items()}
+
+    def _pixels(self, indices: np.ndarray) -> Batch:
+        return {"image": self.images[indices]}
 
 
-def load_split(reader: Reader, share: Share) -> MemorySplit:
+class DeviceSplit(MemorySplit):
+    """A split whose images are to be held on the devices; its batches have indices of images instead of images."""
+
+    @property
+    def resident(self) -> np.ndarray:
+        return self.images
+
+    def _pixels(self, indices: np.ndarray) -> Batch:
+        return {"index": indices.astype(np.int32)}
+
+
+def decoded_size(reader: Reader) -> int:
+    """Bytes that a split takes, decoded."""
+    return len(reader) * math.prod(reader.shape)
+
+
+def host_memory() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def load_split(reader: Reader, share: Share, kind: type[MemorySplit] = MemorySplit) -> MemorySplit:
     """Reads and decodes a whole split, with a progress bar.
 
     Args:
         reader: of the split; the centres of its images are taken.
         share: the part of each batch that is wanted. The whole split is kept.
+        kind: MemorySplit or DeviceSplit.
 
     Raises:
         UserError: the split takes more than half of the memory, or an image cannot be read (see `Reader.read`).
     """
-    count, memory = len(reader), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    needed = count * int(np.prod(reader.shape))
+    count, memory, needed = len(reader), host_memory(), decoded_size(reader)
     if needed > memory // 2:
         raise UserError(
             f"split '{reader.name}' takes {needed / 2**30:.0f} GiB decoded, more than half of this machine's memory; "
@@ -82,4 +106,4 @@ def load_split(reader: Reader, share: Share) -> MemorySplit:
             images[index], labels[index] = (
                 held[good[np.searchsorted(good, index) % good.size]] for held in (images, labels)
             )
-    return MemorySplit(reader.name, images, labels, readable, share)
+    return kind(reader.name, images, labels, readable, share)
