@@ -51,7 +51,7 @@ def default() -> Config:
             data_dir="",  # folder of prepared datasets; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets
             train_split="train",
             eval_split="test",  # "": the first of test, validation that is there
-            pipeline="auto",  # memory: decoded once | device: held there | stream: decoded anew | auto: see data/splits.py
+            pipeline="auto",  # memory: decoded once | device: held there | stream: decoded anew | auto: one that fits
             image_size=32,  # pixels, height and width
             resize="area",  # area: all pixels count | bilinear: 2 x 2 of them, faster
             train_crop="center",  # center: as eval_crop | random: of random area, aspect and place (stream only)

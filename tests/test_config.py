@@ -148,7 +148,7 @@ def test_config_survives_its_file(tmp_path):
 def test_random_crops_need_a_stream(pipeline):
     config = default()
     config.data.update(train_crop="random", pipeline=pipeline)
-    with pytest.raises(UserError, match="data.train_crop=random needs data.pipeline=stream"):
+    with pytest.raises(UserError, match=r"data\.train_crop=random needs data\.pipeline=stream"):
         validate(config, num_devices=1)
     config.data.pipeline = "auto"
     validate(config, num_devices=1)
