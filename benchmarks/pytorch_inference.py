@@ -1,5 +1,5 @@
 # pyright: reportCallIssue=false, reportArgumentType=false, reportMissingImports=false, reportOperatorIssue=false
-"""A gated ResNet as plain PyTorch with masks, from a model of this package: the peer of benchmarks/inference.py.
+"""A gated ResNet as plain PyTorch with masks, from a model of this package: the peer of the benchmarks.
 
 The same layers and weights; optional, like PyTorch itself. Closed filters are computed and multiplied by zero, as any
 PyTorch user would write it first.
@@ -82,7 +82,7 @@ class Net(nn.Module):
 
 
 class MaskedGaterNet(nn.Module):
-    """Images [B, 3, H, W] -> logits."""
+    """Images [B, 3, H, W] -> logits; in training mode with the noise and the mixture of gates of SemHash."""
 
     def __init__(self, model: GaterNet):
         super().__init__()
@@ -94,6 +94,15 @@ class MaskedGaterNet(nn.Module):
         self.eval()
 
     def forward(self, x):
+        return self.with_gates(x)[0]
+
+    def with_gates(self, x):
+        """Logits and gates."""
         scores = self.scores(F.relu(self.bottleneck(self.extractor(x))))
-        gates = (torch.clamp(STRETCH * torch.sigmoid(scores) - SHIFT, 0, 1) > THRESHOLD).to(x.dtype)
-        return self.backbone(x, gates)
+        noisy = scores + torch.randn_like(scores) if self.training else scores
+        values = torch.clamp(STRETCH * torch.sigmoid(noisy) - SHIFT, 0, 1)
+        gates = (values > THRESHOLD).to(x.dtype)
+        if self.training:
+            binary = gates - values.detach() + values  # straight-through
+            gates = torch.where(torch.rand(len(x), 1, device=x.device) < 0.5, binary, values)
+        return self.backbone(x, gates), gates

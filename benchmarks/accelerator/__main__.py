@@ -1,0 +1,55 @@
+"""Measures what an accelerator can tell, in the order of its worth, within the time there is.
+
+    python -m benchmarks.accelerator --minutes=14 --out=DIR [--data_dir=DIR] [--only=parity,train,infer,study] [--tiny]
+
+parity: outputs and a training step against the CPU. train: images a second of training, beside PyTorch. infer: every
+mode of inference, beside PyTorch. study: runs of `benchmarks.study`, entered in DIR/study.json.
+
+Every result is printed and written to DIR as soon as it is known; what is there is not measured again, and what cannot
+end in time is not begun. DIR has at most six files. --tiny is a form for CPUs, to see that all of it works.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from benchmarks.accelerator import infer, parity, study, train
+from benchmarks.accelerator.results import Results
+from gaternet_jax.errors import UserError
+
+# Each section may take so much of the time that is left when it begins.
+SECTIONS = {"parity": (parity.tasks, 0.2), "train": (train.tasks, 0.5), "infer": (infer.tasks, 0.5)}
+NAMES = (*SECTIONS, "study")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, required=True, help="the time there is")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--scratch", type=Path, default=Path("runs/accelerator"), help="folder of the study's runs")
+    parser.add_argument("--data_dir", default="", help="folder of prepared datasets, in one or several parts")
+    parser.add_argument("--only", default=",".join(NAMES), help="comma-separated sections (default: all)")
+    parser.add_argument("--tiny", action="store_true", help="small networks and few rounds: sees that all works")
+    arguments = parser.parse_args()
+    chosen = arguments.only.split(",")
+    if unknown := set(chosen) - set(NAMES):
+        sys.exit(f"error: --only has unknown sections {', '.join(sorted(unknown))}; known: {', '.join(NAMES)}")
+    if not arguments.minutes > 0:
+        sys.exit(f"error: --minutes={arguments.minutes:g} must be greater than 0")
+    results = Results(arguments.out, arguments.minutes)
+    print(results.describe_machine(), flush=True)
+    try:
+        for name, (tasks, share) in SECTIONS.items():
+            if name in chosen:
+                results.measure(name, tasks(arguments.tiny, arguments.data_dir), share)
+        if "study" in chosen:
+            study.run(results, arguments.scratch, arguments.data_dir, arguments.tiny)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted; the same command goes on.")
+    print(f"Results are in {arguments.out}; {results.seconds_left():.0f} s were left.")
+
+
+if __name__ == "__main__":
+    main()

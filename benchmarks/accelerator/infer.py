@@ -1,0 +1,102 @@
+"""Time of inference in every mode, for networks whose gates are engineered, beside PyTorch on the same card."""
+
+import functools
+import importlib.util
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.accelerator.networks import config_of
+from benchmarks.accelerator.results import Task, seconds_per_call
+from benchmarks.inference import open_only, pattern
+from gaternet_jax.config import Config
+from gaternet_jax.inference.predictor import Predictor
+from gaternet_jax.models.build import build_model
+from gaternet_jax.models.functional import merge_model, split_model
+
+OPEN = (0.5, 0.25, 0.75)  # fractions of open gates, the one that tells most first
+MODES = ("compact", "dynamic", "specialists", "dense")
+
+
+def tasks(tiny: bool, data_dir: str) -> Iterator[Task]:
+    """Yields the measurements: a network, a batch size and a fraction of open gates each."""
+    del data_dir
+    if tiny:
+        config = config_of("resnet8", "resnet8", image_size=16, gating="all", width=4)
+        yield Task("tiny", functools.partial(measure, config, 2, 0.5, 0.02))
+        return
+    resnet56 = config_of("resnet56", "resnet20", image_size=32, gating="all")
+    resnet50 = config_of("resnet50", "resnet18", image_size=224, gating="all")
+    for fraction in OPEN:
+        for name, config, batches in (("resnet56", resnet56, (64, 1, 1024)), ("resnet50", resnet50, (64, 1, 256))):
+            for batch in batches:
+                run = functools.partial(measure, config, batch, fraction, 0.5)
+                yield Task(f"{name}, batch {batch}, {fraction:.0%} open", run, 90)
+
+
+def measure(config: Config, batch: int, fraction: float, budget: float) -> dict[str, Any]:
+    """Milliseconds of a batch in each mode, and how far its logits are from the masked model's.
+
+    Args:
+        config: of the network.
+        batch: images.
+        fraction: of the filters of each convolution that is open.
+        budget: seconds for each mode.
+    """
+    model, random = build_model(config.model), np.random.default_rng(0)
+    model.eval()
+    open_only(model, pattern(model, fraction, random))
+    size = config.data.image_size
+    images = random.normal(size=(batch, size, size, 3)).astype(np.float32)
+    calibration = random.normal(size=(8, size, size, 3)).astype(np.float32)
+    graphdef, params, stats = split_model(model)
+    forward = jax.jit(lambda params, stats, images: merge_model(graphdef, params, stats)(images))
+    on_device = jax.device_put(images)
+    expected = np.asarray(forward(params, stats, on_device).logits)
+    result: dict[str, Any] = {"largest_logit": float(np.abs(expected).max())}
+
+    def enter(name: str, run: Callable, wait: Callable, logits: np.ndarray | None = None) -> None:
+        result[f"{name}, ms"] = round(1e3 * seconds_per_call(run, wait, budget=budget), 3)
+        if logits is not None:
+            result[f"{name}, difference"] = float(np.abs(logits - expected).max())
+
+    enter("masked", lambda: forward(params, stats, on_device), jax.block_until_ready)
+    for mode in MODES:
+        try:
+            predictor = Predictor(model, mode=mode, calibration=calibration, batch_sizes=(batch,), tune=False)
+            enter(mode, functools.partial(predictor, images), lambda _: None, predictor(images).logits)
+        except Exception as error:  # one mode that a device does not run leaves the others to be measured
+            result[f"{mode}, error"] = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+    for name, (run, wait) in _pytorch(model, images).items():
+        enter(name, run, wait)
+    return result
+
+
+def _pytorch(model: Any, images: np.ndarray) -> dict[str, tuple[Callable, Callable]]:
+    """The masked model in PyTorch, channels last; nothing where it is not installed."""
+    if importlib.util.find_spec("torch") is None:
+        return {}
+    import torch
+
+    from benchmarks.pytorch_inference import MaskedGaterNet
+
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
+    network: Any = MaskedGaterNet(model).to(device, memory_format=torch.channels_last)
+    pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+    def run(network: Callable) -> Any:
+        with torch.inference_mode():
+            return network(pixels)
+
+    def wait(_: Any) -> None:
+        if cuda:
+            torch.cuda.synchronize()
+
+    compiled = torch.compile(network, dynamic=False)
+    found = {"PyTorch eager": (functools.partial(run, network), wait)}
+    return found | {"PyTorch compiled": (functools.partial(run, compiled), wait)} if cuda else found
+
+

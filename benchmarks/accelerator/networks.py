@@ -1,0 +1,62 @@
+"""The networks that are measured, and their training states."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from gaternet_jax.config import Config, default
+from gaternet_jax.losses import make_gate_loss
+from gaternet_jax.models.build import build_model
+from gaternet_jax.models.functional import split_model
+from gaternet_jax.models.macs import MacCounter
+from gaternet_jax.optimizer import make_optimizer
+from gaternet_jax.parallel import replicate
+from gaternet_jax.state import TrainState, init_state
+from gaternet_jax.step import Step, make_train_step
+
+
+def config_of(
+    backbone: str, extractor: str, *, image_size: int, gating: str = "residual", dtype: str = "float32", width: int = 0
+) -> Config:
+    """The config of a gated network; gating="none" gives the backbone alone."""
+    config = default()
+    config.model.update(backbone=backbone, gating=gating, dtype=dtype, width=width)
+    config.model.gater.update(extractor=extractor, width=width)
+    config.model.num_classes = 1000 if image_size > 64 else 10
+    config.data.image_size = image_size
+    return config
+
+
+def gater_alone(config: Config) -> Config:
+    """The gater as a network of its own: its extractor with an output layer."""
+    alone = config.copy_and_resolve_references()
+    alone.model.update(backbone=config.model.gater.extractor, gating="none")
+    return alone
+
+
+def random_images(count: int, image_size: int) -> dict[str, np.ndarray]:
+    """Made-up images and labels."""
+    random = np.random.default_rng(0)
+    return {
+        "image": random.integers(0, 256, (count, image_size, image_size, 3), np.uint8),
+        "label": random.integers(0, 10, count).astype(np.int32),
+    }
+
+
+def training(config: Config) -> tuple[Step, TrainState, Any]:
+    """The training step of a network, its first state on the default device, and the model."""
+    model = build_model(config.model)
+    optimizer = make_optimizer(config.optimizer, lambda _: 0.1)
+    gate_loss = make_gate_loss(config.loss, model.gate_sites, MacCounter(model, config.data.image_size))
+    graphdef, params, stats = split_model(model)
+    step = make_train_step(graphdef, optimizer, lambda _: 0.1, gate_loss, config)
+    # A copy: the training step overwrites its state, and the model still holds these arrays.
+    return step, jax.tree.map(jnp.copy, init_state(params, stats, optimizer)), model
+
+
+def replicated_copy(state: TrainState, mesh: Mesh) -> TrainState:
+    """A copy on all devices that may be overwritten."""
+    return replicate(jax.tree.map(np.asarray, state), mesh)
