@@ -115,7 +115,7 @@ def make_entry(run: Run, workdir: Path, folder: Path = FOLDER, *, diverged: str 
             "with_gates": round(macs.gater + last.get("macs", 1.0) * macs.dense),
         },
         "gate_statistics": _gate_statistics(last) if "gates_on" in last else None,
-        "wall_seconds": round(sum(start["seconds"] for start in starts), 1),
+        "wall_seconds": round(sum(start["seconds"] for start in starts), 1) if starts else None,
         "images_per_second": _images_per_second(trained),
         "starts": _merge(starts),
     }
@@ -180,9 +180,10 @@ def _entry_name(run: Run, config: Config, folder: Path) -> str:
 
 
 def find(config: Config, folder: Path = FOLDER, entries: list[dict] | None = None) -> dict | None:
-    """The entry of the run that a config describes, if the ledger has it."""
+    """The entry of the run that a config describes, if the ledger has it; `entries` saves loading it."""
     wanted = difference(config, folder)
-    return next((e for e in (load(folder) if entries is None else entries) if e["config"] == wanted), None)
+    entries = load(folder) if entries is None else entries
+    return next((entry for entry in entries if entry["config"] == wanted), None)
 
 
 def alike(run: Run, entries: list[dict], folder: Path = FOLDER) -> list[dict]:

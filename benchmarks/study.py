@@ -24,18 +24,19 @@ from typing import Any
 
 from benchmarks.ledger import FOLDER, difference, find, load, run_and_enter
 from benchmarks.runs import Run
+from gaternet_jax.data.datasets import find_dataset
 from gaternet_jax.errors import UserError
 from gaternet_jax.starts import describe_machine, load_starts
 
 SAVING = 5.0  # seconds that a run gets for its last checkpoint
-START = 60.0  # seconds until the first step, assumed until it was measured
+START = 60.0  # seconds: with less, no run is begun, because it would do little but compile
 SEEDS = (0, 1, 2)
 MODELS = ("plain", "gated", "wider", "se", "local")
 SMALL_IMAGES: dict[str, Any] = {"data.image_size": 16, "data.crop_padding": 2}
 HALF_OF_THE_MACS = {"loss.gate": "macs", "loss.gate_target": 0.5, "loss.gate_weight": 10.0}
 
 
-def one(card: str, backbone: str, model: str, recipe: str, epochs: float, seed: int = 0, **settings: object) -> Run:
+def one(card: str, backbone: str, model: str, recipe: str, epochs: float, seed: int = 0, **settings: Any) -> Run:
     """A run of a model: one of MODELS, "all" or "macs50"."""
     word = {"gated": "", "macs50": ""}.get(model, model)
     variant = "-".join(part for part in (backbone, word, recipe) if part)
@@ -70,7 +71,7 @@ def small_cifar() -> list[Run]:
     ]
 
 
-def digits(**settings: object) -> list[Run]:
+def digits(**settings: Any) -> list[Run]:
     """Handwritten digits: a minute a run."""
     return [one("digits", "resnet8", model, "", 40.0, **settings) for model in ("plain", "gated")]
 
@@ -127,30 +128,44 @@ def study(runs: list[Run], out: Path, minutes: float | None = None, ledger: Path
 
     Returns:
         Whether all are done.
+
+    Raises:
+        UserError: data are not prepared, or a run cannot be trained.
     """
     end = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
-    start_up = START
-    for number, run in enumerate(runs, 1):
-        entries = load(ledger)
-        if find(run.config(), ledger, entries):
-            continue
+    entries = load(ledger)
+    to_do = [run for run in runs if not find(run.config(), ledger, entries)]
+    find_data(to_do, data_dir)
+    for number, run in enumerate(to_do, 1):
         left = end - time.monotonic() - SAVING
-        if left < start_up:
-            print(f"{max(left, 0):.0f} s are left, a start takes {start_up:.0f} s: {run.name} is for another time.")
+        if left < START:
+            print(f"{max(left, 0):.0f} s are left, too few for a start: {run.name} is for another time.")
             return False
-        seconds = estimate(run, entries, ledger)
+        seconds = estimate(run, load(ledger), ledger)
         expected = f", about {seconds / 60:.1f} minutes" if seconds else ""
-        print(f"== {number} of {len(runs)}: {run.name}{expected}", flush=True)
-        began = time.monotonic()
+        print(f"== {number} of {len(to_do)}: {run.name}{expected}", flush=True)
         with ended_at(end - SAVING):
             entry = run_and_enter(run, out / run.name, ledger, data_dir)
         if entry is None:
             print("Interrupted; the same command goes on.")
             return False
-        if entry["images_per_second"]:
-            images = entry["steps"] * run.config().train.batch_size
-            start_up = max(time.monotonic() - began - images / entry["images_per_second"], 1.0)
     return True
+
+
+def find_data(runs: list[Run], data_dir: str) -> None:
+    """Looks for all data before the first run, not hours later.
+
+    Raises:
+        UserError: data are not prepared.
+    """
+    for card in dict.fromkeys(run.card for run in runs):
+        name = next(run for run in runs if run.card == card).config().data.name
+        try:
+            find_dataset(name, data_dir)
+        except UserError as error:
+            others = [run.name for run in runs if run.card != card]
+            hint = f". Or do without it: --only='{others[0].partition('-')[0]}-*'" if others else ""
+            raise UserError(f"{error}{hint}") from None
 
 
 @contextlib.contextmanager
@@ -192,12 +207,22 @@ def print_list(runs: list[Run], out: Path, ledger: Path) -> None:
         print(f"{run.name:50} {state}" + (f", about {seconds / 60:.0f} minutes in all" if seconds else ""))
 
 
+def minutes(text: str) -> float:
+    """Reads the value of --minutes."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} must be a number greater than 0")
+    return value
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", default="cifar10", help=f"one of {', '.join(STUDIES)} (default: cifar10)")
     parser.add_argument("--only", default="", help="comma-separated patterns of names, e.g. '*resnet20-plain*'")
     parser.add_argument("--out", type=Path, default=Path("runs/study"), help="folder of the runs (default: runs/study)")
-    parser.add_argument("--minutes", type=float, default=None, help="the time there is (default: as long as it takes)")
+    parser.add_argument(
+        "--minutes", type=minutes, default=None, help="the time there is (default: as long as it takes)"
+    )
     parser.add_argument("--data_dir", default="", help="folder of prepared datasets")
     parser.add_argument("--ledger", type=Path, default=FOLDER, help="folder of the entries (default: results)")
     parser.add_argument("--list", action="store_true", help="print what is done and what is to do, and end")

@@ -12,6 +12,7 @@ import statistics
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from benchmarks import ledger, study
 from benchmarks.published import PAPER_GATES, PLAIN, TABLE_1
@@ -45,7 +46,7 @@ class Results:
         findings = folder / "findings.json"
         self.findings: list[dict] = json.loads(findings.read_text(encoding="utf-8")) if findings.exists() else []
 
-    def of(self, *model: str, epochs: float, **settings: object) -> list[dict]:
+    def of(self, *model: str, epochs: float, **settings: Any) -> list[dict]:
         """Entries of a model of a study, of all seeds; arguments as of `study.one`."""
         card, backbone, kind, recipe = model
         return ledger.alike(study.one(card, backbone, kind, recipe, epochs, **settings), self.entries, self.folder)
@@ -69,7 +70,7 @@ def fill(page: str, results: Results) -> str:
 def summary(results: Results) -> str:
     """One sentence or two on gated against plain ResNet-20: the longest schedule that there is of both."""
     pixels = study.SMALL_IMAGES
-    tiers: tuple[tuple[str, float, dict], ...] = (
+    tiers: tuple[tuple[str, float, dict[str, Any]], ...] = (
         ("on CIFAR-10", 200.0, {}), ("on CIFAR-10", 30.0, {}), ("on CIFAR-10 at 16 x 16 pixels", 24.0, pixels)
     )  # fmt: skip
     sentences = []
@@ -175,7 +176,8 @@ def all_runs(results: Results) -> str:
         rows.append([
             f"[{entry['name'].rpartition('-')[0]}](../results/{entry['name']}.json)",
             "diverged" if entry["diverged"] else f"{entry['test_error']:.2f}",
-            f"{entry['epochs']:g}", f"{entry['images_per_second'] or 0:,.0f}", f"{entry['wall_seconds'] / 60:.1f}",
+            f"{entry['epochs']:g}", f"{entry['images_per_second']:,.0f}" if entry["images_per_second"] else "",
+            f"{entry['wall_seconds'] / 60:.1f}" if entry["wall_seconds"] else "",
             f"{number}{last.get('device', '')}{cores}", commit,
         ])  # fmt: skip
     return table(["run", "test error %", "epochs", "images/s", "minutes in all", "device", "commit"], rows)

@@ -43,11 +43,28 @@ def test_settings_of_the_runs():
         assert (data.image_size, data.crop_padding, run.config().train.epochs) == (16, 2, 24)
 
 
-def test_mistakes_end_in_a_sentence(monkeypatch):
+def test_mistakes_end_in_a_sentence(monkeypatch, capsys):
     with pytest.raises(UserError, match="--study=mnist is not known; choose one of cifar10, cifar10-16px, digits"):
         choose("mnist")
+    with pytest.raises(SystemExit):
+        main(monkeypatch, "--study=digits", "--minutes=0")
+    assert "argument --minutes: 0 must be a number greater than 0" in capsys.readouterr().err
     with pytest.raises(SystemExit, match=r"--only=\*vgg\* fits no run .* names are digits-resnet8-plain-40ep-seed0"):
         main(monkeypatch, "--study=digits", "--only=*vgg*")
+
+
+def test_all_data_are_looked_for_before_the_first_run(tmp_path, monkeypatch):
+    looked_for = []
+
+    def find_dataset(name, data_dir):
+        looked_for.append((name, data_dir))
+        if name == "cifar100":
+            raise UserError("cifar100 is not prepared")
+
+    monkeypatch.setattr(study, "find_dataset", find_dataset)
+    with pytest.raises(SystemExit, match=r"cifar100 is not prepared. Or do without it: --only='cifar10-\*'"):
+        main(monkeypatch, f"--out={tmp_path}", f"--ledger={tmp_path}", "--data_dir=D")
+    assert looked_for == [("cifar10", "D"), ("cifar100", "D")]
 
 
 def test_a_study_is_cut_short_and_goes_on(tmp_path, monkeypatch, capsys, use_devices):
@@ -60,7 +77,7 @@ def test_a_study_is_cut_short_and_goes_on(tmp_path, monkeypatch, capsys, use_dev
 
     with monkeypatch.context() as patch:
         patch.setattr(study, "START", -1e9)
-        main(patch, *arguments, "--minutes=0")
+        main(patch, *arguments, "--minutes=0.001")
     assert "Interrupted; the same command goes on." in capsys.readouterr().out
     main(monkeypatch, *arguments, "--list")
     assert capsys.readouterr().out.split()[1:] == ["at", "step", "1"]
