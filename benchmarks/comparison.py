@@ -3,101 +3,68 @@
     python -m benchmarks.comparison --config=configs/digits.py --models=resnet8 --seeds=3 --out=runs/comparison/digits
     python -m benchmarks.comparison --config=configs/cifar10.py --models=resnet20,resnet56 --out=runs/comparison/cifar10
 
-Every run is an ordinary run in OUT/MODEL-VARIANT-SEED, on all devices; the same command again goes on where it was.
-It ends with a table (OUT/table.md) and a figure (OUT/comparison.png; needs matplotlib). Fields of all runs are set by
---set, e.g. --set train.epochs=100 --set data.train_split='train[:5000]'.
+Every run is an ordinary run in OUT/MODEL-VARIANT-SEED, on all devices; the same command again goes on where it was. A
+finished run is entered in the ledger (benchmarks/ledger.py), and what is there is not trained again. It ends with a
+table (OUT/table.md) and a figure (OUT/comparison.png). Fields of all runs are set by --set, e.g. --set train.epochs=100
+--set data.train_split='train[:5000]'.
 """
 
 import argparse
-import ast
-import importlib.util
+import dataclasses
 import statistics
 import sys
 from pathlib import Path
 
 import jax
 
-from gaternet_jax.config import Config, flatten, validate
+from benchmarks.ledger import FOLDER, run_and_enter
+from benchmarks.runs import Run, parse_settings
+from gaternet_jax.config import validate
 from gaternet_jax.errors import UserError
-from gaternet_jax.metrics import NonFiniteError
-from gaternet_jax.models.build import abstract_model, count_parameters
-from gaternet_jax.models.macs import MacCounter
+from gaternet_jax.models.build import abstract_model
 from gaternet_jax.tools.predict import positive
-from gaternet_jax.train import train
 
 VARIANTS = ("plain", "wider", "se", "local", "gated")
 COLOURS = dict(zip(VARIANTS, ("#8da0cb", "#66a61e", "#e6ab02", "#7570b3", "#d95f02"), strict=True))
 
 
-def load_card(path: str, variant: str, settings: dict[str, object]) -> Config:
-    """The config of a run card's variant, with settings applied."""
-    spec = importlib.util.spec_from_file_location("card", path)
-    if spec is None or spec.loader is None or not Path(path).is_file():
-        raise UserError(f"--config={path} is no run card; give one of configs/*.py")
-    card = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(card)
-    config = card.get_config(variant)
-    if "seed" in settings:
-        raise UserError("the seeds of a study are 0, 1, ...; say how many with --seeds")
-    unknown = settings.keys() - {field for field, _ in flatten(config)}
-    if unknown:
-        raise UserError(f"--set names unknown fields: {', '.join(sorted(unknown))} (see gaternet_jax/config.py)")
-    try:
-        config.update_from_flattened_dict(settings)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"--set has a value of the wrong type: {error}") from None
-    return config
-
-
-def parse_settings(settings: list[str]) -> dict[str, object]:
-    """["train.epochs=100"] -> {"train.epochs": 100}; what is no Python literal is text."""
-    parsed = {}
-    for setting in settings:
-        field, _, value = setting.partition("=")
-        try:
-            parsed[field] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            parsed[field] = value
-    return parsed
-
-
 def run_study(arguments: argparse.Namespace, settings: dict[str, object]) -> list[dict]:
     """Trains, or goes on training, every run; one row a model and variant."""
-    configs = {}
+    if "seed" in settings:
+        raise UserError("the seeds of a study are 0, 1, ...; say how many with --seeds")
+    runs = {}
     for model in arguments.models.split(","):
         for variant in arguments.variants.split(","):
-            config = load_card(arguments.config, model if variant == "gated" else f"{model}-{variant}", settings)
+            of = dict(settings)
             if variant != "gated":
-                config.model.gater.pretrained = ""  # there is no gater to start from it
-            validate(config, jax.device_count())
-            configs[model, variant] = config, abstract_model(config.model)  # mistakes show before anything is trained
+                of.pop("model.gater.pretrained", None)  # there is no gater to start from it
+            run = Run(arguments.config, model if variant == "gated" else f"{model}-{variant}", of)
+            config = run.config()
+            validate(config, len(jax.devices()))
+            abstract_model(config.model)  # mistakes show before anything is trained
+            runs[model, variant] = run
 
     rows = []
-    for (model, variant), (config, network) in configs.items():
-        results = []
+    for (model, variant), run in runs.items():
+        entries = []
         for seed in range(arguments.seeds):
-            config.seed = seed
             workdir = arguments.out / f"{model}-{variant}-{seed}"
             print(f"== {model} {variant}, seed {seed} ({workdir})", flush=True)
-            try:
-                result = train(config, workdir)
-            except NonFiniteError as error:
-                print(error, flush=True)
-                continue
-            if not result["finished"]:
+            seeded = dataclasses.replace(run, settings=run.settings | {"seed": seed})
+            entry = run_and_enter(seeded, workdir, arguments.ledger)
+            if entry is None:
                 sys.exit("Interrupted; the same command goes on.")
-            results.append(result)
-        macs = MacCounter(network, config.data.image_size)
-        used = statistics.mean([result.get("macs", 1.0) for result in results] or [1.0])
+            entries.append(entry)
+        finished = [entry for entry in entries if not entry["diverged"]]
         rows.append(
             {
                 "model": model,
                 "variant": variant,
-                "top1": [result["top1"] for result in results],
-                "diverged": arguments.seeds - len(results),
-                "parameters": count_parameters(network),
-                "macs": macs.gater + used * macs.dense,
-                "gates_on": [result["gates_on"] for result in results if "gates_on" in result],
+                "top1": [1 - entry["test_error"] / 100 for entry in finished],
+                "diverged": len(entries) - len(finished),
+                "parameters": entries[0]["parameters"],
+                "macs": statistics.mean(entry["macs"]["with_gates"] for entry in finished or entries),
+                "gates_on": [entry["gate_statistics"]["open"] for entry in finished if entry["gate_statistics"]],
             }
         )
     return rows
@@ -155,6 +122,7 @@ def main() -> None:
     parser.add_argument("--variants", default=",".join(VARIANTS), help="comma-separated (default: all five)")
     parser.add_argument("--seeds", type=positive, default=1, help="runs of each (default: 1)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the study")
+    parser.add_argument("--ledger", type=Path, default=FOLDER, help="folder of the entries (default: results)")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of all runs")
     arguments = parser.parse_args()
     try:

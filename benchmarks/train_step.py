@@ -78,7 +78,7 @@ def pytorch_candidates(depth: int, batch: int) -> Candidates:
     except ImportError:
         return {}
     model = GaterNet(depth)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     labels = torch.randint(0, 10, (batch,))
 
     def train():

@@ -2,9 +2,12 @@
 
     python -m gaternet_jax.main --config=configs/cifar10.py                   ResNet-20-Gated
     python -m gaternet_jax.main --config=configs/cifar10.py:resnet56-wider    a plain ResNet-56 with as many parameters
+    python -m gaternet_jax.main --config=configs/cifar10.py:resnet20-strong   the stronger of the two recipes
 
-Variants: [MODEL][-residual|-all][-plain|-wider|-se|-local], any model of `python -m gaternet_jax.tools.models`. The
-data must be prepared (see README). 200 epochs of 390 steps; cost of a run:
+Variants: [MODEL][-residual|-all][-plain|-wider|-se|-local][-he|-strong], any model of `python -m
+gaternet_jax.tools.models`. Recipes, both of 200 epochs at batch 128: `he` (the default; weight decay 1e-4, learning
+rate 0.1 divided by 10 at 50% and 75%) and `strong` (weight decay 5e-4, cosine, Nesterov). The data must be prepared
+(see README). 200 epochs of 390 steps; cost of a run:
 
 | model | parameters (backbone + gater) | gates | MACs per image (backbone + gater) | steps |
 |---|---:|---:|---:|---:|
@@ -16,11 +19,11 @@ data must be prepared (see README). 200 epochs of 390 steps; cost of a run:
 """
 
 from gaternet_jax.config import default
-from gaternet_jax.variants import apply_variant
+from gaternet_jax.variants import RECIPES, apply_variant
 
 
 def get_config(variant: str = ""):
-    config = apply_variant(default(), variant)
+    config = apply_variant(default(), variant, RECIPES)
     if config.model.backbone.startswith("shake26"):
         config.data.cutout = 16  # DeVries and Taylor 2017, table 1
     return config.lock()

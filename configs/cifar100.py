@@ -8,7 +8,7 @@ of 390 steps.
 """
 
 from gaternet_jax.config import default
-from gaternet_jax.variants import apply_variant
+from gaternet_jax.variants import RECIPES, apply_variant
 
 
 def get_config(variant: str = ""):
@@ -17,7 +17,7 @@ def get_config(variant: str = ""):
     config.data.name = "cifar100"
     config.data.mean = (0.5071, 0.4865, 0.4409)  # of the training images; assumed, paper silent
     config.data.std = (0.2673, 0.2564, 0.2762)
-    config = apply_variant(config, variant)
+    config = apply_variant(config, variant, RECIPES)
     if config.model.backbone.startswith("shake26"):
         config.data.cutout = 8  # DeVries and Taylor 2017, table 1
     return config.lock()

@@ -65,7 +65,8 @@ def make_evaluation(
         A function whose result has: images (their number); unreadable, those left out because they cannot be
         read, if any; loss (cross-entropy, nats); top1 and top5, fractions;
         and for a model with gates gates_on, the mean fraction of open gates, gates_input_dependent, the fraction of
-        gates that are open for some images and closed for others, and macs, the mean multiply-accumulates of the
+        gates that are open for some images and closed for others, gates_always_on, of those open for all images,
+        and macs, the mean multiply-accumulates of the
         backbone with the open filters relative to the dense backbone. It raises RuntimeError if the
         images it counted are not those of the split (a defect, not the user's doing). Where `asked`, a function,
         says in any process that an end was asked for, all of them give up together and the result is None.
@@ -106,6 +107,7 @@ def make_evaluation(
         if open_rate.size:
             metrics["gates_on"] = float(open_rate.mean())
             metrics["gates_input_dependent"] = float(((open_rate > 0) & (open_rate < 1)).mean())
+            metrics["gates_always_on"] = float((open_rate == 1).mean())
             metrics["macs"] = float(total["macs"] / images)
         return metrics
 

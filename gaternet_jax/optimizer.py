@@ -1,4 +1,4 @@
-"""SGD with Nesterov momentum, weight decay on kernels only, and the learning rate schedule."""
+"""SGD with momentum, weight decay on kernels only, and the learning rate schedule."""
 
 import jax
 import optax
@@ -36,5 +36,5 @@ def make_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTr
     return optax.chain(
         *clip,
         optax.add_decayed_weights(config.weight_decay, mask=kernels_only),
-        optax.sgd(schedule, momentum=config.momentum, nesterov=True),
+        optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov),
     )

@@ -39,6 +39,7 @@ from gaternet_jax.pretrained import load_extractor
 from gaternet_jax.probe import Probe
 from gaternet_jax.profiling import Profiler
 from gaternet_jax.progress import progress_bar
+from gaternet_jax.starts import StartRecord
 from gaternet_jax.state import init_state
 from gaternet_jax.step import make_train_step
 from gaternet_jax.watchdog import Watchdog
@@ -79,6 +80,7 @@ def train(
         if is_primary():
             stack.enter_context(in_use(workdir))
         interrupted = stack.enter_context(interruptible())
+        record = StartRecord(workdir, config.train.epochs)
         parameters, gates = count_parameters(model), sum(site.size for site in model.gate_sites)
         print(f"{parameters:,} parameters, {gates:,} gates", flush=True)
         if config.model.gater.pretrained and not has_checkpoint(workdir):
@@ -160,6 +162,7 @@ def train(
                 writer.write(step, "eval", {"epoch": epoch} | metrics)
                 bar.write(f"epoch {epoch:6.1f}  step {step:7d}  {describe(metrics)}")
             checkpoints.save(state, window=train_metrics.window, metrics=metrics, overwrite=overwrite)
+            record.saved(step)
             if metrics:
                 probe.write(writer, step)  # last: its thread would compete with the copying of the state
             return metrics

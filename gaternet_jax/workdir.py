@@ -3,6 +3,7 @@
 workdir/config.json        the resolved config
 workdir/labels.txt         the names of the classes, one a line
 workdir/metrics.jsonl      see metrics.py
+workdir/starts.json        see starts.py
 workdir/tensorboard/       the same for TensorBoard
 workdir/checkpoints/STEP/  see checkpoint.py
 workdir/lock               held by the process that trains here
@@ -102,7 +103,7 @@ def in_use(workdir: Path) -> Iterator[None]:
 
 def mark_finished(workdir: Path, step: int) -> None:
     """Leaves a file that tells launch scripts that all steps are done."""
-    _write(workdir / "finished", f"{step}\n")
+    write_file(workdir / "finished", f"{step}\n")
 
 
 def mark_unfinished(workdir: Path) -> None:
@@ -119,12 +120,12 @@ def has_checkpoint(workdir: Path) -> bool:
 def save_config(config: Config, labels: list[str], workdir: Path) -> None:
     """Writes workdir/config.json, and the names of the classes to workdir/labels.txt, one a line."""
     workdir.mkdir(parents=True, exist_ok=True)
-    _write(workdir / "labels.txt", "".join(f"{label}\n" for label in labels))
-    _write(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+    write_file(workdir / "labels.txt", "".join(f"{label}\n" for label in labels))
+    write_file(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
 
 
-def _write(path: Path, text: str) -> None:
-    """A crash leaves the old file or the new one, never a part."""
+def write_file(path: Path, text: str) -> None:
+    """Writes a file so that a crash leaves the old one or the new one, never a part."""
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)

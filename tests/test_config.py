@@ -1,3 +1,5 @@
+import json
+
 import ml_collections
 import pytest
 
@@ -6,6 +8,7 @@ from gaternet_jax.config import default, flatten, validate
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.build import abstract_model, count_parameters
 from gaternet_jax.models.registry import known_backbones
+from gaternet_jax.variants import recipe_of
 
 CARDS = {"cifar10": cifar10, "cifar100": cifar100, "digits": digits, "folder": folder, "imagenet": imagenet}
 
@@ -42,6 +45,8 @@ def test_cards_differ_where_they_should():
         ("resnet20-plain-se", "'resnet20-plain-se' has two parts of one kind; give one of plain, se"),
         ("resnet20-all-residual", "has two parts of one kind"),
         ("vgg", "unknown part 'vgg'"),
+        ("resnet20-nesterov", "unknown part 'nesterov' .*RECIPE one of he, strong"),
+        ("resnet20-he-strong", "has two parts of one kind; give one of he, strong"),
     ],
 )
 def test_unknown_variant_lists_what_exists(variant, message):
@@ -55,6 +60,41 @@ def test_parts_of_a_variant_combine():
     squeezed = cifar10.get_config("densenet100-se").model
     assert (squeezed.backbone, squeezed.gating, squeezed.squeeze_ratio) == ("densenet100", "none", 16)
     assert cifar100.get_config("shake26_2x96d").model.backbone == "shake26_2x96d"
+
+
+@pytest.mark.parametrize("card", [cifar10, cifar100])
+@pytest.mark.parametrize("variant", ["", "resnet20", "resnet56-plain", "wider", "densenet100-se", "resnet20-all-local"])
+def test_a_recipe_is_one_word_for_every_cifar_variant(card, variant):
+    he, strong = (card.get_config(f"{variant}-{word}".removeprefix("-")) for word in ("he", "strong"))
+    assert (recipe_of(he), recipe_of(strong)) == ("he", "strong")
+    assert he.model == strong.model == card.get_config(variant).model
+    assert (he.optimizer.weight_decay, he.optimizer.schedule, he.optimizer.nesterov) == (1e-4, "steps", False)
+    assert (he.optimizer.learning_rate, he.optimizer.decay_at, he.optimizer.decay_factor) == (0.1, (0.5, 0.75), 0.1)
+    assert (strong.optimizer.weight_decay, strong.optimizer.schedule, strong.optimizer.nesterov) == (
+        5e-4,
+        "cosine",
+        True,
+    )
+    assert strong.optimizer.learning_rate == 0.1
+    for config in (he, strong):
+        assert (config.train.batch_size, config.train.epochs) == (128, 200)
+    assert card.get_config(variant) == he, "he is the default"
+
+
+def test_the_name_of_a_recipe_follows_from_its_fields():
+    config = cifar10.get_config("resnet20-strong").unlock()
+    assert recipe_of(config) == "strong"
+    config.optimizer.weight_decay = 4e-4
+    assert recipe_of(config) == ""
+    loaded = ml_collections.ConfigDict(json.loads(json.dumps(cifar10.get_config("he").to_dict())))
+    assert recipe_of(loaded) == "he", "lists of a config.json are tuples"
+
+
+@pytest.mark.parametrize("card", [imagenet, folder])
+def test_cards_of_photographs_have_their_own_recipe(card):
+    with pytest.raises(UserError, match="unknown part 'he'"):
+        card.get_config("resnet18-he")
+    assert (card.get_config().optimizer.schedule, card.get_config().optimizer.nesterov) == ("cosine", True)
 
 
 def test_shake_shake_comes_with_cutout():

@@ -13,7 +13,9 @@ def config(**fields):
 
 
 def test_cosine_with_warmup():
-    schedule = learning_rate_schedule(config(learning_rate=0.4, warmup_epochs=2.0), steps_per_epoch=10, num_steps=120)
+    schedule = learning_rate_schedule(
+        config(schedule="cosine", learning_rate=0.4, warmup_epochs=2.0), 10, num_steps=120
+    )
     np.testing.assert_allclose([schedule(step) for step in (0, 5, 10, 20)], [0, 0.1, 0.2, 0.4], rtol=1e-6)
     np.testing.assert_allclose(schedule(70), 0.2, rtol=1e-5)
     np.testing.assert_allclose(schedule(120), 0.0, atol=1e-7)
@@ -32,9 +34,10 @@ def test_no_warmup_starts_at_the_peak():
     np.testing.assert_allclose(schedule(0), 0.3)
 
 
-def test_sgd_with_nesterov_momentum_and_decay_of_kernels_only():
-    """Against PyTorch's formulas: d = g + w p;  m = mu m + d;  p -= lr (d + mu m)."""
-    optimizer = make_optimizer(config(momentum=0.9, weight_decay=0.1), lambda _: 0.5)
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_with_momentum_and_decay_of_kernels_only(nesterov):
+    """Against PyTorch's formulas: d = g + w p;  m = mu m + d;  p -= lr m, or with Nesterov lr (d + mu m)."""
+    optimizer = make_optimizer(config(momentum=0.9, nesterov=nesterov, weight_decay=0.1), lambda _: 0.5)
     params = {"conv": {"kernel": jnp.array([1.0, -2.0])}, "bn": {"scale": jnp.array([3.0]), "bias": jnp.array([1.0])}}
     state = optimizer.init(params)
     expected = {"kernel": np.array([1.0, -2.0]), "scale": np.array([3.0]), "bias": np.array([1.0])}
@@ -50,7 +53,7 @@ def test_sgd_with_nesterov_momentum_and_decay_of_kernels_only():
         for name in expected:
             direction = gradient + (0.1 * expected[name] if name == "kernel" else 0.0)
             momentum[name] = 0.9 * momentum[name] + direction
-            expected[name] = expected[name] - 0.5 * (direction + 0.9 * momentum[name])
+            expected[name] = expected[name] - 0.5 * (direction + 0.9 * momentum[name] if nesterov else momentum[name])
     np.testing.assert_allclose(params["conv"]["kernel"], expected["kernel"], rtol=1e-5)
     np.testing.assert_allclose(params["bn"]["scale"], expected["scale"], rtol=1e-5)
     np.testing.assert_allclose(params["bn"]["bias"], expected["bias"], rtol=1e-5)

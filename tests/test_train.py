@@ -305,6 +305,7 @@ def test_evaluation_counts_gates(finished):
     rate = gates.mean(0)
     np.testing.assert_allclose(metrics["gates_on"], gates.mean(), rtol=1e-4)
     np.testing.assert_allclose(metrics["gates_input_dependent"], ((rate > 0) & (rate < 1)).mean(), atol=0.02)
+    np.testing.assert_allclose(metrics["gates_always_on"], (rate == 1).mean(), atol=0.02)
     np.testing.assert_allclose(metrics["top1"], (logits.argmax(-1) == split.labels).mean(), atol=0.004)
     in_top5 = (np.argsort(-logits)[:, :5] == split.labels[:, None]).any(-1)
     np.testing.assert_allclose(metrics["top5"], in_top5.mean(), atol=0.004)

@@ -3,6 +3,7 @@ import sys
 import pytest
 
 from benchmarks import comparison
+from benchmarks.ledger import load
 
 SMALL = [
     "--set=model.width=4", "--set=model.gater.width=4", "--set=train.epochs=0.2", "--set=optimizer.warmup_epochs=0.0",
@@ -11,7 +12,10 @@ SMALL = [
 
 
 def run(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["comparison", *arguments])
+    ledger = (
+        next(argument for argument in arguments if argument.startswith("--out=")).removeprefix("--out=") + "/ledger"
+    )
+    monkeypatch.setattr(sys, "argv", ["comparison", *arguments, f"--ledger={ledger}"])
     comparison.main()
 
 
@@ -26,9 +30,14 @@ def test_study_ends_in_a_table_and_goes_on_where_it_was(tmp_path, monkeypatch, c
     capsys.readouterr()
     run(monkeypatch, *common, "--seeds=2")
     printed = capsys.readouterr().out
-    assert printed.count("Compiled in") == 1, "the first seed is done"
+    assert printed.count("Compiled in") == 1, "the first seed is in the ledger"
+    assert [entry["seed"] for entry in load(out / "ledger")] == [0, 1]
     assert "±" in (out / "table.md").read_text()
-    assert sorted(path.name for path in out.iterdir() if path.is_dir()) == ["resnet8-gated-0", "resnet8-gated-1"]
+    assert sorted(path.name for path in out.iterdir() if path.is_dir()) == [
+        "ledger",
+        "resnet8-gated-0",
+        "resnet8-gated-1",
+    ]
 
 
 @pytest.mark.parametrize(
