@@ -114,7 +114,7 @@ class StepLoop:
         state, metrics = carry
         batch = {name: jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for name, x in batches.items()}
         state, values = self._step(state, with_images(batch, resident) | {"stop": stop}, key)
-        return state, {name: metrics[name].at[index].set(values[name].astype(jnp.float32)) for name in values}
+        return state, {name: metrics[name].at[index].set(jnp.float32(values[name])) for name in values}
 
     def _empty_metrics(self, state, batches, stop, key):
         """The function that makes room for the metrics of one dispatch."""

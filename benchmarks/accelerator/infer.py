@@ -66,7 +66,7 @@ def measure(config: Config, batch: int, fraction: float, budget: float) -> dict[
     for mode in MODES:
         try:
             predictor = Predictor(model, mode=mode, calibration=calibration, batch_sizes=(batch,), tune=False)
-            enter(mode, functools.partial(predictor, images), lambda _: None, predictor(images).logits)
+            enter(mode, functools.partial(predictor, images), lambda _: None, np.asarray(predictor(images).logits))
         except Exception as error:  # one mode that a device does not run leaves the others to be measured
             result[f"{mode}, error"] = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
     for name, (run, wait) in _pytorch(model, images).items():
@@ -84,7 +84,8 @@ def _pytorch(model: Any, images: np.ndarray) -> dict[str, tuple[Callable, Callab
 
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
-    network: Any = MaskedGaterNet(model).to(device, memory_format=torch.channels_last)
+    network: Any = MaskedGaterNet(model)
+    network = network.to(device, memory_format=torch.channels_last)
     pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
     def run(network: Callable) -> Any:
@@ -95,8 +96,7 @@ def _pytorch(model: Any, images: np.ndarray) -> dict[str, tuple[Callable, Callab
         if cuda:
             torch.cuda.synchronize()
 
-    compiled = torch.compile(network, dynamic=False)
-    found = {"PyTorch eager": (functools.partial(run, network), wait)}
-    return found | {"PyTorch compiled": (functools.partial(run, compiled), wait)} if cuda else found
-
-
+    runs = {"PyTorch eager": (functools.partial(run, network), wait)}
+    if cuda:
+        runs["PyTorch compiled"] = (functools.partial(run, torch.compile(network, dynamic=False)), wait)
+    return runs

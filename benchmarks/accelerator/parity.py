@@ -1,6 +1,8 @@
 """Are outputs and a training step on the accelerator those of the CPU, and how far off are faster precisions?"""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,48 +22,50 @@ def tasks(tiny: bool, data_dir: str) -> Iterator[Task]:
     if tiny:
         networks = {"resnet8": ("resnet8", "resnet8", 16, 4)}
     for name, (backbone, extractor, size, width) in networks.items():
+        make = functools.partial(config_of, backbone, extractor, image_size=size, width=width)
+        expected = functools.cache(functools.partial(_on_the_cpu, make(), 2 if tiny else 16))
         for label, precision, dtype in (
             ("float32, highest", "highest", "float32"),
             ("float32, default", "default", "float32"),
             ("bfloat16", "default", "bfloat16"),
         ):
-            config = config_of(backbone, extractor, image_size=size, dtype=dtype, width=width)
-            images = 2 if tiny else 16
-
-            def run(config=config, precision=precision, images=images) -> dict:
-                return compare(config, precision, images)
-
-            yield Task(f"{name}, {label}", run)
+            found = functools.partial(_outputs, make(dtype=dtype), precision, 2 if tiny else 16, jax.devices()[0])
+            yield Task(f"{name}, {label}", functools.partial(_compare, found, expected))
 
 
-def compare(config: Config, precision: str, images: int) -> dict:
-    """Differences between the default device and the CPU, which computes in float32 at the highest precision."""
-    reference = config.copy_and_resolve_references()
-    reference.model.dtype = "float32"
-    try:
-        cpu = jax.local_devices(backend="cpu")[0]
-    except RuntimeError as error:
-        raise UserError(f"parity needs the CPU beside the accelerator; leave JAX_PLATFORMS unset ({error})") from None
-    expected = _outputs(reference, "highest", images, cpu, cpu)
-    found = _outputs(config, precision, images, jax.devices()[0], cpu)
+def _compare(found_on_device: Callable[[], dict], expected_on_cpu: Callable[[], dict]) -> dict:
+    found, expected = found_on_device(), expected_on_cpu()
+
+    def relative(name: str) -> float:
+        return abs(found[name] / expected[name] - 1)
+
+    update = np.linalg.norm(expected["params"] - expected["before"])
     return {
         "logits_largest": float(np.abs(expected["logits"]).max()),
         "logits_difference": float(np.abs(found["logits"] - expected["logits"]).max()),
         "score_difference": float(np.abs(found["scores"] - expected["scores"]).max()),
         "gates": int(expected["gates"].size),
         "gates_that_differ": int((found["gates"] != expected["gates"]).sum()),
-        "loss_relative_difference": float(abs(found["loss"] / expected["loss"] - 1)),
-        "gradient_norm_relative_difference": float(abs(found["norm"] / expected["norm"] - 1)),
-        "update_relative_difference": float(
-            np.linalg.norm(found["params"] - expected["params"])
-            / np.linalg.norm(expected["params"] - expected["before"])
-        ),
+        "loss_relative_difference": relative("loss"),
+        "gradient_norm_relative_difference": relative("norm"),
+        "update_relative_difference": float(np.linalg.norm(found["params"] - expected["params"]) / update),
     }
 
 
-def _outputs(config: Config, precision: str, images: int, device: jax.Device, cpu: jax.Device) -> dict:
+def _on_the_cpu(config: Config, images: int) -> dict:
+    return _outputs(config, "highest", images, _cpu())
+
+
+def _cpu() -> Any:
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError as error:
+        raise UserError(f"parity needs the CPU beside the accelerator; leave JAX_PLATFORMS unset ({error})") from None
+
+
+def _outputs(config: Config, precision: str, images: int, device: Any) -> dict:
     """Of a network that the CPU initialises: random numbers are not equal to the bit everywhere."""
-    with jax.default_device(cpu):
+    with jax.default_device(_cpu()):
         step, state, model = training(config)
     with jax.default_device(device), jax.default_matmul_precision(precision):
         state = jax.device_put(state, device)

@@ -161,7 +161,8 @@ def pytorch(config: Config, batch: int, dtype: str, *, compiled: bool, budget: f
     device = torch.device("cuda" if cuda else "cpu")
     torch.backends.cudnn.benchmark = True
     _, _, model = training(config)
-    network: Any = MaskedGaterNet(model).train().to(device, memory_format=torch.channels_last)
+    network: Any = MaskedGaterNet(model).train()
+    network = network.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
     made = random_images(batch, config.data.image_size)
     pixels = torch.from_numpy(made["image"]).to(device).permute(0, 3, 1, 2).float() / 255 - 0.5
