@@ -7,6 +7,7 @@ all of them; the table has medians, and ratios of the medians of one run.
 """
 
 import argparse
+import itertools
 import platform
 import statistics
 import time
@@ -17,16 +18,24 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks.accelerator.networks import replicated_copy, training
 from gaternet_jax.config import default
-from gaternet_jax.losses import make_gate_loss
+from gaternet_jax.data.memory import DeviceSplit
+from gaternet_jax.dispatch import StepLoop, stack_batches
 from gaternet_jax.models.build import build_model
 from gaternet_jax.models.functional import merge_model, split_model
-from gaternet_jax.models.macs import MacCounter
-from gaternet_jax.optimizer import make_optimizer
-from gaternet_jax.parallel import make_mesh, replicated, split_by_batch
-from gaternet_jax.state import init_state
-from gaternet_jax.step import jit_step, make_train_step
+from gaternet_jax.parallel import (
+    make_mesh,
+    replicate,
+    split_by_batch,
+    split_second_axis,
+    stop_flags,
+    this_process,
+    to_devices,
+)
+from gaternet_jax.step import jit_step
 
+STEPS = 4  # in one dispatch
 Candidates = dict[str, Callable[[], object]]
 
 
@@ -41,20 +50,33 @@ def images(batch: int) -> dict[str, np.ndarray]:
 def jax_training(config, batch: int) -> Callable[[], object]:
     """A whole training step of the model that `config` describes, augmentation included."""
     mesh = make_mesh(jax.devices()[:1])
-    optimizer = make_optimizer(config.optimizer, lambda _: 0.1)
-    model = build_model(config.model)
-    gate_loss = make_gate_loss(config.loss, model.gate_sites, MacCounter(model, config.data.image_size))
-    graphdef, params, stats = split_model(model)
-    state = jax.device_put(init_state(params, stats, optimizer), replicated(mesh))
+    train_step, state, _ = training(config)
+    state = replicated_copy(state, mesh)
     data = jax.device_put(images(batch), split_by_batch(mesh))
-    step, key = (
-        jit_step(make_train_step(graphdef, optimizer, lambda _: 0.1, gate_loss, config), mesh),
-        jax.random.key(0),
-    )
+    step, key = jit_step(train_step, mesh), jax.random.key(0)
 
     def run():
         nonlocal state
         state, metrics = step(state, data, key)
+        jax.block_until_ready(metrics)
+
+    return run
+
+
+def jax_dispatch(config, batch: int, steps: int) -> Callable[[], object]:
+    """So many training steps in one dispatch, with the images on the device."""
+    mesh = make_mesh(jax.devices()[:1])
+    made = images(steps * batch)
+    split = DeviceSplit("made up", made["image"], made["label"], np.ones(steps * batch, bool), this_process())
+    train_step, state, _ = training(config)
+    state, key, (go_on, _) = replicated_copy(state, mesh), jax.random.key(0), stop_flags(mesh)
+    loop = StepLoop(train_step, mesh, steps, replicate(split.resident, mesh))
+    stacked = stack_batches(split.train_batches(batch, 0, 0), itertools.repeat(steps), steps)
+    feeds = to_devices(stacked, split_second_axis(mesh))
+
+    def run():
+        nonlocal state
+        state, metrics = loop(state, next(feeds), go_on, steps, key)
         jax.block_until_ready(metrics)
 
     return run
@@ -131,12 +153,15 @@ def main() -> None:
         f"backbone alone, train, batch {batch}": jax_training(plain, batch),
         f"gater alone, train, batch {batch}": jax_training(gater, batch),
         f"GaterNet, train, batch {batch}": jax_training(gated, batch),
+        f"GaterNet, train, {STEPS} steps a dispatch, batch {batch}": jax_dispatch(gated, batch, STEPS),
         "GaterNet, inference, batch 1": jax_inference(gated, 1),
         f"GaterNet, inference, batch {batch}": jax_inference(gated, batch),
     }
     candidates |= pytorch_candidates(depth, batch)
     result = medians(candidates, arguments.rounds)
 
+    dispatch = next(name for name in result if f"{STEPS} steps" in name)
+    result[dispatch] /= STEPS
     backbone, gater_time, whole, *_ = result.values()
     device = jax.devices()[0].device_kind
     print(
@@ -146,6 +171,7 @@ def main() -> None:
     for name, milliseconds in result.items():
         print(f"| {name} | {milliseconds:.1f} |")
     print(f"\nGaterNet / (backbone + gater) = {whole / (backbone + gater_time):.3f}")
+    print(f"a step of {STEPS} in a dispatch / a step alone = {result[dispatch] / whole:.3f}")
     for name, milliseconds in result.items():
         if name.startswith("PyTorch"):
             ours = result[name.replace("PyTorch", "GaterNet")]
