@@ -1,10 +1,14 @@
 """Compiles the training step for TPUs on a machine without one, and checks the program: memory, FLOPs, collectives.
 
     python -m benchmarks.tpu_aot [--topologies=v5e:2x2,v5e:4x8,v4:2x2x1] [--models=resnet50,resnet18,resnet50-plain]
+    python -m benchmarks.tpu_aot --topologies=v5e:2x2 --models=cifar10:resnet20,cifar10:resnet56
 
-Models are variants of configs/imagenet.py, in bfloat16. Needs libtpu (`pip install -e '.[tpu]'`), 10 GB of memory and
-two minutes a program (two cores). Ends with exit code 1 if a program does not fit a chip's memory, or if devices
-exchange anything but sums: of gradients, of BatchNorm's statistics and their gradients, of metrics.
+Models are variants of configs/imagenet.py, in bfloat16, or CARD:VARIANT. Of CIFAR the program is that of a whole
+dispatch: a loop of 50 steps over images on the chips; XLA counts the FLOPs of one of them.
+
+Needs libtpu (`pip install -e '.[tpu]'`), 10 GB of memory and two minutes a program (two cores). Ends with exit code 1
+if a program does not fit a chip's memory, or if devices exchange anything but sums: of gradients, of BatchNorm's
+statistics and their gradients, of metrics.
 
 The bound on images/s is the longest of three times, as if nothing else took any: matrix units (XLA's FLOPs / peak),
 main memory (bytes / bandwidth) and links (a ring's 2 (n - 1) / n x bytes reduced / all links of a chip). XLA's own
@@ -13,6 +17,7 @@ main memory (bytes / bandwidth) and links (a ring's 2 (n - 1) / n x bytes reduce
 
 import argparse
 import dataclasses
+import importlib
 import json
 import os
 import sys
@@ -28,8 +33,8 @@ from flax import nnx
 from jax.experimental import topologies
 
 from benchmarks.hlo import Array, Collective, find_collectives, hbm_traffic
-from configs.imagenet import get_config
 from gaternet_jax.config import Config, validate
+from gaternet_jax.dispatch import StepLoop
 from gaternet_jax.errors import UserError
 from gaternet_jax.losses import make_gate_loss
 from gaternet_jax.models.build import abstract_model
@@ -44,6 +49,7 @@ from gaternet_jax.state import init_state
 from gaternet_jax.step import jit_step, make_train_step
 
 TRAIN_IMAGES = 1_281_167  # of ImageNet; only the learning rate's schedule depends on it
+CIFAR_IMAGES = 50_000
 PURPOSES = ("gradient", "batchnorm", "metric", "other")
 ALLOWED = ("all-reduce", "all-reduce-start")
 
@@ -111,8 +117,21 @@ def lower_step(config: Config, devices: Sequence[Any]) -> tuple[jax.stages.Lower
         "stop": jax.ShapeDtypeStruct((mesh.size,), jnp.int8),
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
-    step = jit_step(make_train_step(graphdef, optimizer, schedule, gate_loss, config), mesh)
-    return step.lower(state, batch, key), model
+    step = make_train_step(graphdef, optimizer, schedule, gate_loss, config)
+    if config.data.pipeline == "stream":
+        return jit_step(step, mesh).lower(state, batch, key), model
+    resident = jax.ShapeDtypeStruct((CIFAR_IMAGES, *batch.pop("image").shape[1:]), jnp.uint8)
+    stop, batch["index"] = batch.pop("stop"), jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+    steps = config.train.log_every_steps
+    batches = {name: jax.ShapeDtypeStruct((steps, *x.shape), x.dtype) for name, x in batch.items()}
+    loop: Any = StepLoop(step, mesh, steps, resident)  # type: ignore  # shapes stand for arrays
+    return loop.lower(state, batches, stop, key), model
+
+
+def find_config(variant: str) -> Config:
+    """The config of "resnet50" (of configs/imagenet.py) or of "cifar10:resnet20"."""
+    card, _, of_card = variant.rpartition(":")
+    return importlib.import_module(f"configs.{card or 'imagenet'}").get_config(of_card)
 
 
 def share_off_padding(conv: Conv, positions: int) -> float:
@@ -201,7 +220,7 @@ def roofline(flops: float, hbm_bytes: float, reduced_bytes: float, chips: int, c
 def examine(topology: str, variant: str, images_per_chip: int) -> dict[str, Any]:
     """All that is known of a program; its `problems` are sentences."""
     chip, devices = find_chip(topology), find_devices(topology)
-    config = get_config(variant)
+    config = find_config(variant)
     config.train.batch_size = images_per_chip * len(devices)
     lowered, model = lower_step(config, devices)
     row: dict[str, Any] = {"topology": topology, "model": variant, "images_per_chip": images_per_chip}
@@ -274,7 +293,9 @@ def report(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--topologies", default="v5e:2x2,v5e:4x8,v4:2x2x1", help="comma-separated")
-    parser.add_argument("--models", default="resnet50,resnet18,resnet50-plain", help="variants of configs/imagenet.py")
+    parser.add_argument(
+        "--models", default="resnet50,resnet18,resnet50-plain", help="variants of configs/imagenet.py, or CARD:VARIANT"
+    )
     parser.add_argument("--images_per_chip", type=int, default=128)
     parser.add_argument("--json", default="", help="also write all numbers to this file")
     arguments = parser.parse_args()
@@ -286,7 +307,7 @@ def main() -> None:
         for topology, variant in programs:  # wrong names end it before minutes have gone
             find_chip(topology)
             find_devices(topology)
-            get_config(variant)
+            find_config(variant)
         with progress_bar("Compiling", len(programs), unit="program") as bar:
             for topology, variant in programs:
                 bar.write(f"{variant} for {topology} ...", file=sys.stderr)
@@ -297,7 +318,7 @@ def main() -> None:
                 bar.update()
     except UserError as error:
         sys.exit(f"error: {error}")
-    print(f"jax {jax.__version__}, {arguments.images_per_chip} images a chip, bfloat16\n")
+    print(f"jax {jax.__version__}, {arguments.images_per_chip} images a chip\n")
     print(report([row for row in rows if "memory" in row]))
     for name in dict.fromkeys(topology.partition(":")[0] for topology, _ in programs):
         chip = CHIPS[name]

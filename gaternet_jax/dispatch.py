@@ -102,25 +102,31 @@ class StepLoop:
 
     def compile(self, state: TrainState, batches: Batch, stop: jax.Array, key: jax.Array) -> None:
         """Compiles ahead, for arguments of these shapes and no others."""
-        carry = state, self._empty_metrics(state, batches, stop, key)()
-        self._run = self._run.lower(np.int32(0), carry, self._resident, batches, stop, key).compile()
+        self._run = self.lower(state, batches, stop, key).compile()
+
+    def lower(self, state: TrainState, batches: Batch, stop: jax.Array, key: jax.Array) -> jax.stages.Lowered:
+        """Traces the program; arrays may be their shapes, those on the devices too."""
+        carry = state, jax.eval_shape(self._empty_metrics(state, batches, stop, key))
+        return self._run.lower(np.int32(0), carry, self._resident, batches, stop, key)
 
     def _train_steps(self, count, carry, resident, *inputs):
         return jax.lax.fori_loop(
             0, count, lambda index, carry: self._train_step(index, carry, resident, *inputs), carry
         )
 
-    def _train_step(self, index, carry, resident, batches, stop, key):
+    def _train_step(self, index, carry, resident, *inputs):
         state, metrics = carry
-        batch = {name: jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for name, x in batches.items()}
-        state, values = self._step(state, with_images(batch, resident) | {"stop": stop}, key)
+        state, values = self._step_at(index, state, resident, *inputs)
         return state, {name: metrics[name].at[index].set(jnp.float32(values[name])) for name in values}
+
+    def _step_at(self, index, state, resident, batches, stop, key):
+        batch = {name: jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for name, x in batches.items()}
+        return self._step(state, with_images(batch, resident) | {"stop": stop}, key)
 
     def _empty_metrics(self, state, batches, stop, key):
         """The function that makes room for the metrics of one dispatch."""
         if self._empty is None:
-            batch = with_images({name: x[0] for name, x in batches.items()}, self._resident) | {"stop": stop}
-            _, names = jax.eval_shape(self._step, state, batch, key)
+            _, names = jax.eval_shape(self._step_at, np.int32(0), state, self._resident, batches, stop, key)
             self._empty = jax.jit(
                 lambda: {name: jnp.zeros(self._size, jnp.float32) for name in names},
                 out_shardings=replicated(self._mesh),

@@ -52,9 +52,19 @@ CHIP = tpu_aot.Chip(flops=100.0, hbm=1000, hbm_bandwidth=10.0, ici_bandwidth=4.0
 def tiny_config(images=8, **model_fields):
     config = default()
     config.model = model_config(**{"gating": "all"} | model_fields)
-    config.data.image_size = 16
+    config.data.image_size, config.data.pipeline = 16, "stream"
     config.train.batch_size = images
     return config
+
+
+def test_dispatch_of_small_images_is_a_loop_over_images_on_the_devices():
+    config = tiny_config(gating="none")
+    config.data.pipeline = "auto"
+    lowered, _ = tpu_aot.lower_step(config, jax.devices()[:2])
+    shapes = {tuple(leaf.shape) for leaf in jax.tree.leaves(lowered.in_avals)}
+    assert (tpu_aot.CIFAR_IMAGES, 16, 16, 3) in shapes and (config.train.log_every_steps, 8) in shapes
+    assert tpu_aot.find_config("cifar10:resnet56-plain").model.backbone == "resnet56"
+    assert tpu_aot.find_config("resnet18").data.pipeline == "stream"
 
 
 def test_combined_collective_is_read_array_by_array():
@@ -168,7 +178,7 @@ def test_step_on_images_split_by_height_is_refused(monkeypatch):
 def run(monkeypatch):
     """A function: runs the command for the two first CPU devices, as if they were a slice, and tiny models."""
     monkeypatch.setattr(tpu_aot, "find_devices", lambda topology: jax.devices()[:2])
-    monkeypatch.setattr(tpu_aot, "get_config", lambda variant: tiny_config(gating="none" if variant else "residual"))
+    monkeypatch.setattr(tpu_aot, "find_config", lambda variant: tiny_config(gating="none" if variant else "residual"))
 
     def command(*arguments):
         monkeypatch.setattr(sys, "argv", ["tpu_aot", *arguments])
