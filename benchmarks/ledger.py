@@ -2,7 +2,10 @@
 
     python -m benchmarks.ledger --workdir=runs/cifar10-resnet20-he --config=configs/cifar10.py:resnet20-he
 
-`benchmarks.study` and `benchmarks.comparison` enter their runs themselves; this command enters another one.
+    python -m benchmarks.ledger --entries=DIR/study.json
+
+`benchmarks.study` and `benchmarks.comparison` enter their runs themselves; this command enters another one, or those
+that `benchmarks.accelerator` brought back.
 
 An entry holds the run's config as the fields that differ from results/defaults.json: `gaternet_jax.config.default()`
 as it was when the ledger was begun, so that a default that changes later changes no entry's meaning.
@@ -231,13 +234,20 @@ def _lines(content: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", type=Path, required=True, help="of a finished run")
-    parser.add_argument("--config", required=True, help="the run card and variant that it was started with")
+    parser.add_argument("--workdir", type=Path, help="of a finished run")
+    parser.add_argument("--config", help="the run card and variant that it was started with")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="and the fields changed")
+    parser.add_argument("--entries", type=Path, help="study.json of benchmarks.accelerator: enter all of it")
     parser.add_argument("--ledger", type=Path, default=FOLDER, help="folder of the entries (default: results)")
     arguments = parser.parse_args()
-    card, _, variant = arguments.config.partition(":")
     try:
+        if arguments.entries:
+            for entry in json.loads(arguments.entries.read_text(encoding="utf-8")):
+                write(entry, arguments.ledger)
+            return
+        if not (arguments.workdir and arguments.config):
+            raise UserError("say which run: --workdir and --config, or --entries")
+        card, _, variant = arguments.config.partition(":")
         run = Run(card, variant, parse_settings(arguments.set))
         write(make_entry(run, arguments.workdir, arguments.ledger), arguments.ledger)
     except UserError as error:

@@ -5,11 +5,15 @@
 parity: outputs and a training step against the CPU. train: images a second of training, beside PyTorch. infer: every
 mode of inference, beside PyTorch. study: runs of `benchmarks.study`, entered in DIR/study.json.
 
+Large files of DATA_DIR may come in parts, `split -b 60m FILE FILE.part-`; they are joined first.
+
 Every result is printed and written to DIR as soon as it is known; what is there is not measured again, and what cannot
 end in time is not begun. DIR has at most six files. --tiny is a form for CPUs, to see that all of it works.
 """
 
 import argparse
+import itertools
+import shutil
 import sys
 from pathlib import Path
 
@@ -27,7 +31,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, required=True, help="the time there is")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--scratch", type=Path, default=Path("runs/accelerator"), help="folder of the study's runs")
-    parser.add_argument("--data_dir", default="", help="folder of prepared datasets, in one or several parts")
+    parser.add_argument("--data_dir", default="", help="folder of prepared datasets")
     parser.add_argument("--only", default=",".join(NAMES), help="comma-separated sections (default: all)")
     parser.add_argument("--tiny", action="store_true", help="small networks and few rounds: sees that all works")
     arguments = parser.parse_args()
@@ -39,6 +43,7 @@ def main() -> None:
     results = Results(arguments.out, arguments.minutes)
     print(results.describe_machine(), flush=True)
     try:
+        join_parts(arguments.data_dir)
         for name, (tasks, share) in SECTIONS.items():
             if name in chosen:
                 results.measure(name, tasks(arguments.tiny, arguments.data_dir), share)
@@ -49,6 +54,27 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit("\nInterrupted; the same command goes on.")
     print(f"Results are in {arguments.out}; {results.seconds_left():.0f} s were left.")
+
+
+def join_parts(data_dir: str) -> None:
+    """Joins what came in parts, FILE.part-aa and so on, and removes the parts.
+
+    Raises:
+        UserError: the folder is not there.
+    """
+    if data_dir and not Path(data_dir).is_dir():
+        raise UserError(f"--data_dir={data_dir} is no folder")
+    parts = sorted(Path(data_dir).rglob("*.part-*")) if data_dir else []
+    for whole, of_it in itertools.groupby(parts, lambda path: path.with_name(path.name.partition(".part-")[0])):
+        of_it = list(of_it)
+        joined = whole.with_name(whole.name + ".joining")
+        with joined.open("wb") as out:
+            for part in of_it:
+                with part.open("rb") as source:
+                    shutil.copyfileobj(source, out)
+        joined.replace(whole)
+        for part in of_it:
+            part.unlink()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.accelerator import __main__ as module
 from benchmarks.accelerator.results import Results, Task
+from gaternet_jax.errors import UserError
 
 
 def run(monkeypatch, folder, *flags):
@@ -79,6 +80,21 @@ def test_what_cannot_end_in_time_is_not_begun(tmp_path, capsys):
     results.measure("infer", [Task("long", lambda: made.append(1) or {}, 31.0), Task("short", dict, 0.0)], 1.0)
     assert not made and "infer long: not begun, it takes about 31 s" in capsys.readouterr().out
     assert list(json.loads((tmp_path / "infer.json").read_text())) == ["short"]
+
+
+def test_files_that_came_in_parts_are_joined(tmp_path):
+    folder = tmp_path / "cifar10" / "3.0.2"
+    folder.mkdir(parents=True)
+    for name, content in (("x.part-ab", b"456"), ("x.part-aa", b"123"), ("y.part-aa", b"9"), ("info.json", b"{}")):
+        (folder / name).write_bytes(content)
+    module.join_parts(str(tmp_path))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        "x": b"123456",
+        "y": b"9",
+        "info.json": b"{}",
+    }
+    with pytest.raises(UserError, match="nowhere is no folder"):
+        module.join_parts(str(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize(
