@@ -99,7 +99,7 @@ def load_gated(workdir: str | Path) -> GaterNet:
             f"the model in {workdir} is a plain {config.model.backbone}: it has no gates (model.gating=none), and "
             "gates are what is analysed. Give the workdir of a gated model: one with --config.model.gating=all"
         )
-    return load_model(workdir)
+    return load_model(workdir, tell=True)
 
 
 def thumbnail_size(num_images: int, image_size: int, channels: int) -> int:
