@@ -134,7 +134,7 @@ def _files(path: Path) -> list[tuple]:
     for file in (path, *path.rglob("*")):
         with contextlib.suppress(OSError):  # deleted just now
             stat = file.stat()
-            found.append((str(file), stat.st_ino, stat.st_size, stat.st_mtime_ns))
+            found.append((str(file), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
     return sorted(found)
 
 
