@@ -59,8 +59,8 @@ def train(
 ) -> dict:
     """Trains in a workdir, from its latest whole checkpoint if it has one.
 
-    SIGINT or SIGTERM, of any process, end it with a checkpoint: one process after its current dispatch (a step, unless
-    train.steps_per_call says otherwise), several after the one at which all of them know.
+    SIGINT, SIGTERM or SIGHUP, of any process, end it with a checkpoint: one process after its current dispatch (a step,
+    unless train.steps_per_call says otherwise), several after the one at which all of them know.
 
     Args:
         config: the resolved config.
