@@ -61,7 +61,7 @@ def main() -> None:
         for workdir in arguments.workdirs:
             config = load_config(workdir)
             config.data.data_dir = arguments.data_dir or config.data.data_dir
-            model, data = load_model(workdir), config.data
+            model, data = load_model(workdir, tell=True), config.data
             seen, _ = read_split(config, data.train_split, LIMIT)
             unseen, labels = read_split(config, data.eval_split, LIMIT)
             images = np.resize(unseen, (arguments.batch_size, *unseen.shape[1:]))

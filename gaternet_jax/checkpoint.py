@@ -7,17 +7,16 @@ A converted checkpoint has the same form without "training". A run that is kille
 was finished; up to two later ones (`checkpoint_writer.IN_FLIGHT`) may have been on their way.
 """
 
+import contextlib
 import copy
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import jax
-from orbax.checkpoint import v1 as ocp
-
-from gaternet_jax.checkpoint_writer import BEST_METRIC, CheckpointWriter, checksum
+from gaternet_jax.checkpoint_reader import DamagedError, ReplacedError, read_checkpoint, read_metadata, unless_replaced
+from gaternet_jax.checkpoint_writer import BEST_METRIC, CheckpointWriter
 from gaternet_jax.distributed import is_primary, wait_for_all
 from gaternet_jax.errors import UserError
 from gaternet_jax.inference.narrow import narrow_model
@@ -26,7 +25,10 @@ from gaternet_jax.models.build import empty_model
 from gaternet_jax.models.functional import Tree, merge_model, split_model
 from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.state import TrainState
-from gaternet_jax.workdir import load_compaction, load_config
+from gaternet_jax.workdir import REPLACED, has_checkpoint, load_compaction, load_config, saved_steps
+
+Which = Literal["best", "latest"] | int
+TRIES = 20  # of reading checkpoints while a run replaces them
 
 
 class Checkpoints:
@@ -44,9 +46,7 @@ class Checkpoints:
     @property
     def steps(self) -> list[int]:
         """Steps of the checkpoints there are, ascending."""
-        if not self._folder.is_dir():
-            return []
-        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdigit())
+        return saved_steps(self._folder.parent)
 
     @property
     def latest(self) -> int | None:
@@ -56,9 +56,8 @@ class Checkpoints:
     @property
     def best(self) -> int | None:
         """Step of the checkpoint with the best top-1 among those evaluated (the later of equals), else the latest."""
-        found = {step: self._metadata(step).get("metrics") for step in self.steps if self._can_be_listed(step)}
-        evaluated = [(metrics[BEST_METRIC], step) for step, metrics in found.items() if metrics]
-        return max(evaluated)[1] if evaluated else self.latest
+        top1, _ = self._evaluations()
+        return max(top1, key=lambda step: (top1[step], step), default=self.latest)
 
     def save(self, state: TrainState, *, window: dict, metrics: dict | None = None, overwrite: bool = False) -> None:
         """Starts saving a state; returns once it is safe to change it.
@@ -77,17 +76,29 @@ class Checkpoints:
             "training": _training_part(state),
         }
         metadata = {"window": copy.deepcopy(window), "metrics": metrics}
-        self._save(int(state.step), parts, metadata, metrics=metrics, overwrite=overwrite)
+        step = int(state.step)
+        if overwrite:
+            self._make_room(step)
+        self._save(step, parts, metadata)
 
     def save_model(self, params: Tree, stats: Tree) -> None:
         """Saves a model without a training state, as step 0 (for converted checkpoints)."""
         self._save(0, {"model": {"params": params, "stats": stats}}, {})
 
-    def _save(self, step: int, parts: dict, metadata: dict, **options: Any) -> None:
+    def _save(self, step: int, parts: dict, metadata: dict) -> None:
         if self._writer is None:
-            self._set_aside([step for step in self.steps if not self._can_be_listed(step)])
-            self._writer = CheckpointWriter(self._folder, self._keep_latest)
-        self._writer.save(step, parts, metadata, **options)
+            top1, damaged = self._evaluations()
+            self._set_aside(damaged)
+            self._writer = CheckpointWriter(self._folder, self._keep_latest, top1)
+        self._writer.save(step, parts, metadata)
+
+    def _make_room(self, step: int) -> None:
+        """Orbax would delete the checkpoint before it writes the new one; a kill in between would leave none."""
+        self.close()  # it remembers what is there
+        path = self._folder / str(step)
+        if is_primary() and path.exists():
+            path.rename(path.with_name(f"{step}{REPLACED}"))
+        wait_for_all("the checkpoint to replace has its other name")
 
     def restore(self, state: TrainState) -> tuple[TrainState, dict, bool]:
         """The latest whole checkpoint, placed on the devices as `state` is.
@@ -104,91 +115,94 @@ class Checkpoints:
             "model": {"params": state.eval_params, "stats": state.stats},
             "training": _training_part(state),
         }
-        step, restored = self._load_whole(reversed(self.steps), like)
+        step, restored = self._read_first(self._in_order("latest"), lambda path: read_checkpoint(path, like))
+        metadata = read_metadata(self._path(step))
         self._set_aside([damaged for damaged in self.steps if damaged > step])
         model, training = restored["model"], restored["training"]
         params, ema = (model["params"], None) if state.ema is None else (training["params"], model["params"])
         restored = TrainState(training["step"], params, model["stats"], training["opt_state"], ema)
-        metadata = self._metadata(step)
         return restored, metadata["window"], metadata["metrics"] is not None
 
-    def restore_model(self, step: int, params: Tree, stats: Tree) -> tuple[Tree, Tree]:
-        """Parameters and statistics at a step, or, if that is damaged, at the latest that is whole; placed as given.
+    def restore_model(self, which: Which, params: Tree, stats: Tree) -> tuple[int, Tree, Tree]:
+        """A step, and its parameters and statistics, placed as given; also while a run saves and deletes here.
+
+        Args:
+            which: a step, which is then the one that is read; "best" or "latest", of those that are whole: damaged
+                ones are named and passed over.
+            params: what is read is placed like these.
+            stats: likewise.
 
         Raises:
-            UserError: no checkpoint is whole, or the checkpoint is of another model.
+            UserError: no such checkpoint, it is damaged, no checkpoint is whole, or it is of another model.
         """
-        others = [other for other in reversed(self.steps) if other != step]
-        _, restored = self._load_whole([step, *others], {"model": {"params": params, "stats": stats}})
-        return restored["model"]["params"], restored["model"]["stats"]
+        like = {"model": {"params": params, "stats": stats}}
 
-    def _load_whole(self, steps: Iterable[int], like: dict) -> tuple[int, dict]:
+        def read(path: Path) -> dict:
+            return unless_replaced(path, lambda: read_checkpoint(path, like))
+
+        for _ in range(TRIES):
+            with contextlib.suppress(ReplacedError):
+                step, restored = self._read_first(self._in_order(which), read)
+                return step, restored["model"]["params"], restored["model"]["stats"]
+        raise UserError(f"the checkpoints in {self._folder} are replaced faster than they can be read; try again")
+
+    def _in_order(self, which: Which) -> list[int]:
+        """The steps to try, one after the other, until one is whole."""
+        steps = self.steps[::-1]
+        if which == "latest":
+            return steps
+        if which == "best":
+            top1, damaged = self._evaluations()
+            first = damaged + sorted(top1, key=lambda step: (top1[step], step), reverse=True)
+            return first + [step for step in steps if step not in first]
+        if which not in steps:
+            raise UserError(f"{self._folder.parent} has no checkpoint '{which}'; it has steps {steps[::-1]}")
+        return [which]
+
+    def _evaluations(self) -> tuple[dict[int, float], list[int]]:
+        """Top-1 of the checkpoints that were evaluated, by step; and the steps of those that cannot tell."""
+        top1, damaged = {}, []
+        for step in self.steps:
+            try:
+                if metrics := read_metadata(self._path(step)).get("metrics"):
+                    top1[step] = metrics[BEST_METRIC]
+            except DamagedError:
+                damaged.append(step)
+        return top1, damaged
+
+    def _read_first(self, steps: list[int], read: Callable[[Path], dict]) -> tuple[int, dict]:
         """The first of `steps` that is whole, and what it holds; those before it are named."""
         reasons = []
         for step in steps:
             try:
-                return step, self._load(step, like)
-            except UserError:  # it is of another model; the others are no better
-                raise
-            except Exception as error:  # whatever Orbax and TensorStore meet in broken files
-                while error.__cause__ is not None:
-                    error = error.__cause__
-                reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
-                reasons.append(f"checkpoint {step} in {self._folder} is damaged: {reason}")
-                print(reasons[-1], file=sys.stderr, flush=True)
+                found = read(self._path(step))
+            except DamagedError as error:
+                reasons.append(f"checkpoint {step} in {self._folder} is damaged: {error}")
+            else:
+                print("".join(f"{reason}\n" for reason in reasons), end="", file=sys.stderr, flush=True)
+                return step, found
+        if others := sorted(set(self.steps) - set(steps)):
+            raise UserError(f"{reasons[0]}. Other checkpoints there: {others}")
         raise UserError(
             "no checkpoint is whole:\n  " + "\n  ".join(reasons) + "\nNothing was deleted. Put one back from a "
             "copy, or begin anew in another --workdir"
         )
 
-    def _load(self, step: int, like: dict) -> dict:
-        if not self._can_be_listed(step):
-            raise ValueError("its metadata cannot be read")
-        self._check_shapes(step, like["model"])
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
-        restored = ocp.load_checkpointables(self._path(step), abstract)
-        checksums = self._metadata(step)["checksums"]
-        changed = [name for name, part in restored.items() if checksum(part) != checksums[name]]
-        if changed:
-            raise ValueError(f"the contents of {' and '.join(changed)} do not match their checksums")
-        return restored
-
-    def _path(self, step: int) -> str:
-        return str(self._folder / str(step))
-
-    def _metadata(self, step: int) -> dict:
-        metadata: Any = ocp.checkpointables_metadata(self._path(step)).custom_metadata
-        return metadata
-
-    def _can_be_listed(self, step: int) -> bool:
-        try:
-            return "checksums" in self._metadata(step)
-        except Exception:  # whatever Orbax meets in broken files
-            return False
+    def _path(self, step: int) -> Path:
+        path = self._folder / str(step)
+        return path if path.exists() else path.with_name(f"{step}{REPLACED}")
 
     def _set_aside(self, steps: list[int]) -> None:
         if is_primary():
             for step in steps:
-                aside = self._folder.parent / "damaged" / f"{step}-{time.strftime('%Y%m%d-%H%M%S')}"
-                aside.parent.mkdir(exist_ok=True)
-                (self._folder / str(step)).rename(aside)
+                folder = self._folder.parent / "damaged"
+                folder.mkdir(exist_ok=True)
+                name = f"{step}-{time.strftime('%Y%m%d-%H%M%S')}"
+                again = sum(path.name.startswith(name) for path in folder.iterdir())  # within this very second
+                aside = folder / (f"{name}-{again}" if again else name)
+                self._path(step).rename(aside)
                 print(f"Moved to {aside}", file=sys.stderr, flush=True)
         wait_for_all("damaged checkpoints are set aside")
-
-    def _check_shapes(self, step: int, model: dict) -> None:
-        """Orbax reports a wrong shape as a missing handler; say what is wrong instead."""
-        saved = ocp.checkpointables_metadata(self._path(step)).metadata["model"]
-        saved, wanted = _shapes(saved), _shapes(model)
-        differing = [
-            f"{path}: {saved.get(path, 'absent')} in the checkpoint, {wanted.get(path, 'absent')} in the model"
-            for path in sorted(saved.keys() | wanted.keys())
-            if saved.get(path) != wanted.get(path)
-        ]
-        if differing:
-            more = f"\n  and {len(differing) - 5} more" if len(differing) > 5 else ""
-            raise UserError(
-                f"checkpoint {step} in {self._folder} is of another model:\n  " + "\n  ".join(differing[:5]) + more
-            )
 
     def close(self) -> None:
         """Waits until everything is written.
@@ -213,32 +227,29 @@ def _training_part(state: TrainState) -> dict:
     return part if state.ema is None else part | {"params": state.params}
 
 
-def _shapes(tree) -> dict[str, tuple[int, ...]]:
-    return {
-        ".".join(str(getattr(key, "key", key)) for key in path): tuple(leaf.shape)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
-def load_model(workdir: str | Path, checkpoint: Literal["best", "latest"] | int = "best") -> GaterNet:
+def load_model(workdir: str | Path, checkpoint: Which = "best", *, tell: bool = False) -> GaterNet:
     """Loads the model of a training run, of a conversion or of a compaction, in evaluation mode.
+
+    The run may be at work meanwhile.
 
     Args:
         workdir: the --workdir of a run, or the --out of `tools.convert` or `tools.compact`.
         checkpoint: "best" (top-1 on the evaluation split; the latest if none was evaluated), "latest", or a step.
+            Instead of a best or latest one that is damaged, the next whole one is taken, and that is said on stderr.
+        tell: say on stderr which step it is.
 
     Raises:
-        UserError: no run there, no such checkpoint, or one of another model.
+        UserError: no run there, no such checkpoint, a damaged one where a step was asked for, or one of another model.
     """
     model = empty_model(load_config(workdir).model)
     model.eval()
     if (kept := load_compaction(workdir)) is not None:
         model = narrow_model(model, from_json(kept, model.gate_sites))
     graphdef, params, stats = split_model(model)
-    if not (Path(workdir) / "checkpoints").is_dir():
+    if not has_checkpoint(Path(workdir)):
         raise UserError(f"{workdir} has no checkpoint yet; train with --workdir={workdir}")
     with Checkpoints(workdir) as checkpoints:
-        step: Any = checkpoint if isinstance(checkpoint, int) else getattr(checkpoints, checkpoint)
-        if step not in checkpoints.steps:
-            raise UserError(f"{workdir} has no checkpoint '{checkpoint}'; it has steps {checkpoints.steps}")
-        return merge_model(graphdef, *checkpoints.restore_model(step, params, stats))
+        step, params, stats = checkpoints.restore_model(checkpoint, params, stats)
+    if tell and is_primary():
+        print(f"Checkpoint {step} of {workdir}", file=sys.stderr, flush=True)
+    return merge_model(graphdef, params, stats)

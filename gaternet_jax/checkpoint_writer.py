@@ -1,7 +1,7 @@
 """Writing checkpoints (Orbax) beside the training loop; `checkpoint.py` says what they hold."""
 
 import contextlib
-import zlib
+import shutil
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,14 +12,17 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from gaternet_jax.checkpoint_reader import DamagedError, checksum, checksum_of_metadata, read_checkpoint, shapes
+from gaternet_jax.distributed import is_primary
 from gaternet_jax.errors import UserError
+from gaternet_jax.workdir import REPLACED
 
 BEST_METRIC = "top1"
 IN_FLIGHT = 2  # saves: one is being written, one waits; each holds a copy of the state in the host's memory
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of one folder, in order, in a thread of its own.
+    """Writes the checkpoints of one folder, in order, in a thread of its own, and reads the first one back.
 
     Several processes write in the calling thread instead, as far as Orbax does: it begins a save by sums over the
     devices, which all processes must start in the same order, and another thread would do so at any moment between
@@ -28,38 +31,49 @@ class CheckpointWriter:
     Args:
         folder: of the checkpoints.
         keep_latest: how many of the latest are kept; the one with the best top-1 is kept besides.
+        top1: of the checkpoints that are there and were evaluated, by step.
     """
 
-    def __init__(self, folder: Path, keep_latest: int):
-        self._folder, self._orbax = folder, _open_orbax(folder, keep_latest)
+    def __init__(self, folder: Path, keep_latest: int, top1: dict[int, float]):
+        self._folder, self._keep = folder, _Keep(keep_latest, dict(top1))
+        self._orbax = _open_orbax(folder, self._keep)
         self._thread = ThreadPoolExecutor(1, "checkpoints") if jax.process_count() == 1 else None
         self._in_flight: deque[Future[None]] = deque()
+        self._first = True
 
-    def save(self, step: int, parts: dict, metadata: dict, **options: Any) -> None:
+    def save(self, step: int, parts: dict, metadata: dict) -> None:
         """Starts a save; returns once it is safe to change what `parts` holds, and no more than IN_FLIGHT go on.
 
         Args:
             step: its name.
             parts: trees of arrays, by name.
-            metadata: JSON; the parts' checksums are added.
-            options: of Orbax.
+            metadata: JSON; the shapes of the model and the parts' checksums are added.
 
         Raises:
-            UserError: this one or an earlier one cannot be written, e.g. because the disk is full.
+            UserError: this one or an earlier one cannot be written, e.g. because the disk is full, or not be read.
         """
+        if metadata.get("metrics"):
+            self._keep.top1[step] = metadata["metrics"][BEST_METRIC]
         with self._explained():
             if self._thread is None:
-                self._orbax.save_checkpointables_async(step, parts, custom_metadata=_with(metadata, parts), **options)
+                if self._first:
+                    self._write(step, parts, metadata)
+                else:
+                    metadata = _with(metadata, parts)
+                    self._orbax.save_checkpointables_async(step, dict(parts), custom_metadata=metadata)
                 return
             while self._in_flight and (self._in_flight[0].done() or len(self._in_flight) == IN_FLIGHT):
                 self._in_flight.popleft().result()
             # The next step overwrites the arrays on the devices. Not jax.device_get: on CPUs it takes five times as
             # long, since it lets other threads go first at every array.
             copy = jax.tree.map(np.array, parts)
-            self._in_flight.append(self._thread.submit(self._write, step, copy, metadata, options))
+            self._in_flight.append(self._thread.submit(self._write, step, copy, metadata))
 
-    def _write(self, step: int, parts: dict, metadata: dict, options: dict) -> None:
-        self._orbax.save_checkpointables(step, parts, custom_metadata=_with(metadata, parts), **options)
+    def _write(self, step: int, parts: dict, metadata: dict) -> None:
+        self._orbax.save_checkpointables(step, dict(parts), custom_metadata=_with(metadata, parts))
+        if self._first:
+            _read_back(self._folder / str(step), parts)
+            self._first = False
 
     def close(self) -> None:
         """Waits until everything is written.
@@ -75,6 +89,7 @@ class CheckpointWriter:
                 if self._thread is not None:
                     self._thread.shutdown()
                 self._orbax.close()
+            _delete_replaced(self._folder)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -88,34 +103,57 @@ class CheckpointWriter:
             ) from error
 
 
-def checksum(tree: Any) -> int:
-    """CRC-32 of all arrays of a tree, in order: what was read is what was written."""
-    total = 0
-    for leaf in jax.tree.leaves(tree):
-        total = zlib.crc32(np.ascontiguousarray(jax.device_get(leaf)).tobytes(), total)
-    return total
+def _read_back(path: Path, parts: dict) -> None:
+    """A run whose checkpoints cannot be read is better ended at the first of them."""
+    try:
+        read_checkpoint(path, parts)
+    except DamagedError as error:
+        raise UserError(
+            f"checkpoint {path.name} was written to {path.parent}, but cannot be read: {error}. Nothing would be left "
+            "of this run; choose another --workdir, on other storage"
+        ) from None
+
+
+def _delete_replaced(folder: Path) -> None:
+    if is_primary():
+        for path in folder.glob(f"*{REPLACED}"):
+            if path.with_suffix("").is_dir():
+                shutil.rmtree(path)
 
 
 def _with(metadata: dict, parts: dict) -> dict:
-    return metadata | {"checksums": {name: checksum(part) for name, part in parts.items()}}
+    """The metadata with what tells, when it is read, whether all is as it was written, and of which model."""
+    metadata = metadata | {"shapes": shapes(parts["model"])}
+    metadata["checksums"] = {name: checksum(part) for name, part in parts.items()}
+    metadata["checksums"]["metadata"] = checksum_of_metadata(metadata)
+    return metadata
 
 
-def _open_orbax(folder: Path, keep_latest: int) -> Any:
-    policies: Any = ocp.training.preservation_policies
+def _open_orbax(folder: Path, keep: "_Keep") -> Any:
     return ocp.training.Checkpointer(
         str(folder),
         save_decision_policy=_Always(),
-        preservation_policy=policies.AnyPreservationPolicy(
-            [
-                policies.LatestN(keep_latest),
-                policies.BestN(
-                    n=1,
-                    get_metric_fn=lambda metrics: metrics[BEST_METRIC],
-                    keep_checkpoints_without_metrics=False,
-                ),
-            ]
-        ),
+        preservation_policy=keep,
     )
+
+
+class _Keep:
+    """Keeps the latest few checkpoints, and the best (the later of equals).
+
+    Args:
+        latest: how many of the latest.
+        top1: of the steps that were evaluated.
+    """
+
+    def __init__(self, latest: int, top1: dict[int, float]):
+        self._latest, self.top1 = latest, top1
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        del context
+        steps = sorted(checkpoint.step for checkpoint in checkpoints)
+        evaluated = [step for step in steps if step in self.top1]
+        best = max(evaluated, key=lambda step: (self.top1[step], step), default=None)
+        return [checkpoint.step in (best, *steps[-self._latest :]) for checkpoint in checkpoints]
 
 
 class _Always:

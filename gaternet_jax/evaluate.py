@@ -135,7 +135,7 @@ def evaluate(workdir: str | Path, overrides: dict[str, Any] | None = None) -> di
     config.update_from_flattened_dict(overrides)
     mesh = make_mesh()
     validate(config, mesh.size)
-    model = checkpoint.load_model(workdir)
+    model = checkpoint.load_model(workdir, tell=True)
     builder = find_dataset(config.data.name, config.data.data_dir)
     split = open_split(builder, config.data.eval_split, config, this_process(), device_memory(mesh))
     _, params, stats = split_model(model)

@@ -1,4 +1,4 @@
-"""An orderly end: the first SIGINT or SIGTERM asks for it, a second SIGINT ends at once."""
+"""An orderly end: the first SIGINT, SIGTERM or SIGHUP (a closed terminal) asks for it, a second SIGINT ends at once."""
 
 import contextlib
 import os
@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 def interruptible() -> Iterator[Callable[[], bool]]:
     """In this context, gives a function that tells whether an end was asked for.
 
-    Signals are left alone outside the main thread, where Python cannot handle them.
+    Signals are left alone outside the main thread, where Python cannot handle them, and SIGHUP where it is ignored, as
+    by nohup.
     """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -20,13 +21,17 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
     def ask(signum, frame):
         del frame
+        if signum == signal.SIGHUP:
+            _leave_terminal()
         if not asked.is_set():
             os.write(2, b"\nEnding in good order. Ctrl-C once more ends at once.\n")
         asked.set()
         if signum == signal.SIGINT:
             signal.signal(signum, before[signum])  # launchers send SIGTERM more than once; a second Ctrl-C is meant
 
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    if before[signal.SIGHUP] == signal.SIG_IGN:
+        del before[signal.SIGHUP]
     try:
         for signum in before:
             signal.signal(signum, ask)
@@ -34,3 +39,13 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+def _leave_terminal() -> None:
+    """What would be written to a terminal that is gone goes nowhere, instead of raising an error before the save."""
+    for stream in (1, 2):
+        try:
+            os.write(stream, b"\n")
+        except OSError:
+            with open(os.devnull, "wb") as nowhere:  # noqa: PTH123  in a signal handler
+                os.dup2(nowhere.fileno(), stream)

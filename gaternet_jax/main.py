@@ -7,8 +7,8 @@
 The same command again goes on from the latest checkpoint. On several hosts, start it on each: JAX detects Cloud TPU,
 SLURM, Kubernetes and Open MPI (launch/ has scripts); elsewhere give --coordinator, --num_processes and --process_id.
 
-Exit code: 0 done, or ended with a checkpoint after SIGINT or SIGTERM; 1 a crash, which a restart may mend; 2 an error
-that it cannot.
+Exit code: 0 done, or ended with a checkpoint after SIGINT, SIGTERM or SIGHUP; 1 a crash, which a restart may mend; 2 an
+error that it cannot.
 """
 
 import json

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import math
+import re
+import socket
 import time
 from collections import deque
 from collections.abc import Callable
@@ -36,7 +38,7 @@ class MetricWriter:
         self.path = workdir / "metrics.jsonl"
         _drop_lines_after(self.path, resume_step)
         self._file = self.path.open("a", encoding="utf-8")
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+        self._tensorboard = _open_tensorboard(workdir.absolute() / "tensorboard", resume_step + 1)
         self._thread, self._started = ThreadPoolExecutor(1, "tensorboard"), deque[Future[None]]()
 
     def write(self, step: int, split: str, values: dict[str, float | int]) -> None:
@@ -201,6 +203,21 @@ class LoopClock:
         speed = (step - self._step) / elapsed
         self._begin(step)
         return {"steps_per_second": speed} | shares
+
+
+def _open_tensorboard(folder: Path, purge_step: int) -> SummaryWriter:
+    """A writer whose file comes last by its name, which is the order in which TensorBoard reads.
+
+    The name is that of the second. Where the clock went back, the file would come before those that it goes on from,
+    and be forgotten; within the same second, it would take another one's place.
+    """
+    found = [re.match(r"events\.out\.tfevents\.(\d{10})", path.name) for path in folder.glob("events.*")]
+    newest = max((int(match[1]) for match in found if match), default=0)
+    writer = SummaryWriter(str(folder), purge_step=purge_step, filename_suffix=".new")
+    for path in folder.glob("events.*.new"):
+        second = max(int(time.time()), newest + 1)
+        path.rename(path.with_name(f"events.out.tfevents.{second:010d}.{socket.gethostname()}"))
+    return writer
 
 
 def _drop_lines_after(path: Path, last_step: int) -> None:

@@ -23,7 +23,7 @@ def load_extractor(model: GaterNet, workdir: str | Path) -> None:
     """
     if model.gater is None:
         raise UserError(f"model.gater.pretrained='{workdir}' was given, but this model has no global gater")
-    trained = load_model(workdir)
+    trained = load_model(workdir, tell=True)
     source, target = _arrays(trained.backbone), _arrays(model.gater.extractor)
     differing = sorted(
         path for path in source.keys() | target.keys() if _shape(source.get(path)) != _shape(target.get(path))

@@ -43,7 +43,15 @@ from gaternet_jax.starts import StartRecord
 from gaternet_jax.state import init_state
 from gaternet_jax.step import make_train_step
 from gaternet_jax.watchdog import Watchdog
-from gaternet_jax.workdir import check_workdir, has_checkpoint, in_use, mark_finished, mark_unfinished, save_config
+from gaternet_jax.workdir import (
+    check_place,
+    check_workdir,
+    has_checkpoint,
+    in_use,
+    mark_finished,
+    mark_unfinished,
+    save_config,
+)
 
 
 def train(
@@ -51,8 +59,8 @@ def train(
 ) -> dict:
     """Trains in a workdir, from its latest whole checkpoint if it has one.
 
-    SIGINT or SIGTERM, of any process, end it with a checkpoint: one process after its current dispatch (a step, unless
-    train.steps_per_call says otherwise), several after the one at which all of them know.
+    SIGINT, SIGTERM or SIGHUP, of any process, end it with a checkpoint: one process after its current dispatch (a step,
+    unless train.steps_per_call says otherwise), several after the one at which all of them know.
 
     Args:
         config: the resolved config.
@@ -69,6 +77,7 @@ def train(
         NonFiniteError: loss, gradient or parameters became NaN or infinite; nothing of it was saved.
     """
     workdir = Path(workdir)
+    check_place(workdir, "--workdir")
     mesh = make_mesh()
     validate(config, mesh.size)
     with primary_first("dataset"):
@@ -78,7 +87,7 @@ def train(
     wait_for_all("workdir checked")
     with contextlib.ExitStack() as stack:
         if is_primary():
-            stack.enter_context(in_use(workdir))
+            stack.enter_context(in_use(workdir, config))
         interrupted = stack.enter_context(interruptible())
         record = StartRecord(workdir, config.train.epochs)
         parameters, gates = count_parameters(model), sum(site.size for site in model.gate_sites)

@@ -15,7 +15,9 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +26,8 @@ from ml_collections import ConfigDict
 from gaternet_jax.config import Config, default, flatten
 from gaternet_jax.errors import UserError
 
+REPLACED = ".replaced"  # ends the name of a checkpoint that gives way to a new one of its step, until that is written
+BUCKETS = (("gs",), ("s3",), ("az",), ("hf",))  # folders of / that etils.epath, which Orbax uses, takes for buckets
 COMPACTION = "compaction.json"  # which filters a compacted model kept (inference/compact.py)
 
 # Fields that a resumed run may change. All others decide what the run computes.
@@ -45,17 +49,70 @@ MAY_CHANGE = (
 )
 
 
+def local_folder(path: str | Path) -> Path:
+    """A run's folder as a path.
+
+    Raises:
+        UserError: it is, or reads to Orbax like, the address of a bucket: a run appends to its files and locks its
+            folder, which buckets cannot; or its name cannot be read by Orbax.
+    """
+    folder = Path(path).absolute()
+    url = re.match(r"([a-z][a-z0-9+.-]*):/+", str(path), re.IGNORECASE)  # a Path has lost one of the slashes
+    if url:
+        address = f"{url[1]}://{str(path)[url.end() :]}"
+        raise UserError(
+            f"{address} is not a folder of this machine; mount the bucket and give the folder (launch/README.md), or "
+            f"give a local one and copy it: gcloud storage rsync -r DIR {address}"
+        )
+    if folder.parts[1:2] in BUCKETS or any(part.endswith(("gs:", "s3:")) for part in folder.parts):
+        raise UserError(f"{folder} reads like the address of a bucket; choose another folder")
+    if "\\" in str(folder) or any("\ud800" <= letter <= "\udfff" for letter in str(folder)):
+        raise UserError(f"{str(folder)!a} has a backslash in it, or is not UTF-8: checkpoints there cannot be read")
+    return Path(path)
+
+
+def check_place(folder: Path, flag: str) -> None:
+    """Checks that a run's files can be written to a folder.
+
+    Raises:
+        UserError: a part of its path is a file, or not to be entered; or its name has characters that Orbax takes for a
+            pattern as it writes (it would merge what lies in any folder that matches); or as of `local_folder`.
+    """
+    absolute = str(local_folder(folder).absolute())
+    if patterns := sorted(set(absolute) & set("*?[")):
+        raise UserError(
+            f"{absolute} has {' and '.join(patterns)} in it: checkpoints would be lost there; choose another {flag}"
+        )
+    for path in (folder, *folder.parents):
+        try:
+            is_file = path.exists() and not path.is_dir()
+        except OSError as error:
+            raise UserError(f"cannot write to {folder}: {error.strerror}; choose another {flag}") from None
+        if is_file:
+            raise UserError(f"{path} is a file; choose another {flag}")
+
+
+def check_new_folder(out: Path) -> None:
+    """Checks that a model can be written to a folder.
+
+    Raises:
+        UserError: it is there and not empty, or not a place for checkpoints.
+    """
+    check_place(out, "--out")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not an empty folder; choose another --out")
+
+
 def check_workdir(workdir: Path, given: Config) -> None:
     """Checks that a workdir is new or empty, or holds the run that `given` describes.
 
     Raises:
         UserError: it holds something else, or a run with other values in fields beyond MAY_CHANGE, which are named.
     """
-    for path in (workdir, *workdir.parents):
-        if path.exists() and not path.is_dir():
-            raise UserError(f"{path} is a file; choose another --workdir")
     if not workdir.exists() or not any(path.name != "lock" for path in workdir.iterdir()):
         return
+    if (workdir / "checkpoints").exists() and not (workdir / "checkpoints").is_dir():
+        raise UserError(f"{workdir / 'checkpoints'} is not a folder; choose another --workdir")
     if not (workdir / "config.json").is_file():
         raise UserError(f"{workdir} holds something that is not a run (no config.json); choose another --workdir")
     if not has_checkpoint(workdir):
@@ -77,11 +134,12 @@ def check_workdir(workdir: Path, given: Config) -> None:
 
 
 @contextlib.contextmanager
-def in_use(workdir: Path) -> Iterator[None]:
+def in_use(workdir: Path, given: Config) -> Iterator[None]:
     """Keeps other runs out of a workdir; the system lets go of it, whatever ends this process.
 
     Raises:
-        UserError: a living run is at work there, or the folder cannot be written to.
+        UserError: a living run is at work there, the folder cannot be written to, or, as of `check_workdir`, another
+            run has been there a moment ago.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -95,6 +153,13 @@ def in_use(workdir: Path) -> Iterator[None]:
             lock.seek(0)
             holder = lock.read().strip() or "another process"
             raise UserError(f"{workdir} is in use by {holder}; wait for its end, or choose another --workdir") from None
+        except OSError as error:
+            print(
+                f"{workdir} cannot be locked ({error.strerror}): see to it that no other run works there",
+                file=sys.stderr,
+                flush=True,
+            )
+        check_workdir(workdir, given)
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         lock.flush()
@@ -111,10 +176,16 @@ def mark_unfinished(workdir: Path) -> None:
     (workdir / "finished").unlink(missing_ok=True)
 
 
+def saved_steps(workdir: Path) -> list[int]:
+    """Steps of the checkpoints in a workdir, ascending."""
+    folder = workdir / "checkpoints"
+    names = [path.name.removesuffix(REPLACED) for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted({int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name)})
+
+
 def has_checkpoint(workdir: Path) -> bool:
     """Whether a run in this workdir has saved anything yet."""
-    checkpoints = workdir / "checkpoints"
-    return checkpoints.is_dir() and any(path.name.isdigit() for path in checkpoints.iterdir())
+    return bool(saved_steps(workdir))
 
 
 def save_config(config: Config, labels: list[str], workdir: Path) -> None:
@@ -137,7 +208,7 @@ def load_config(workdir: str | Path) -> Config:
     Raises:
         UserError: no such file, or not a config.
     """
-    path = Path(workdir) / "config.json"
+    path = local_folder(workdir) / "config.json"
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError:

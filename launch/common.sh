@@ -82,6 +82,7 @@ supervise() {
   local seen
   trap 'pass_on INT' INT
   trap 'pass_on TERM' TERM
+  trap 'pass_on HUP' HUP # a closed terminal; where it is ignored (nohup), it stays so
   set -m
   "$@" </dev/null &
   child=$!

@@ -18,10 +18,8 @@ from gaternet_jax.train import train
 from gaternet_jax.workdir import in_use
 from tests.helpers import digits_config
 
-# Orbax leaves coroutines behind when it cannot read a file.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine .* was never awaited:RuntimeWarning"
-)
+# Orbax leaves callbacks behind when it cannot read a file.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 ROOT = Path(__file__).parents[1]
 
 
@@ -140,7 +138,10 @@ def _context(value):
 
 def test_workdir_in_use_is_refused(run):
     config, workdir = run
-    with in_use(workdir), pytest.raises(UserError, match=rf"in use by process {os.getpid()} on .*; wait for its end"):
+    with (
+        in_use(workdir, config),
+        pytest.raises(UserError, match=rf"in use by process {os.getpid()} on .*; wait for its end"),
+    ):
         train(config, workdir)
 
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gaternet_jax.checkpoint_writer import IN_FLIGHT, CheckpointWriter, checksum
+from gaternet_jax.checkpoint_reader import checksum
+from gaternet_jax.checkpoint_writer import IN_FLIGHT, CheckpointWriter
 from gaternet_jax.errors import UserError
 
 
@@ -21,7 +22,7 @@ class SlowDisk:
         assert self.go_on.wait(10)
         if self.error:
             raise self.error
-        assert custom_metadata["checksums"] == {name: checksum(part) for name, part in parts.items()}
+        assert custom_metadata["checksums"]["model"] == checksum(parts["model"])
         self.written.append((step, float(parts["model"])))
 
     def close(self):
@@ -32,12 +33,13 @@ class SlowDisk:
 def disk(monkeypatch):
     disk = SlowDisk()
     monkeypatch.setattr("gaternet_jax.checkpoint_writer._open_orbax", lambda *_: disk)
+    monkeypatch.setattr("gaternet_jax.checkpoint_writer._read_back", lambda *_: None)
     yield disk
     disk.go_on.set()
 
 
 def test_what_is_written_is_the_state_at_the_save_whatever_the_next_step_does(disk, tmp_path):
-    writer, state = CheckpointWriter(tmp_path, 1), jnp.float32(3)
+    writer, state = CheckpointWriter(tmp_path, 1, {}), jnp.float32(3)
     step = jax.jit(lambda x: x + 1, donate_argnums=0)
     for number in range(IN_FLIGHT):
         state = step(state)
@@ -51,7 +53,7 @@ def test_what_is_written_is_the_state_at_the_save_whatever_the_next_step_does(di
 
 
 def test_only_so_many_saves_are_in_flight(disk, tmp_path):
-    writer, begun = CheckpointWriter(tmp_path, 1), []
+    writer, begun = CheckpointWriter(tmp_path, 1, {}), []
 
     def save_all():
         for number in range(IN_FLIGHT + 1):
@@ -69,7 +71,7 @@ def test_only_so_many_saves_are_in_flight(disk, tmp_path):
 
 
 def test_error_in_the_background_comes_up_at_the_next_save(disk, tmp_path):
-    writer, disk.error = CheckpointWriter(tmp_path, 1), OSError("No space left on device\nand so on")
+    writer, disk.error = CheckpointWriter(tmp_path, 1, {}), OSError("No space left on device\nand so on")
     writer.save(1, {"model": jnp.float32(0)}, {})
     disk.go_on.set()
     with pytest.raises(UserError, match=rf"cannot be written to {tmp_path}: No space left on device\. The earlier"):
@@ -80,7 +82,7 @@ def test_error_in_the_background_comes_up_at_the_next_save(disk, tmp_path):
 
 
 def test_error_in_the_background_comes_up_at_the_end(disk, tmp_path):
-    writer, disk.error = CheckpointWriter(tmp_path, 1), OSError("No space left on device")
+    writer, disk.error = CheckpointWriter(tmp_path, 1, {}), OSError("No space left on device")
     writer.save(1, {"model": jnp.float32(0)}, {})
     disk.go_on.set()
     with pytest.raises(UserError, match="No space left on device"):

@@ -17,9 +17,7 @@ from gaternet_jax import load_model
 from tests.test_checkpoint import empty, flip, steps, truncate
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine .* was never awaited:RuntimeWarning"
-)
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 def start(workdir, epochs):

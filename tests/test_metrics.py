@@ -1,7 +1,9 @@
 import json
+import struct
 
 import jax.numpy as jnp
 import pytest
+from tensorboardX.proto import event_pb2
 
 from gaternet_jax.metrics import LoopClock, MetricWriter, NonFiniteError, TrainMetrics
 
@@ -84,6 +86,33 @@ def test_writer_appends_and_drops_what_a_resumed_run_computes_again(tmp_path):
         {"step": 3, "split": "eval", "top1": 0.5},
     ]
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def shown(folder):
+    """What TensorBoard shows: files in the order of their names; a start forgets the steps from its own on."""
+    steps = {}
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        while content:
+            (size,) = struct.unpack("<Q", content[:8])
+            event, content = event_pb2.Event.FromString(content[12 : 12 + size]), content[16 + size :]
+            if event.session_log.status == event_pb2.SessionLog.START:
+                steps = {step: value for step, value in steps.items() if step < event.step}
+            for value in event.summary.value:
+                steps[event.step] = value.simple_value
+    return steps
+
+
+@pytest.mark.parametrize("seconds", [60, 0, -3600], ids=["later", "in the same second", "the clock went back"])
+def test_tensorboard_shows_what_follows_a_resume(tmp_path, monkeypatch, seconds):
+    now = 1_790_000_000.0
+    monkeypatch.setattr("time.time", lambda: now)
+    for resumed_at, value in ((0, 1.0), (2, 2.0), (3, 3.0)):
+        with MetricWriter(tmp_path, resume_step=resumed_at) as writer:
+            for step in (resumed_at + 1, resumed_at + 2, resumed_at + 3):
+                writer.write(step, "train", {"loss": value})
+        now += seconds
+    assert shown(tmp_path / "tensorboard") == {1: 1.0, 2: 1.0, 3: 2.0, 4: 3.0, 5: 3.0, 6: 3.0}
 
 
 def test_clock_tells_where_time_goes_and_leaves_pauses_out(monkeypatch):

@@ -12,6 +12,7 @@ from orbax.checkpoint import v1 as ocp
 import gaternet_jax.train as module
 from gaternet_jax import load_model
 from gaternet_jax.checkpoint import Checkpoints
+from gaternet_jax.checkpoint_reader import read_metadata
 from gaternet_jax.data.augment import normalize
 from gaternet_jax.data.batches import Share
 from gaternet_jax.data.datasets import find_dataset
@@ -135,8 +136,7 @@ def test_saved_window_is_that_of_the_moment(finished, tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state, window=window)
         window["steps"], window["sums"]["loss"] = 2, 9.0
-    with Checkpoints(tmp_path) as checkpoints:
-        metadata = checkpoints._metadata(1)
+    metadata = read_metadata(tmp_path / "checkpoints" / "1")
     assert metadata["window"] == {"steps": 1, "sums": {"loss": 1.0}}
 
 

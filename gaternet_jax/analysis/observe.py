@@ -21,7 +21,7 @@ from gaternet_jax.models.gates import GateSite, GateTable
 from gaternet_jax.models.macs import MacCounter
 from gaternet_jax.parallel import make_mesh, replicate, split_by_batch
 from gaternet_jax.progress import progress_bar
-from gaternet_jax.workdir import load_config, load_labels
+from gaternet_jax.workdir import load_config, load_labels, local_folder
 
 MAX_SIDE = 96  # pixels of a thumbnail
 MAX_BYTES = 512 * 2**20  # of all thumbnails
@@ -91,7 +91,7 @@ def load_gated(workdir: str | Path) -> GaterNet:
     Raises:
         UserError: no checkpoint there, or a plain model.
     """
-    if not Path(workdir).is_dir():
+    if not local_folder(workdir).is_dir():
         raise UserError(f"{workdir} is not a folder; give the --workdir of a training run or the --out of a conversion")
     config = load_config(workdir)
     if config.model.gating == "none":
@@ -99,7 +99,7 @@ def load_gated(workdir: str | Path) -> GaterNet:
             f"the model in {workdir} is a plain {config.model.backbone}: it has no gates (model.gating=none), and "
             "gates are what is analysed. Give the workdir of a gated model: one with --config.model.gating=all"
         )
-    return load_model(workdir)
+    return load_model(workdir, tell=True)
 
 
 def thumbnail_size(num_images: int, image_size: int, channels: int) -> int:

@@ -1,6 +1,7 @@
 """Finds prepared TFDS datasets by name; prepares the embedded one on first use."""
 
 import contextlib
+import fcntl
 import io
 import os
 import re
@@ -109,10 +110,16 @@ def _prepare_digits(root: Path) -> Path:
     from gaternet_jax.data.digits import Digits
 
     try:
-        builder = Digits(data_dir=str(root), file_format="array_record")
-        talk = io.StringIO()  # TFDS announces a download of unknown size; there is none
-        with contextlib.redirect_stdout(talk), contextlib.redirect_stderr(talk):
-            builder.download_and_prepare()
+        (root / "digits").mkdir(parents=True, exist_ok=True)
+        with (root / "digits" / "lock").open("w") as lock:
+            with contextlib.suppress(OSError):  # storage without locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if version := _newest_version(root / "digits"):  # another run has prepared it meanwhile
+                return version
+            builder = Digits(data_dir=str(root), file_format="array_record")
+            talk = io.StringIO()  # TFDS announces a download of unknown size; there is none
+            with contextlib.redirect_stdout(talk), contextlib.redirect_stderr(talk):
+                builder.download_and_prepare()
     except OSError as error:
         raise UserError(
             f"cannot prepare 'digits' in {root}: {error}; give a folder you may write to with --data_dir"

@@ -22,7 +22,7 @@ from gaternet_jax.models.functional import split_model
 from gaternet_jax.models.gaternet import GaterNet, Outputs
 from gaternet_jax.models.gates import GateSite
 from gaternet_jax.models.macs import MacCounter
-from gaternet_jax.workdir import COMPACTION, save_config
+from gaternet_jax.workdir import COMPACTION, check_new_folder, save_config
 
 
 def plan_compaction(gates: Any, sites: tuple[GateSite, ...], times: BackboneTimes | None = None) -> Selection:
@@ -88,8 +88,7 @@ def save_compacted(out: Path, config: Config, labels: list[str], compacted: Gate
     Raises:
         UserError: the folder is not empty.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is not an empty folder; choose another --out")
+    check_new_folder(out)
     save_config(config, labels, out)
     (out / COMPACTION).write_text(json.dumps({"format": 1, "selection": to_json(selection)}) + "\n", encoding="utf-8")
     _, params, stats = split_model(compacted)

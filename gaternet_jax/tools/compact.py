@@ -22,7 +22,7 @@ from gaternet_jax.inference.parts import choose_parts
 from gaternet_jax.inference.tuning import ConvTimes
 from gaternet_jax.inference.widths import BackboneTimes
 from gaternet_jax.tools.predict import positive
-from gaternet_jax.workdir import load_config, load_labels
+from gaternet_jax.workdir import check_new_folder, load_config, load_labels
 
 BATCH_SIZE = 64  # that widths are measured for
 
@@ -46,12 +46,11 @@ def compact(
     Raises:
         UserError: a model without gates, no data, or `out` is not empty.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is not an empty folder; choose another --out")
+    check_new_folder(out)
     config = load_config(workdir)
     if data_dir:
         config.data.data_dir = data_dir
-    model, data = load_model(workdir), config.data
+    model, data = load_model(workdir, tell=True), config.data
     check_gated(model)
     print(f"Calibrating on {images:,} images of {data.name}/{data.train_split} ...", flush=True)
     seen, _ = read_split(config, data.train_split, images)

@@ -13,7 +13,7 @@ from gaternet_jax.checkpoint import Checkpoints
 from gaternet_jax.config import Config, default
 from gaternet_jax.errors import UserError
 from gaternet_jax.released import convert_released, flatten_released, infer_model
-from gaternet_jax.workdir import save_config
+from gaternet_jax.workdir import check_new_folder, save_config
 
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -42,8 +42,7 @@ def convert(checkpoint: Path, out: Path) -> Config:
     Raises:
         UserError: `out` is not empty, or the checkpoint cannot be converted.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is not an empty folder; choose another --out")
+    check_new_folder(out)
     tensors = flatten_released(read_pickle(checkpoint))
     config = default()
     config.model = infer_model(tensors, config.model)

@@ -29,7 +29,7 @@ def export(workdir: Path, out: Path, format: str, checkpoint: Literal["best", "l
     if out.exists():
         raise UserError(f"{out} is there already; choose another --out, or delete it")
     config, labels = load_config(workdir), load_labels(workdir)
-    EXPORTERS[format](load_model(workdir, checkpoint), config, labels, out)
+    EXPORTERS[format](load_model(workdir, checkpoint, tell=True), config, labels, out)
 
 
 def checkpoint(text: str) -> str | int:

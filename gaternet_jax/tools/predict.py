@@ -26,7 +26,7 @@ CALIBRATION_IMAGES = 1000  # of the run's training split
 def predict(workdir: Path, paths: list[Path], top: int, mode: str = "dense") -> str:
     """A table: per image its `top` most probable classes, and the fraction of open gates."""
     config, labels = load_config(workdir), load_labels(workdir)
-    model = load_model(workdir)
+    model = load_model(workdir, tell=True)
     calibration = None
     if mode in ("compact", "specialists"):
         calibration, _ = read_split(config, config.data.train_split, CALIBRATION_IMAGES)
