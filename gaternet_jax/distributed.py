@@ -50,11 +50,6 @@ def is_primary() -> bool:
     return jax.process_index() == 0
 
 
-def several() -> bool:
-    """Whether this process was joined with others."""
-    return jax.distributed.is_initialized() and jax.process_count() > 1
-
-
 def wait_for_all(name: str) -> None:
     """Returns when every process has come here."""
     if jax.process_count() > 1:

@@ -6,10 +6,10 @@ Needs PyTorch to read the file: pip install -e '.[torch]'. Depth and class count
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from gaternet_jax.checkpoint import Checkpoints
+from gaternet_jax.command_line import command_line
 from gaternet_jax.config import Config, default
 from gaternet_jax.errors import UserError
 from gaternet_jax.released import convert_released, flatten_released, infer_model
@@ -57,15 +57,13 @@ def convert(checkpoint: Path, out: Path) -> Config:
     return config
 
 
+@command_line()
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True, help="the released .pth file")
     parser.add_argument("--out", type=Path, required=True, help="a new or empty folder")
     arguments = parser.parse_args(argv)
-    try:
-        config = convert(arguments.checkpoint, arguments.out)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    config = convert(arguments.checkpoint, arguments.out)
     print(f"Converted {config.model.backbone}-Gated ({config.model.num_classes} classes) into {arguments.out}")
     print(f"Next: python -m gaternet_jax.main --workdir={arguments.out} --mode=evaluate")
 

@@ -7,11 +7,11 @@ Takes uint8 images and returns probabilities, labels and gates; see docs/export.
 """
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Literal
 
 from gaternet_jax.checkpoint import load_model
+from gaternet_jax.command_line import command_line
 from gaternet_jax.errors import UserError
 from gaternet_jax.inference.export import export_stablehlo
 from gaternet_jax.inference.onnx import export_onnx
@@ -40,6 +40,7 @@ def checkpoint(text: str) -> str | int:
     raise argparse.ArgumentTypeError(f"'{text}' is neither best, nor latest, nor a step")
 
 
+@command_line()
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, required=True, help="of a training run, a conversion or a compaction")
@@ -51,10 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     out = arguments.out
     format = arguments.format or ("onnx" if out.suffix == ".onnx" else "stablehlo")
-    try:
-        export(arguments.workdir, out, format, arguments.checkpoint)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    export(arguments.workdir, out, format, arguments.checkpoint)
     print(f"Wrote {out} ({format}, {out.stat().st_size / 1e6:.1f} MB)")
     if format == "stablehlo":
         print(f"How to load it: unzip -p {out} README.txt")

@@ -7,14 +7,13 @@ colour becomes gray or gray colour as the model needs it; transparency is droppe
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from gaternet_jax.checkpoint import load_model
-from gaternet_jax.errors import UserError
+from gaternet_jax.command_line import command_line
 from gaternet_jax.inference.calibration import read_split
 from gaternet_jax.inference.predictor import MODES, Predictor
 from gaternet_jax.workdir import load_config, load_labels
@@ -54,6 +53,7 @@ def positive(text: str) -> int:
     return value
 
 
+@command_line()
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files")
@@ -61,10 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--top", type=positive, default=5, help="classes shown per image (default: 5)")
     parser.add_argument("--mode", choices=MODES, default="dense", help="see inference/predictor.py (default: dense)")
     arguments = parser.parse_args(argv)
-    try:
-        print(predict(arguments.workdir, arguments.images, arguments.top, arguments.mode))
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    print(predict(arguments.workdir, arguments.images, arguments.top, arguments.mode))
 
 
 if __name__ == "__main__":
