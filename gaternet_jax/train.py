@@ -75,6 +75,8 @@ def train(
         config, builder, labels = find_run_dataset(config)
     check_workdir(workdir, config)
     model = build_model(config.model, config.seed)
+    macs = MacCounter(model, config.data.image_size)
+    gate_loss = make_gate_loss(config.loss, model.gate_sites, macs)
     wait_for_all("workdir checked")
     with contextlib.ExitStack() as stack:
         if is_primary():
@@ -96,8 +98,6 @@ def train(
 
         schedule = learning_rate_schedule(config.optimizer, epoch_steps, plan.num_steps)
         optimizer = make_optimizer(config.optimizer, schedule)
-        macs = MacCounter(model, config.data.image_size)
-        gate_loss = make_gate_loss(config.loss, model.gate_sites, macs)
         graphdef, params, stats = split_model(model)
         train_step = make_train_step(graphdef, optimizer, schedule, gate_loss, config)
         probe = Probe(model.gate_sites)

@@ -6,7 +6,9 @@ import pytest
 from configs import cifar10, cifar100, digits, folder, imagenet
 from gaternet_jax.config import default, flatten, validate
 from gaternet_jax.errors import UserError
+from gaternet_jax.losses import check_macs_target
 from gaternet_jax.models.build import abstract_model, count_parameters
+from gaternet_jax.models.macs import MacCounter
 from gaternet_jax.models.registry import known_backbones
 from gaternet_jax.variants import recipe_of
 
@@ -27,6 +29,14 @@ def test_every_card_and_variant_is_valid(card, variant):
 
 def digits_or(gating, card):
     return "all" if card is digits else gating
+
+
+@pytest.mark.parametrize("variant", ["resnet18", "resnet50"])
+def test_the_target_of_the_imagenet_card_can_be_reached(variant):
+    config = imagenet.get_config(variant)
+    macs = MacCounter(abstract_model(config.model), 224)
+    assert macs.least < 0.9 == config.loss.gate_target
+    check_macs_target(config.loss.gate_target, macs)
 
 
 def test_cards_differ_where_they_should():
@@ -155,6 +165,14 @@ def test_every_field_has_a_comment():
         ("data.mean", (0.5,), r"data.mean=\(0.5,\) needs one number per channel \(model.channels=3\)"),
         ("data.std", (0.5, 0.5, 0.0), "must be greater than 0"),
         ("model.channels", 4, r"model.channels=4 must be 1 \(grayscale\) or 3 \(RGB\)"),
+        ("seed", 2**32, r"seed=4294967296 must be less than 2\*\*32"),
+        ("loss.gate_weight", float("inf"), r"loss.gate_weight=inf must be finite"),
+        ("loss.gate_weight", 1e39, r"loss.gate_weight=1e\+39 must be finite \(in float32\)"),
+        ("optimizer.weight_decay", float("nan"), "optimizer.weight_decay=nan must be finite"),
+        ("optimizer.clip_norm", float("inf"), "optimizer.clip_norm=inf must be finite"),
+        ("data.stall_seconds", float("inf"), "data.stall_seconds=inf must be finite"),
+        ("data.mean", (0.5, float("nan"), 0.5), "data.mean=.* must be finite"),
+        ("data.mean", ("a", "b", "c"), "data.mean=.* must be a sequence of numbers"),
         ("optimizer.decay_at", (0.75, 0.5), r"decay_at=\(0.75, 0.5\) must be increasing fractions"),
     ],
 )
@@ -164,6 +182,30 @@ def test_values_out_of_range_are_named(field, value, message):
     config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=message):
         validate(config, num_devices=8)
+
+
+def test_fields_that_are_missing_unknown_or_of_another_type_are_named():
+    config = default()
+    config.train.batchsize = 3  # a run card can add fields: its config is not locked
+    del config.loss.gate
+    with config.ignore_type():
+        config.update_from_flattened_dict({"seed": 1.0, "data.flip": 1})
+    config.train.epochs = 3  # a whole number will do
+    with pytest.raises(UserError) as error:
+        validate(config, num_devices=1)
+    assert str(error.value).splitlines()[1:] == [
+        "  data.flip=1 must be True or False",
+        "  loss.gate is missing",
+        "  seed=1.0 must be a whole number",
+        "  train.batchsize is unknown",
+    ]
+
+
+def test_batches_of_one_and_a_batch_norm_over_them():
+    config = default()
+    config.update_from_flattened_dict({"model.gater.batch_norm": True, "train.batch_size": 1})
+    with pytest.raises(UserError, match=r"model\.gater\.batch_norm=True needs train\.batch_size of at least 2"):
+        validate(config, num_devices=1)
 
 
 def test_all_problems_are_reported_at_once():
