@@ -11,6 +11,7 @@ from gaternet_jax.models.build import abstract_model, count_parameters
 from gaternet_jax.models.macs import MacCounter
 from gaternet_jax.models.registry import known_backbones
 from gaternet_jax.variants import recipe_of
+from gaternet_jax.workdir import check_workdir, load_config, load_labels, save_config
 
 CARDS = {"cifar10": cifar10, "cifar100": cifar100, "digits": digits, "folder": folder, "imagenet": imagenet}
 
@@ -216,8 +217,6 @@ def test_all_problems_are_reported_at_once():
 
 
 def test_config_survives_its_file(tmp_path):
-    from gaternet_jax.workdir import check_workdir, load_config, save_config
-
     config = cifar10.get_config("resnet56")
     save_config(config, ["a", "b"], tmp_path)
     loaded = load_config(tmp_path)
@@ -234,3 +233,59 @@ def test_random_crops_need_a_stream(pipeline):
         validate(config, num_devices=1)
     config.data.pipeline = "auto"
     validate(config, num_devices=1)
+
+
+def test_config_of_another_version(tmp_path, capsys):
+    """Fields that do not decide what the model computes may be missing, or unknown."""
+
+    def change(edit):
+        save_config(cifar10.get_config("resnet56"), ["a"], tmp_path)
+        content = json.loads((tmp_path / "config.json").read_text())
+        edit(content)
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        return tmp_path
+
+    loaded = load_config(change(lambda content: (content["data"].pop("stall_seconds"), content.pop("checkpoint"))))
+    assert dict(flatten(loaded)) == dict(flatten(cifar10.get_config("resnet56"))) and loaded.is_locked
+    assert "defaults of this one stand for checkpoint.every_steps, checkpoint.keep_" in capsys.readouterr().err
+    loaded = load_config(change(lambda content: content["train"].update(spikes=3, beats={"a": [1]})))
+    assert dict(flatten(loaded)) == dict(flatten(cifar10.get_config("resnet56")))
+    load_config(tmp_path)
+    assert capsys.readouterr().err.count("without effect here: train.beats.a, train.spikes") == 1, "said once"
+    for edit, message in (
+        (lambda content: content["model"].pop("squeeze_ratio"), "it lacks model.squeeze_ratio"),
+        (lambda content: content["data"].pop("mean"), "it lacks data.mean"),
+        (lambda content: content.pop("data"), "it lacks data.image_size, data.mean, data.name, data.std"),
+        (lambda content: content["model"].update(attention=1), "does not know model.attention"),
+        (lambda content: content.update(train=[1]), "does not know train"),
+        (lambda content: content.update(seed="zero"), "seed='zero' must be a whole number"),
+        (lambda content: content["data"].update(mean=None), "data.mean=None must be a sequence of numbers"),
+        (lambda content: content["data"].update({"a.b": 1}), "is not a config: ConfigDict does not accept dots"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_config(change(edit))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a\nb\n", "has 2 lines, but the model has 10 classes; write one name a line"),
+        (b"", "has 0 lines"),
+        ("\n".join("äbcdefghij").encode("latin-1"), "cannot be read as text in UTF-8: .*; write the classes again"),
+        ("\n".join("äbcdefghij").encode("utf-16"), "cannot be read as text in UTF-8"),
+    ],
+)
+def test_class_names_that_do_not_fit(tmp_path, content, message):
+    save_config(cifar10.get_config(), [], tmp_path)
+    (tmp_path / "labels.txt").write_bytes(content)
+    with pytest.raises(UserError, match=f"labels.txt {message}"):
+        load_labels(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["\n".join("äbcdefghij"), "\ufeff" + "\r\n".join("äbcdefghij") + "\r\n"])
+def test_class_names_that_an_editor_wrote(tmp_path, content):
+    save_config(cifar10.get_config(), [], tmp_path)
+    (tmp_path / "labels.txt").write_bytes(content.encode())
+    assert load_labels(tmp_path) == list("äbcdefghij")
+    save_config(cifar10.get_config(), ["\u2028", *"bcdefghi", ""], tmp_path)
+    assert load_labels(tmp_path) == ["\u2028", *"bcdefghi", ""]

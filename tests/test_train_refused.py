@@ -52,7 +52,7 @@ def test_folder_without_a_run(tmp_path):
         load_model(tmp_path)
     with pytest.raises(UserError, match=r"is not a run"):
         evaluate(Path(tmp_path, "missing"))
-    for content, message in (("{", "is not a config"), ("[]", "it lacks"), ('{"seed": 0}', "it lacks checkpoint")):
+    for content, message in (("{", "is not a config"), ("[]", "it lacks"), ('{"seed": 0}', "it lacks data.image_size")):
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(UserError, match=rf"config\.json .*{message}"):
             load_model(tmp_path)

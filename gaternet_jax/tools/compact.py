@@ -51,7 +51,7 @@ def compact(
     config = load_config(workdir)
     if data_dir:
         config.data.data_dir = data_dir
-    model, data = load_model(workdir), config.data
+    names, model, data = load_labels(workdir), load_model(workdir), config.data
     check_gated(model)
     print(f"Calibrating on {images:,} images of {data.name}/{data.train_split} ...", flush=True)
     seen, _ = read_split(config, data.train_split, images)
@@ -77,7 +77,7 @@ def compact(
             "departures": float(difference[left].max(initial=0)),
         },
     }
-    save_compacted(out, config, load_labels(workdir), compacted, selection)
+    save_compacted(out, config, names, compacted, selection)
     (out / "compaction_report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
 
