@@ -86,6 +86,7 @@ def default() -> Config:
             nesterov=False,  # whether that momentum is Nesterov's [He: not]
             weight_decay=1e-4,  # on kernels only [He: 1e-4 on all parameters]
             schedule="steps",  # steps [He] | cosine to zero
+            schedule_epochs=0.0,  # in which the schedule runs off, then its last rate holds; 0: all of train.epochs
             warmup_epochs=1.0,  # linear from zero; assumed
             decay_at=(0.5, 0.75),  # "steps" only: fractions of the run at which the rate falls [He]
             decay_factor=0.1,  # "steps" only [He]
@@ -122,7 +123,7 @@ NON_NEGATIVE = """
     seed model.num_classes model.width model.gater.width model.squeeze_ratio data.crop_padding data.cutout
     train.max_skipped_steps data.threads data.workers loss.gate_weight
     optimizer.clip_norm optimizer.learning_rate optimizer.weight_decay optimizer.warmup_epochs
-    checkpoint.every_steps train.steps_per_call
+    optimizer.schedule_epochs checkpoint.every_steps train.steps_per_call
 """
 KINDS = {
     bool: "True or False",
@@ -198,10 +199,10 @@ def validate(config: Config, num_devices: int) -> None:
             problems.append(f"{field}={fields[field]} must be at least 0 and less than 1")
     if not 0 < config.loss.gate_target <= 1:
         problems.append(f"loss.gate_target={config.loss.gate_target} must be greater than 0 and at most 1")
-    if config.optimizer.warmup_epochs >= config.train.epochs > 0:
+    length = "optimizer.schedule_epochs" if config.optimizer.schedule_epochs else "train.epochs"
+    if config.optimizer.warmup_epochs >= fields[length] > 0:
         problems.append(
-            f"optimizer.warmup_epochs={config.optimizer.warmup_epochs} must be less than "
-            f"train.epochs={config.train.epochs}"
+            f"optimizer.warmup_epochs={config.optimizer.warmup_epochs} must be less than {length}={fields[length]}"
         )
     if config.model.gater.batch_norm and config.train.batch_size == 1:
         problems.append("model.gater.batch_norm=True needs train.batch_size of at least 2: it compares images")

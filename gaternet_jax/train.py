@@ -22,7 +22,7 @@ from gaternet_jax.metrics import LoopClock, MetricWriter, NonFiniteError, TrainM
 from gaternet_jax.models.build import build_model, count_parameters
 from gaternet_jax.models.functional import split_model
 from gaternet_jax.models.macs import MacCounter
-from gaternet_jax.optimizer import learning_rate_schedule, make_optimizer
+from gaternet_jax.optimizer import describe_change, learning_rate_schedule, make_optimizer
 from gaternet_jax.parallel import (
     debugs_nans,
     device_memory,
@@ -43,7 +43,15 @@ from gaternet_jax.starts import StartRecord
 from gaternet_jax.state import init_state
 from gaternet_jax.step import make_train_step
 from gaternet_jax.watchdog import Watchdog
-from gaternet_jax.workdir import check_workdir, has_checkpoint, in_use, mark_finished, mark_unfinished, save_config
+from gaternet_jax.workdir import (
+    check_workdir,
+    has_checkpoint,
+    in_use,
+    load_config,
+    mark_finished,
+    mark_unfinished,
+    save_config,
+)
 
 
 def train(
@@ -112,7 +120,8 @@ def train(
             state, window, evaluated = checkpoints.restore(state)
         done = int(state.step)
         if window:
-            print(f"Going on from step {done} of {plan.num_steps} in {workdir}", flush=True)
+            change = describe_change(load_config(workdir), config, plan.epoch_steps, done)
+            print(f"Going on from step {done} of {plan.num_steps} in {workdir}" + (change and f"; {change}"), flush=True)
         if done > plan.num_steps:
             raise UserError(
                 f"{workdir} has done {done} steps already; train.epochs={config.train.epochs} asks for less"

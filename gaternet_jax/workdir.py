@@ -36,6 +36,7 @@ MAY_CHANGE = (
     "data.stall_seconds",
     "data.threads",
     "data.workers",
+    "optimizer.schedule_epochs",
     "train.epochs",
     "train.eval_batch_size",
     "train.eval_every_epochs",

@@ -173,7 +173,8 @@ def test_checkpoints_as_people_save_them(checkpoint, form):
 def test_tensors_that_cannot_be_weights(checkpoint, value):
     state = checkpoint["backbone_state_dict"]
     state["module.fc.bias"] = {
-        "nan": np.full(10, np.nan), "integers": np.zeros(10, np.int8), "complex": np.zeros(10, np.complex64), "twice": 0.0,
+        "nan": np.full(10, np.nan), "integers": np.zeros(10, np.int8),
+        "complex": np.zeros(10, np.complex64), "twice": 0.0,
     }[value]  # fmt: skip
     if value == "twice":
         state |= {"module.fc.bias": np.zeros(10), "fc.bias": np.zeros(10)}

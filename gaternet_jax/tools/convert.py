@@ -2,8 +2,8 @@
 
     python -m gaternet_jax.tools.convert --checkpoint=FILE.pth --out=DIR
 
-FILE.pth needs PyTorch to be read: pip install -e '.[torch]'; FILE.safetensors does not. The authors' two state dicts are
-taken, and one of a module with `backbone` and `gater`. Depth and class count are inferred.
+FILE.pth needs PyTorch to be read: pip install -e '.[torch]'; FILE.safetensors does not. The authors' two state dicts
+are taken, and one of a module with `backbone` and `gater`. Depth and class count are inferred.
 """
 
 import argparse
