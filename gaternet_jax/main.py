@@ -26,7 +26,7 @@ from gaternet_jax import distributed
 from gaternet_jax.checkpoint import Checkpoints
 from gaternet_jax.command_line import command_line, explain_missing_backend
 from gaternet_jax.errors import UserError
-from gaternet_jax.evaluate import describe, evaluate
+from gaternet_jax.evaluate import describe, evaluate, note_on_gates
 from gaternet_jax.metrics import NonFiniteError
 from gaternet_jax.profiling import parse_steps
 from gaternet_jax.progress import silence
@@ -122,6 +122,8 @@ def run_evaluation() -> None:
         overrides["data.data_dir"] = _DATA_DIR.value
     metrics = evaluate(get_workdir(), overrides)
     print(f"{metrics['images']} images: {describe(metrics)}")
+    if "gates_on" in metrics and (note := note_on_gates(metrics["gates_on"], metrics["gates_input_dependent"])):
+        print(f"Note: {note}")
     print(json.dumps(metrics))
 
 
@@ -149,6 +151,8 @@ def summary(workdir: Path, metrics: dict) -> str:
     if "gates_on" in metrics:
         depend = f"{metrics['gates_input_dependent']:.1%} of the gates depend on the image"
         lines.append(f"  open gates   {metrics['gates_on']:.1%} on average; {depend}")
+        if note := note_on_gates(metrics["gates_on"], metrics["gates_input_dependent"]):
+            lines.append(f"  note         {note}")
     with Checkpoints(workdir) as checkpoints:
         lines.append(
             f"  checkpoints  {workdir}/checkpoints (the best, which load_model takes: step {checkpoints.best})"

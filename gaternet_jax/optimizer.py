@@ -48,8 +48,8 @@ def describe_change(before: Config, now: Config, steps_per_epoch: int, done: int
         more = now.train.epochs > lengths[1] and now.train.epochs != before.train.epochs
         return f"the learning rate stays at {old:.2g} after epoch {lengths[1]:g}" if more else ""
     return (
-        f"the schedule of {lengths[0]:g} epochs becomes one of {lengths[1]:g}: the learning rate goes from {old:.2g} to "
-        f"{new:.2g}. To hold its last rate instead: --config.optimizer.schedule_epochs={lengths[0]:g}"
+        f"the schedule of {lengths[0]:g} epochs becomes one of {lengths[1]:g}: the learning rate goes from {old:.2g} "
+        f"to {new:.2g}. To hold its last rate instead: --config.optimizer.schedule_epochs={lengths[0]:g}"
     )
 
 

@@ -120,7 +120,7 @@ def train(
             state, window, evaluated = checkpoints.restore(state)
         done = int(state.step)
         if window:
-            change = describe_change(load_config(workdir), config, plan.epoch_steps, done)
+            change = describe_change(load_config(workdir), config, epoch_steps, done)
             print(f"Going on from step {done} of {plan.num_steps} in {workdir}" + (change and f"; {change}"), flush=True)
         if done > plan.num_steps:
             raise UserError(
@@ -228,4 +228,5 @@ def _explain_non_finite(checkpoints: Checkpoints, workdir: Path):
         raise NonFiniteError(
             f"training stopped: {error} ({kept}, in {workdir}). Start again in another --workdir with a lower "
             "--config.optimizer.learning_rate or a longer --config.optimizer.warmup_epochs"
+            + (", or a smaller --config.loss.gate_weight" if "gate_loss" in str(error) else "")
         ) from None

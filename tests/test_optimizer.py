@@ -44,8 +44,8 @@ def test_what_becomes_of_the_rate_of_a_run_that_goes_on_is_told():
     before.train.epochs, now.train.epochs = 4.0, 8.0
     assert describe_change(before, before, 10, 40) == ""
     assert describe_change(before, now, 10, 40) == (
-        "the schedule of 4 epochs becomes one of 8: the learning rate goes from 0.00027 to 0.061. To hold its last rate "
-        "instead: --config.optimizer.schedule_epochs=4"
+        "the schedule of 4 epochs becomes one of 8: the learning rate goes from 0.00027 to 0.061. To hold its last "
+        "rate instead: --config.optimizer.schedule_epochs=4"
     )
     now.optimizer.schedule_epochs = 4.0
     assert describe_change(before, now, 10, 40) == "the learning rate stays at 0.00027 after epoch 4"
