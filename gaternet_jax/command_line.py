@@ -26,8 +26,8 @@ def command_line() -> Iterator[None]:
         yield
     except UserError as error:
         refuse(str(error))
-    except RuntimeError as error:
-        if explained := explain_missing_backend(error):
+    except (RuntimeError, AssertionError):
+        if explained := explain_missing_backend():
             refuse(explained)
         raise
 
@@ -41,13 +41,19 @@ def refuse(message: str) -> NoReturn:
     raise ending from None
 
 
-def explain_missing_backend(error: RuntimeError) -> str:
-    """What to do where JAX finds no device of the kind that was asked for; "" for any other error."""
+def explain_missing_backend() -> str:
+    """What to do where JAX finds no device of the kind that was asked for; "" where it finds one.
+
+    To be asked after an error: JAX's own is an assertion, or names a backend, or comes from a plugin.
+    """
     import jax
 
-    if not str(error).startswith(("Unable to initialize backend", "Unknown backend")):
-        return ""
-    settings: object = jax.config  # its fields are made at run time
-    platforms, reason = getattr(settings, "jax_platforms", None), str(error).partition("\n")[0]
-    asked = f"JAX_PLATFORMS={platforms}, but JAX finds no such device" if platforms else "JAX finds no device"
-    return f"{asked}: {reason}. Look at the driver and at the installed JAX (jax[cuda13], jax[tpu]), or unset it"
+    try:
+        jax.devices()
+    except Exception as error:
+        settings: object = jax.config  # its fields are made at run time
+        platforms, reason = getattr(settings, "jax_platforms", None), str(error).partition("\n")[0]
+        asked = f"JAX_PLATFORMS={platforms}, but JAX finds no such device" if platforms else "JAX finds no device"
+        found = f" ({reason})" if reason else ""
+        return f"{asked}{found}; look at the driver and at the installed JAX (jax[cuda13], jax[tpu]), or unset it"
+    return ""

@@ -67,8 +67,8 @@ def main(_) -> None:
         end(2, f"error: {error}")
     except KeyboardInterrupt:
         end(130, "\nEnded at once. The same command goes on from the latest checkpoint.")
-    except RuntimeError as error:
-        if explained := explain_missing_backend(error):
+    except (RuntimeError, AssertionError) as error:
+        if explained := explain_missing_backend():
             end(2, f"error: {explained}")
         if not isinstance(error, jax.errors.JaxRuntimeError) or jax.process_count() == 1:
             raise

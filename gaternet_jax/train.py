@@ -29,6 +29,7 @@ from gaternet_jax.parallel import (
     make_mesh,
     replicate,
     replicated,
+    require_jit,
     split_second_axis,
     stop_flags,
     this_process,
@@ -77,6 +78,7 @@ def train(
         NonFiniteError: loss, gradient or parameters became NaN or infinite; nothing of it was saved.
     """
     workdir = Path(workdir)
+    require_jit("training")
     mesh = make_mesh()
     validate(config, mesh.size)
     with primary_first("dataset"):

@@ -3,6 +3,7 @@
 import io
 import sys
 
+import jax
 import pytest
 from absl.testing import flagsaver
 
@@ -35,11 +36,20 @@ def test_mistakes_given_to_a_tool_end_with_2_and_a_sentence(tool, arguments, tmp
     assert not list(tmp_path.iterdir())
 
 
-def test_no_device_of_the_kind_that_was_asked_for(capsys):
+@pytest.mark.parametrize(
+    "reason", [RuntimeError("Unable to initialize backend 'cuda': no GPU\nmore"), AssertionError()]
+)
+def test_no_device_of_the_kind_that_was_asked_for(reason, capsys, monkeypatch):
+    def devices():
+        raise reason
+
+    monkeypatch.setattr(jax, "devices", devices)
     with pytest.raises(SystemExit) as ending, command_line():
-        raise RuntimeError("Unable to initialize backend 'cuda': no GPU\n(set JAX_PLATFORMS='')")
+        jax.devices()
     assert ending.value.code == 2
-    assert "but JAX finds no such device: Unable to initialize backend 'cuda': no GPU. " in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert told.startswith("error: JAX_PLATFORMS=cpu, but JAX finds no such device") and told.count("\n") == 1
+    assert "look at the driver" in told
 
 
 def test_other_errors_are_crashes():

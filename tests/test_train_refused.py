@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import pytest
 
 import gaternet_jax.train as module
@@ -16,6 +17,22 @@ from tests.helpers import digits_config
 def test_batch_that_does_not_divide_over_the_devices(tmp_path):
     with pytest.raises(UserError, match=r"train\.batch_size=20 must be a multiple of the number of devices, 8"):
         train(digits_config(**{"train.batch_size": 20}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_without_compilation(tmp_path):
+    with (
+        jax.disable_jit(),
+        pytest.raises(UserError, match="JAX_DISABLE_JIT is set, but training needs compiled programs"),
+    ):
+        train(digits_config(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_budget_that_cannot_be_reached(tmp_path):
+    budget = {"loss.gate": "macs", "loss.gate_target": 0.01}
+    with pytest.raises(UserError, match=r"loss\.gate_target=0\.01 cannot be reached: .*, the least that is possible"):
+        train(digits_config(**budget), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
