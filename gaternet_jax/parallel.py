@@ -53,8 +53,8 @@ def require_jit(what: str) -> None:
     settings: Any = jax.config
     if settings.jax_disable_jit:
         raise UserError(
-            f"JAX_DISABLE_JIT is set, but {what} needs compiled programs; unset it (--debug_nans finds where a NaN comes "
-            "from)"
+            f"JAX_DISABLE_JIT is set, but {what} needs compiled programs; unset it (--debug_nans tells where a NaN "
+            "comes from)"
         )
 
 

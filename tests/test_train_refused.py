@@ -11,7 +11,7 @@ from gaternet_jax.errors import UserError
 from gaternet_jax.evaluate import evaluate
 from gaternet_jax.train import train
 from gaternet_jax.workdir import save_config
-from tests.helpers import digits_config
+from tests.helpers import digits_config, random_model
 
 
 def test_batch_that_does_not_divide_over_the_devices(tmp_path):
@@ -29,7 +29,8 @@ def test_training_without_compilation(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_budget_that_cannot_be_reached(tmp_path):
+def test_budget_that_cannot_be_reached(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "build_model", lambda config, seed: random_model(config))
     budget = {"loss.gate": "macs", "loss.gate_target": 0.01}
     with pytest.raises(UserError, match=r"loss\.gate_target=0\.01 cannot be reached: .*, the least that is possible"):
         train(digits_config(**budget), tmp_path / "run")
