@@ -122,8 +122,9 @@ def train(
             state, window, evaluated = checkpoints.restore(state)
         done = int(state.step)
         if window:
-            change = describe_change(load_config(workdir), config, epoch_steps, done)
-            print(f"Going on from step {done} of {plan.num_steps} in {workdir}" + (change and f"; {change}"), flush=True)
+            print(f"Going on from step {done} of {plan.num_steps} in {workdir}", flush=True)
+            if change := describe_change(load_config(workdir), config, epoch_steps, done):
+                print(f"  {change}", flush=True)
         if done > plan.num_steps:
             raise UserError(
                 f"{workdir} has done {done} steps already; train.epochs={config.train.epochs} asks for less"

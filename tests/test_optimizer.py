@@ -42,6 +42,7 @@ def test_the_last_rate_holds_after_the_schedule(kind):
 def test_what_becomes_of_the_rate_of_a_run_that_goes_on_is_told():
     before, now = default(), default()
     before.train.epochs, now.train.epochs = 4.0, 8.0
+    before.optimizer.schedule = now.optimizer.schedule = "cosine"
     assert describe_change(before, before, 10, 40) == ""
     assert describe_change(before, now, 10, 40) == (
         "the schedule of 4 epochs becomes one of 8: the learning rate goes from 0.00027 to 0.061. To hold its last "
