@@ -1,5 +1,7 @@
 """SGD with momentum, weight decay on kernels only, and the learning rate schedule."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -40,7 +42,8 @@ def describe_change(before: Config, now: Config, steps_per_epoch: int, done: int
 
     def rate(config: Config, step: int) -> float:
         num_steps = max(round(config.train.epochs * steps_per_epoch), 1)
-        return float(learning_rate_schedule(config.optimizer, steps_per_epoch, num_steps)(min(step, num_steps - 1)))
+        schedule: Any = learning_rate_schedule(config.optimizer, steps_per_epoch, num_steps)
+        return float(schedule(min(step, num_steps - 1)))
 
     old, new = rate(before, done), rate(now, done)
     lengths = [config.optimizer.schedule_epochs or config.train.epochs for config in (before, now)]
