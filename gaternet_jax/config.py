@@ -22,7 +22,7 @@ Config = Any  # an ml_collections.ConfigDict; its fields are beyond a type check
 def default() -> Config:
     """The CIFAR recipe; unlocked, so that a run card can change it and lock it."""
     config: Config = ConfigDict()
-    config.seed = 0  # initial parameters, shuffling, augmentation and gate noise all follow from it
+    config.seed = 0  # less than 2**32; initial parameters, shuffling, augmentation and gate noise all follow from it
 
     config.model = ConfigDict(
         dict(
@@ -86,6 +86,7 @@ def default() -> Config:
             nesterov=False,  # whether that momentum is Nesterov's [He: not]
             weight_decay=1e-4,  # on kernels only [He: 1e-4 on all parameters]
             schedule="steps",  # steps [He] | cosine to zero
+            schedule_epochs=0.0,  # in which the schedule runs off, then its last rate holds; 0: all of train.epochs
             warmup_epochs=1.0,  # linear from zero; assumed
             decay_at=(0.5, 0.75),  # "steps" only: fractions of the run at which the rate falls [He]
             decay_factor=0.1,  # "steps" only [He]
@@ -122,8 +123,16 @@ NON_NEGATIVE = """
     seed model.num_classes model.width model.gater.width model.squeeze_ratio data.crop_padding data.cutout
     train.max_skipped_steps data.threads data.workers loss.gate_weight
     optimizer.clip_norm optimizer.learning_rate optimizer.weight_decay optimizer.warmup_epochs
-    checkpoint.every_steps train.steps_per_call
+    optimizer.schedule_epochs checkpoint.every_steps train.steps_per_call
 """
+KINDS = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    tuple: "a sequence of numbers",
+}
+FLOAT32_MAX = 3.4028235e38  # what is larger is infinite on the devices
 CHOICES = {
     "model.gating": ("none", "residual", "all"),
     "model.as_many_parameters_as": ("", "residual", "all"),
@@ -146,6 +155,7 @@ def validate(config: Config, num_devices: int) -> None:
     Raises:
         UserError: naming every field that is wrong, its value and what is expected.
     """
+    check_fields(config)
     fields = dict(flatten(config))
     problems = [f"{f}={fields[f]} must be greater than 0" for f in POSITIVE.split() if not fields[f] > 0]
     problems += [f"{f}={fields[f]} must be at least 0" for f in NON_NEGATIVE.split() if not fields[f] >= 0]
@@ -177,8 +187,11 @@ def validate(config: Config, num_devices: int) -> None:
     for field, choices in CHOICES.items():
         if fields[field] not in choices:
             problems.append(f"{field}='{fields[field]}' must be one of {', '.join(choices)}")
-    if not config.train.epochs < float("inf"):
-        problems.append(f"train.epochs={config.train.epochs} must be finite")
+    for field, value in fields.items():
+        if any(not abs(number) <= FLOAT32_MAX for number in _floats(value)):
+            problems.append(f"{field}={value} must be finite (in float32)")
+    if config.seed >= 2**32:
+        problems.append(f"seed={config.seed} must be less than 2**32: further bits would be ignored")
     if not 0 < config.optimizer.decay_factor < 1:
         problems.append(f"optimizer.decay_factor={config.optimizer.decay_factor} must be between 0 and 1")
     for field in ("optimizer.momentum", "loss.label_smoothing", "train.ema_decay"):
@@ -186,13 +199,44 @@ def validate(config: Config, num_devices: int) -> None:
             problems.append(f"{field}={fields[field]} must be at least 0 and less than 1")
     if not 0 < config.loss.gate_target <= 1:
         problems.append(f"loss.gate_target={config.loss.gate_target} must be greater than 0 and at most 1")
-    if config.optimizer.warmup_epochs >= config.train.epochs > 0:
+    length = "optimizer.schedule_epochs" if config.optimizer.schedule_epochs else "train.epochs"
+    if config.optimizer.warmup_epochs >= fields[length] > 0:
         problems.append(
-            f"optimizer.warmup_epochs={config.optimizer.warmup_epochs} must be less than "
-            f"train.epochs={config.train.epochs}"
+            f"optimizer.warmup_epochs={config.optimizer.warmup_epochs} must be less than {length}={fields[length]}"
         )
+    if config.model.gater.batch_norm and config.train.batch_size == 1:
+        problems.append("model.gater.batch_norm=True needs train.batch_size of at least 2: it compares images")
     if problems:
         raise UserError("the config cannot be used:\n  " + "\n  ".join(problems))
+
+
+def check_fields(config: Config) -> None:
+    """Checks that a config has the fields of `default()`, and each a value of its type.
+
+    Raises:
+        UserError: naming every field that is missing, unknown or of another type.
+    """
+    known = dict(flatten(default()))
+    fields = dict(flatten(config)) if isinstance(config, ConfigDict) else {}
+    problems = [f"{field} is missing" for field in known.keys() - fields.keys()]
+    problems += [f"{field} is unknown" for field in fields.keys() - known.keys()]
+    for field in fields.keys() & known.keys():
+        value, like = fields[field], known[field]
+        numbers = isinstance(like, tuple) and isinstance(value, tuple) and all(map(_is_number, value))
+        whole = isinstance(like, float) and _is_number(value)  # a whole number will do
+        if not (numbers or whole or (type(value) is type(like) and not isinstance(like, tuple))):
+            problems.append(f"{field}={value!r} must be {KINDS[type(like)]}")
+    if problems:
+        raise UserError("the config cannot be used:\n  " + "\n  ".join(sorted(problems)))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _floats(value: Any) -> tuple[float, ...]:
+    values = value if isinstance(value, tuple) else (value,)
+    return tuple(number for number in values if isinstance(number, float))
 
 
 def flatten(config: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:

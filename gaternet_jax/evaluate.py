@@ -31,6 +31,7 @@ from gaternet_jax.parallel import (
 from gaternet_jax.step import make_eval_step, with_images
 from gaternet_jax.workdir import load_config
 
+HARDLY_ANY = 0.01  # of the gates; assumed
 LAG = 2  # steps that are started before the sums of one are fetched
 MAY_OVERRIDE = (
     "data.data_dir",
@@ -144,6 +145,25 @@ def evaluate(workdir: str | Path, overrides: dict[str, Any] | None = None) -> di
     metrics = make_evaluation(model, macs, split, config, mesh)(params, stats)
     assert metrics is not None  # nobody asks for an end here
     return metrics
+
+
+def note_on_gates(gates_on: float, input_dependent: float) -> str:
+    """What is wrong with gates that hardly depend on the image, and what to change; "" where they do.
+
+    Args:
+        gates_on: mean fraction of open gates.
+        input_dependent: fraction of gates that are open for some images and closed for others.
+    """
+    if input_dependent >= HARDLY_ANY:
+        return ""
+    share = "no gate depends" if not input_dependent else f"only {input_dependent:.2%} of the gates depend"
+    if gates_on > 1 - HARDLY_ANY:
+        return f"{share} on the image: all are open, as in a plain network; a larger loss.gate_weight closes some"
+    if gates_on < HARDLY_ANY:
+        return (
+            f"{share} on the image: all are closed; a smaller loss.gate_weight or a larger loss.gate_target opens some"
+        )
+    return f"{share} on the image: every image runs through the same filters; change loss.gate_weight or the gater"
 
 
 def describe(metrics: dict) -> str:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from gaternet_jax.config import Config
+from gaternet_jax.errors import UserError
 from gaternet_jax.models.gates import GateSite
 from gaternet_jax.models.macs import MacCounter
 
@@ -40,6 +41,9 @@ def make_gate_loss(config: Config, sites: tuple[GateSite, ...], macs: MacCounter
         config: the `loss` part of a run's config.
         sites: of the model.
         macs: of the model, at the size of its images.
+
+    Raises:
+        UserError: a target of multiply-accumulates that not even closing all gates would reach.
     """
     weight, target = config.gate_weight, config.gate_target
     if not sites:
@@ -47,6 +51,7 @@ def make_gate_loss(config: Config, sites: tuple[GateSite, ...], macs: MacCounter
     if config.gate == "l1":
         return lambda gates: weight * gates.mean()
     if config.gate == "macs":
+        check_macs_target(target, macs)
         return lambda gates: weight * (macs.fraction(gates).mean() - target) ** 2
     if config.gate_target_scope == "overall":
         return lambda gates: weight * (gates.mean() - target) ** 2
@@ -56,3 +61,13 @@ def make_gate_loss(config: Config, sites: tuple[GateSite, ...], macs: MacCounter
         return weight * ((fractions - target) ** 2).mean()
 
     return per_site
+
+
+def check_macs_target(target: float, macs: MacCounter) -> None:
+    """Refuses a target of multiply-accumulates below what is left with all gates closed."""
+    if target < (least := macs.least):
+        raise UserError(
+            f"loss.gate_target={target} cannot be reached: with all gates closed {least:.4f} of the dense backbone's "
+            "multiply-accumulates remain, the least that is possible. Give a target well above that, or gate more "
+            "layers (--config.model.gating=all)"
+        )

@@ -15,6 +15,7 @@ import json
 import os
 import sys
 import threading
+import traceback
 from pathlib import Path
 
 import jax
@@ -23,8 +24,9 @@ from ml_collections import config_flags
 
 from gaternet_jax import distributed
 from gaternet_jax.checkpoint import Checkpoints
+from gaternet_jax.command_line import command_line, explain_missing_backend
 from gaternet_jax.errors import UserError
-from gaternet_jax.evaluate import describe, evaluate
+from gaternet_jax.evaluate import describe, evaluate, note_on_gates
 from gaternet_jax.metrics import NonFiniteError
 from gaternet_jax.profiling import parse_steps
 from gaternet_jax.progress import silence
@@ -65,8 +67,10 @@ def main(_) -> None:
         end(2, f"error: {error}")
     except KeyboardInterrupt:
         end(130, "\nEnded at once. The same command goes on from the latest checkpoint.")
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+    except (RuntimeError, AssertionError) as error:
+        if explained := explain_missing_backend():
+            end(2, f"error: {explained}")
+        if not isinstance(error, jax.errors.JaxRuntimeError) or jax.process_count() == 1:
             raise
         end(1, f"error: process {jax.process_index()} lost the others: {error}\nStart all of them again to go on.")
 
@@ -92,7 +96,7 @@ def _report_thread_error(args: threading.ExceptHookArgs) -> None:
 def end(code: int, message: str) -> None:
     """Ends with an exit code: 2 for what a restart cannot mend, 1 for what it can."""
     print(message, file=sys.stderr, flush=True)
-    if distributed.several():
+    if jax.distributed.is_initialized():
         os._exit(code)  # an orderly end would wait for the other processes
     sys.exit(code)
 
@@ -118,6 +122,8 @@ def run_evaluation() -> None:
         overrides["data.data_dir"] = _DATA_DIR.value
     metrics = evaluate(get_workdir(), overrides)
     print(f"{metrics['images']} images: {describe(metrics)}")
+    if "gates_on" in metrics and (note := note_on_gates(metrics["gates_on"], metrics["gates_input_dependent"])):
+        print(f"Note: {note}")
     print(json.dumps(metrics))
 
 
@@ -145,6 +151,8 @@ def summary(workdir: Path, metrics: dict) -> str:
     if "gates_on" in metrics:
         depend = f"{metrics['gates_input_dependent']:.1%} of the gates depend on the image"
         lines.append(f"  open gates   {metrics['gates_on']:.1%} on average; {depend}")
+        if note := note_on_gates(metrics["gates_on"], metrics["gates_input_dependent"]):
+            lines.append(f"  note         {note}")
     with Checkpoints(workdir) as checkpoints:
         lines.append(
             f"  checkpoints  {workdir}/checkpoints (the best, which load_model takes: step {checkpoints.best})"
@@ -161,23 +169,47 @@ def summary(workdir: Path, metrics: dict) -> str:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the command line; a mistake in it ends in a sentence, not in a traceback."""
+    """Parses the command line.
+
+    Raises:
+        UserError: a mistake in it, or a run card that cannot be used.
+    """
     try:
-        remaining = app.parse_flags_with_usage(argv)
+        remaining = flags.FLAGS(argv)
         if _CONFIG.value is not None:
             _CONFIG.value.lock()  # a config that could not be loaded says so only when it is used
-    except UserError as error:  # of a run card's get_config
-        sys.exit(f"error: {error}")
-    except (OSError, SyntaxError):
-        cards = ", ".join(sorted(str(path) for path in Path("configs").glob("[a-z]*.py")))
-        sys.exit(f"error: the file that --config names cannot be read; run cards here: {cards or '(no configs/ here)'}")
-    except (AttributeError, KeyError) as error:
-        sys.exit(f"error: the config cannot be used: {error}. The fields there are: gaternet_jax/config.py")
+    except UserError:  # of a run card's get_config
+        raise
+    except Exception as error:  # a card is a program: it may raise anything
+        raise UserError(_explain(error)) from None
+    if len(remaining) > 1:
+        raise UserError(f"'{remaining[1]}' is no flag; flags are --FLAG=VALUE, see --helpshort")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # --verbosity=0 shows what the libraries report
     return remaining
 
 
+def _explain(error: Exception) -> str:
+    """What is wrong with the flags or with the run card, in a sentence."""
+    reason = str(error.__cause__ or error).strip().splitlines()[-1].strip() if str(error) else ""
+    if isinstance(error, flags.Error):
+        return f"{reason}; --helpshort lists the flags, gaternet_jax/config.py the fields"
+    if isinstance(error, (OSError, SyntaxError)):
+        cards = ", ".join(sorted(str(path) for path in Path("configs").glob("[a-z]*.py")))
+        return (
+            f"the file that --config names cannot be read ({reason}); run cards here: {cards or '(no configs/ here)'}"
+        )
+    if isinstance(error.__context__, KeyError):  # ml_collections says it twice, and quotes it
+        error = error.__context__
+    if isinstance(error, (AttributeError, KeyError)):
+        words = str(error.args[0]).replace("\n", ". ")
+        return f"the config cannot be used: {words}. The fields there are: gaternet_jax/config.py"
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    what = ": ".join(part for part in (type(error).__name__, reason) if part)
+    return f"the run card fails: {what} ({place.filename}, line {place.lineno})"
+
+
+@command_line()
 def run() -> None:
     app.run(main, flags_parser=parse_flags)
 

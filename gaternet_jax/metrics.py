@@ -15,6 +15,9 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
+TERMS = ("loss", "gate_loss", "total_loss", "gradient_norm", "parameter_norm")  # in the order of their computation
+GROWN = 10.0  # times its least value: worth telling
+
 
 class NonFiniteError(RuntimeError):
     """Loss, gradient or parameters became NaN or infinite."""
@@ -111,6 +114,8 @@ class TrainMetrics:
         self._emit, self._every, self._last_step, self._lag = emit, every, last_step, lag
         self._max_skipped = max_skipped
         self._pending: deque[tuple[range, dict[str, jax.Array]]] = deque()
+        self._finite: tuple[int, dict[str, float]] = (0, {})  # the last step whose numbers were finite
+        self._least: dict[str, float] = {}  # magnitude of each number so far
 
     def add(self, steps: range, metrics: dict[str, jax.Array]) -> None:
         """Takes the metrics of the steps of one dispatch.
@@ -150,17 +155,32 @@ class TrainMetrics:
         if values.pop("skipped", False):
             skipped += 1
             if skipped > self._max_skipped:
-                raise NonFiniteError(f"a loss, gradient or update was not finite in {skipped} steps, the last: {step}")
+                what = self._explain(step, values) or f"the last at step {step}"
+                raise NonFiniteError(f"a loss, gradient or update was not finite in {skipped} steps: {what}")
         else:
-            for name, value in values.items():
-                if not math.isfinite(value):
-                    raise NonFiniteError(f"{name} is {value} at step {step}")
+            if what := self._explain(step, values):
+                raise NonFiniteError(what)
+            self._finite = (step, values)
+            self._least = {name: min(abs(values[name]), self._least.get(name, math.inf)) for name in values}
             steps, sums = steps + 1, {name: sums.get(name, 0.0) + value for name, value in values.items()}
         if step % self._every == 0 or step == self._last_step:
             means = {name: total / steps for name, total in sums.items()}
             steps, sums = 0, {}
             self._emit(step, means | ({"skipped_steps": skipped} if can_skip else {}))
         self.window = {"steps": steps, "sums": sums, "skipped": skipped}
+
+    def _explain(self, step: int, values: dict[str, float]) -> str:
+        """Which number is not finite, the first in the order in which they are computed; and what grew before it."""
+        wrong = [name for name in (*TERMS, *values) if not math.isfinite(values.get(name, 0.0))]
+        if not wrong:
+            return ""
+        before, seen = self._finite
+        grown = {name: abs(seen[name]) / max(self._least[name], 1e-9) for name in TERMS if name in seen}
+        most = max(grown, key=lambda name: grown[name], default="")
+        growth = ""
+        if most and grown[most] > GROWN:
+            growth = f"; before it {most} grew most, from {self._least[most]:.2g} to {seen[most]:.2g} at step {before}"
+        return f"{wrong[0]} is {values[wrong[0]]} at step {step}{growth}"
 
 
 class LoopClock:

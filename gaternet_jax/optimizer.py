@@ -1,28 +1,59 @@
 """SGD with momentum, weight decay on kernels only, and the learning rate schedule."""
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import optax
 
 from gaternet_jax.config import Config
 
 
 def learning_rate_schedule(config: Config, steps_per_epoch: int, num_steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up from zero, then cosine to zero, or steps.
+    """Learning rate by step: linear warm-up from zero, then cosine to zero, or steps; then the last rate.
 
     Args:
         config: the `optimizer` part of a run's config.
         steps_per_epoch: steps in an epoch.
         num_steps: steps in the run.
     """
+    steps = max(round(config.schedule_epochs * steps_per_epoch), 1) if config.schedule_epochs else num_steps
     peak = config.learning_rate
     warmup_steps = round(config.warmup_epochs * steps_per_epoch)
     warmup = optax.linear_schedule(0.0, peak, max(warmup_steps, 1))
     if config.schedule == "cosine":
-        main = optax.cosine_decay_schedule(peak, max(num_steps - warmup_steps, 1))
+        main = optax.cosine_decay_schedule(peak, max(steps - warmup_steps, 1))
     else:
-        boundaries = {round(at * num_steps) - warmup_steps: config.decay_factor for at in config.decay_at}
+        boundaries = {round(at * steps) - warmup_steps: config.decay_factor for at in config.decay_at}
         main = optax.piecewise_constant_schedule(peak, boundaries)
-    return optax.join_schedules([warmup, main], [warmup_steps])
+    schedule = optax.join_schedules([warmup, main], [warmup_steps])
+    return schedule if steps >= num_steps else lambda step: schedule(jnp.minimum(step, steps - 1))
+
+
+def describe_change(before: Config, now: Config, steps_per_epoch: int, done: int) -> str:
+    """What becomes of the learning rate of a run that goes on with another number of epochs; "" if nothing.
+
+    Args:
+        before: the whole config of the run so far.
+        now: the one that it goes on with.
+        steps_per_epoch: steps in an epoch.
+        done: steps done.
+    """
+
+    def rate(config: Config, step: int) -> float:
+        num_steps = max(round(config.train.epochs * steps_per_epoch), 1)
+        schedule: Any = learning_rate_schedule(config.optimizer, steps_per_epoch, num_steps)
+        return float(schedule(min(step, num_steps - 1)))
+
+    old, new = rate(before, done), rate(now, done)
+    lengths = [config.optimizer.schedule_epochs or config.train.epochs for config in (before, now)]
+    if lengths[0] == lengths[1]:
+        more = now.train.epochs > lengths[1] and now.train.epochs != before.train.epochs
+        return f"the learning rate stays at {old:.2g} after epoch {lengths[1]:g}" if more else ""
+    return (
+        f"the schedule of {lengths[0]:g} epochs becomes one of {lengths[1]:g}: the learning rate goes from {old:.2g} "
+        f"to {new:.2g}. To hold its last rate instead: --config.optimizer.schedule_epochs={lengths[0]:g}"
+    )
 
 
 def kernels_only(params):

@@ -10,6 +10,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gaternet_jax.data.batches import Share
+from gaternet_jax.errors import UserError
 
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
@@ -41,6 +42,20 @@ def device_memory(mesh: Mesh) -> int:
     stats = [device.memory_stats() or {} for device in mesh.local_devices]
     least = min(found.get("bytes_limit", 0) for found in stats)
     return int(multihost_utils.broadcast_one_to_all(np.int64(least))) if jax.process_count() > 1 else least
+
+
+def require_jit(what: str) -> None:
+    """Refuses to do what needs compiled programs where JAX was told not to compile.
+
+    Raises:
+        UserError: JAX_DISABLE_JIT is set.
+    """
+    settings: Any = jax.config
+    if settings.jax_disable_jit:
+        raise UserError(
+            f"JAX_DISABLE_JIT is set, but {what} needs compiled programs; unset it (--debug_nans tells where a NaN "
+            "comes from)"
+        )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

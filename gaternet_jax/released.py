@@ -1,10 +1,11 @@
 """The authors' released checkpoints: names and shapes to ours.
 
 The format: a PyTorch pickle {"backbone_state_dict": {...}, "gater_state_dict": {...}} of ResNet-Gated on CIFAR, keys
-such as "module.stage2.block1.conv1.weight" (released code).
+such as "module.stage2.block1.conv1.weight" (released code); or the same tensors as people save them again.
 """
 
 import re
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,6 +29,9 @@ _LEAVES = {
     "mean": "running_mean",
     "var": "running_var",
 }
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "module")  # keys that a state dict is under
+_NETWORKS = {"backbone", "gater"}
+_COUNTERS = ("num_batches_tracked", "n_averaged")  # of PyTorch; nothing here depends on them
 
 
 def infer_model(tensors: dict[str, np.ndarray], config: Config) -> Config:
@@ -70,27 +74,73 @@ def _depth(tensors: dict[str, np.ndarray], prefix: str) -> int:
 
 
 def flatten_released(checkpoint: object) -> dict[str, np.ndarray]:
-    """{"backbone.stage1.block1.conv1.weight": array, ...} of a released checkpoint's contents.
+    """{"backbone.stage1.block1.conv1.weight": array, ...} of a checkpoint's contents, float32.
+
+    The contents: the authors' two state dicts, or one state dict of a module that has `backbone` and `gater`, as it is
+    or within one of WRAPPERS. Prefixes of what PyTorch wraps a model in are dropped.
 
     Raises:
-        UserError: contents of another kind.
+        UserError: contents of another kind, a value that is no tensor of finite floats, or two of one name.
     """
-    expected = {"backbone_state_dict", "gater_state_dict"}
-    if not isinstance(checkpoint, dict) or not expected <= checkpoint.keys():
-        found = sorted(map(str, checkpoint)) if isinstance(checkpoint, dict) else type(checkpoint).__name__
-        raise UserError(f"not a released GaterNet checkpoint: expected the keys {sorted(expected)}, found {found}")
-    tensors = {}
-    for network in ("backbone", "gater"):
-        state = checkpoint[f"{network}_state_dict"]
-        if not isinstance(state, dict):
-            raise UserError(f"not a released GaterNet checkpoint: {network}_state_dict is a {type(state).__name__}")
-        for name, value in state.items():
-            if not name.endswith("num_batches_tracked"):  # a PyTorch counter; nothing here depends on it
-                try:
-                    tensors[f"{network}.{name.removeprefix('module.')}"] = np.asarray(value, np.float32)
-                except (TypeError, ValueError, RuntimeError) as error:
-                    raise UserError(f"{network}'s {name} is not a tensor of ordinary floats: {error}") from None
+    tensors: dict[str, np.ndarray] = {}
+    for name, value in _find_state(checkpoint).items():
+        if name.endswith(_COUNTERS):
+            continue
+        if (ours := _without_wrappers(name)) in tensors:
+            raise UserError(f"not a released GaterNet checkpoint: it has two tensors {ours}, the second as {name}")
+        tensors[ours] = _to_float32(ours, value)
     return tensors
+
+
+def _find_state(contents: object, depth: int = 0) -> dict[str, object]:
+    """The state dict in what was saved, both networks in one."""
+    networks = {"backbone": "backbone_state_dict", "gater": "gater_state_dict"}
+    if not isinstance(contents, dict):
+        raise UserError(
+            f"not a released GaterNet checkpoint: expected the keys {sorted(networks.values())}, or names that begin "
+            f"with backbone. and gater., found {type(contents).__name__}"
+        )
+    if set(networks.values()) <= contents.keys():
+        state = {}
+        for network, key in networks.items():
+            if not isinstance(contents[key], dict):
+                raise UserError(f"not a released GaterNet checkpoint: {key} is a {type(contents[key]).__name__}")
+            state |= {f"{network}.{name}": value for name, value in contents[key].items()}
+        return state
+    names = [str(name) for name in contents]
+    if any(_NETWORKS & set(name.split(".")) and "." in name for name in names):
+        # Beside the tensors people keep an epoch, arguments, an optimizer's state.
+        return {str(name): value for name, value in contents.items() if hasattr(value, "shape")}
+    for key in WRAPPERS:
+        if isinstance(contents.get(key), dict) and depth < 3:
+            return _find_state(contents[key], depth + 1)
+    raise UserError(
+        f"not a released GaterNet checkpoint: expected the keys {sorted(networks.values())}, or names that begin with "
+        f"backbone. and gater., found {sorted(names)[:5]}"
+    )
+
+
+def _without_wrappers(name: object) -> str:
+    """Drops what DataParallel, torch.compile and outer modules put before a name."""
+    parts = [part for part in str(name).split(".") if part not in ("module", "_orig_mod")]
+    start = next((place for place, part in enumerate(parts) if part in _NETWORKS), 0)
+    return ".".join(parts[start:])
+
+
+def _to_float32(name: str, value: Any) -> np.ndarray:
+    try:
+        if hasattr(value, "detach"):  # a tensor or a parameter of PyTorch; NumPy has no bfloat16
+            value = value.detach().cpu()
+            value = value.float() if value.is_floating_point() else value
+        array = np.asarray(value)
+        if not jax.numpy.issubdtype(array.dtype, jax.numpy.floating):
+            raise TypeError(f"its type is {array.dtype}")
+        array = array.astype(np.float32)
+    except Exception as error:  # of sparse, quantised or packed tensors
+        raise UserError(f"{name} is not a tensor of ordinary floats: {error}") from None
+    if not np.isfinite(array).all():
+        raise UserError(f"{name} has numbers that are NaN or infinite")
+    return array
 
 
 def convert_released(tensors: dict[str, np.ndarray], config: Config) -> tuple[Tree, Tree]:

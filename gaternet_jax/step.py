@@ -66,10 +66,11 @@ def make_train_step(
             outputs = model(images, key=gate_key)
             _, _, stats = split_model(model)
             loss = cross_entropy(outputs.logits, batch["label"], config.loss.label_smoothing).mean()
-            return loss + gate_loss(outputs.gates), (stats, outputs, loss)
+            of_gates = gate_loss(outputs.gates)
+            return loss + of_gates, (stats, outputs, loss, of_gates)
 
         gradient_of = jax.value_and_grad(loss_function, has_aux=True)
-        (total_loss, (stats, outputs, loss)), gradients = gradient_of(state.params)
+        (total_loss, (stats, outputs, loss, of_gates)), gradients = gradient_of(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {
@@ -82,6 +83,7 @@ def make_train_step(
         }
         if outputs.gates.size:
             metrics["gates_on"] = (outputs.gates > 0.5).mean()
+            metrics["gate_loss"] = of_gates
         if config.data.on_error == "skip":
             metrics["substituted"] = 1 - batch["mask"].mean()
         if "stop" in batch:  # what one process wants, all learn at the same step
@@ -93,7 +95,6 @@ def make_train_step(
         if config.train.on_nonfinite == "skip":
             finite = jnp.isfinite(total_loss + metrics["gradient_norm"] + metrics["parameter_norm"])
             new = jax.tree.map(lambda after, before: _keep_if(finite, after, before), new, state)
-            metrics = {name: jnp.where(finite | (name == "stop"), value, 0) for name, value in metrics.items()}
             metrics["skipped"] = 1 - finite
         return new, metrics
 

@@ -22,13 +22,14 @@ from gaternet_jax.metrics import LoopClock, MetricWriter, NonFiniteError, TrainM
 from gaternet_jax.models.build import build_model, count_parameters
 from gaternet_jax.models.functional import split_model
 from gaternet_jax.models.macs import MacCounter
-from gaternet_jax.optimizer import learning_rate_schedule, make_optimizer
+from gaternet_jax.optimizer import describe_change, learning_rate_schedule, make_optimizer
 from gaternet_jax.parallel import (
     debugs_nans,
     device_memory,
     make_mesh,
     replicate,
     replicated,
+    require_jit,
     split_second_axis,
     stop_flags,
     this_process,
@@ -48,6 +49,7 @@ from gaternet_jax.workdir import (
     check_workdir,
     has_checkpoint,
     in_use,
+    load_config,
     mark_finished,
     mark_unfinished,
     save_config,
@@ -77,6 +79,7 @@ def train(
         NonFiniteError: loss, gradient or parameters became NaN or infinite; nothing of it was saved.
     """
     workdir = Path(workdir)
+    require_jit("training")
     check_place(workdir, "--workdir")
     mesh = make_mesh()
     validate(config, mesh.size)
@@ -84,6 +87,8 @@ def train(
         config, builder, labels = find_run_dataset(config)
     check_workdir(workdir, config)
     model = build_model(config.model, config.seed)
+    macs = MacCounter(model, config.data.image_size)
+    gate_loss = make_gate_loss(config.loss, model.gate_sites, macs)
     wait_for_all("workdir checked")
     with contextlib.ExitStack() as stack:
         if is_primary():
@@ -105,8 +110,6 @@ def train(
 
         schedule = learning_rate_schedule(config.optimizer, epoch_steps, plan.num_steps)
         optimizer = make_optimizer(config.optimizer, schedule)
-        macs = MacCounter(model, config.data.image_size)
-        gate_loss = make_gate_loss(config.loss, model.gate_sites, macs)
         graphdef, params, stats = split_model(model)
         train_step = make_train_step(graphdef, optimizer, schedule, gate_loss, config)
         probe = Probe(model.gate_sites)
@@ -122,6 +125,8 @@ def train(
         done = int(state.step)
         if window:
             print(f"Going on from step {done} of {plan.num_steps} in {workdir}", flush=True)
+            if change := describe_change(load_config(workdir), config, epoch_steps, done):
+                print(f"  {change}", flush=True)
         if done > plan.num_steps:
             raise UserError(
                 f"{workdir} has done {done} steps already; train.epochs={config.train.epochs} asks for less"
@@ -228,4 +233,5 @@ def _explain_non_finite(checkpoints: Checkpoints, workdir: Path):
         raise NonFiniteError(
             f"training stopped: {error} ({kept}, in {workdir}). Start again in another --workdir with a lower "
             "--config.optimizer.learning_rate or a longer --config.optimizer.warmup_epochs"
+            + (", or a smaller --config.loss.gate_weight" if "gate_loss" in str(error) else "")
         ) from None

@@ -13,6 +13,7 @@ workdir/finished           the last step, once all steps are done
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import re
@@ -23,7 +24,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from gaternet_jax.config import Config, default, flatten
+from gaternet_jax.config import Config, check_fields, default, flatten
 from gaternet_jax.errors import UserError
 
 REPLACED = ".replaced"  # ends the name of a checkpoint that gives way to a new one of its step, until that is written
@@ -38,6 +39,7 @@ MAY_CHANGE = (
     "data.stall_seconds",
     "data.threads",
     "data.workers",
+    "optimizer.schedule_epochs",
     "train.epochs",
     "train.eval_batch_size",
     "train.eval_every_epochs",
@@ -205,26 +207,52 @@ def write_file(path: Path, text: str) -> None:
 def load_config(workdir: str | Path) -> Config:
     """Reads workdir/config.json.
 
+    One of another version is read, too: fields that it lacks have their defaults, and those that this version does not
+    know are left out; both are named. Not so where they decide what the model computes.
+
     Raises:
-        UserError: no such file, or not a config.
+        UserError: no such file, not a config, or one with other fields of the model than this version has.
     """
     path = local_folder(workdir) / "config.json"
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
+        saved = dict(flatten(ConfigDict(content))) if isinstance(content, dict) else {}
     except FileNotFoundError:
         raise UserError(
             f"{workdir} is not a run: it has no config.json. Give the --workdir of a training run or the --out of "
             "a conversion"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, OSError, RecursionError) as error:  # among them what JSON, UTF-8 and ConfigDict cannot be
         raise UserError(f"{path} is not a config: {error}") from None
-    known = {field for field, _ in flatten(default())}
-    missing = known - {field for field, _ in flatten(ConfigDict(content))} if isinstance(content, dict) else known
+    config = default()
+    known = dict(flatten(config))
+    missing, unknown = sorted(known.keys() - saved.keys()), sorted(saved.keys() - known.keys())
+    if needed := [field for field in missing if _decides_outputs(field)]:
+        raise UserError(f"{path} is of another version of gaternet-jax, or no config: it lacks {', '.join(needed)}")
+    sections = {field.partition(".")[0] for field in known if "." in field}
+    if wrong := [field for field in unknown if field.startswith("model.") or field in sections]:
+        raise UserError(f"{path} is of another version of gaternet-jax: this one does not know {', '.join(wrong)}")
+    with config.ignore_type():  # `check_fields` names what is of another type
+        config.update_from_flattened_dict({field: value for field, value in saved.items() if field in known})
+    try:
+        check_fields(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     if missing:
-        raise UserError(
-            f"{path} is of another version of gaternet-jax, or no config: it lacks {', '.join(sorted(missing))}"
-        )
-    return ConfigDict(content).lock()
+        _note(f"{path} is of another version of gaternet-jax; defaults of this one stand for {', '.join(missing)}")
+    if unknown:
+        _note(f"{path} is of another version of gaternet-jax; without effect here: {', '.join(unknown)}")
+    return config.lock()
+
+
+def _decides_outputs(field: str) -> bool:
+    """Whether the same parameters compute something else with another value of this field."""
+    return field.startswith("model.") or field in ("data.name", "data.image_size", "data.mean", "data.std")
+
+
+@functools.cache  # a config is read several times
+def _note(text: str) -> None:
+    print(f"Note: {text}", file=sys.stderr, flush=True)
 
 
 def load_compaction(workdir: str | Path) -> dict | None:
@@ -248,8 +276,23 @@ def load_compaction(workdir: str | Path) -> dict | None:
 
 
 def load_labels(workdir: str | Path) -> list[str]:
-    """The names of the classes, by label; their numbers where the workdir does not tell."""
-    path = Path(workdir) / "labels.txt"
+    """The names of the classes, by label; their numbers where the workdir does not tell.
+
+    Raises:
+        UserError: labels.txt cannot be read, is not text in UTF-8, or has not one line per class.
+    """
+    path, classes = Path(workdir) / "labels.txt", load_config(workdir).model.num_classes
     if not path.exists():
-        return [f"class {label}" for label in range(load_config(workdir).model.num_classes)]
-    return path.read_text(encoding="utf-8").splitlines()
+        return [f"class {label}" for label in range(classes)]
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} cannot be read as text in UTF-8: {error}; write the classes again, one a line"
+        ) from None
+    labels = lines[:-1] if lines[-1] == "" else lines
+    if len(labels) != classes:
+        raise UserError(
+            f"{path} has {len(labels)} lines, but the model has {classes} classes; write one name a line, by label"
+        )
+    return labels

@@ -6,9 +6,12 @@ import pytest
 from configs import cifar10, cifar100, digits, folder, imagenet
 from gaternet_jax.config import default, flatten, validate
 from gaternet_jax.errors import UserError
+from gaternet_jax.losses import check_macs_target
 from gaternet_jax.models.build import abstract_model, count_parameters
+from gaternet_jax.models.macs import MacCounter
 from gaternet_jax.models.registry import known_backbones
 from gaternet_jax.variants import recipe_of
+from gaternet_jax.workdir import check_workdir, load_config, load_labels, save_config
 
 CARDS = {"cifar10": cifar10, "cifar100": cifar100, "digits": digits, "folder": folder, "imagenet": imagenet}
 
@@ -27,6 +30,14 @@ def test_every_card_and_variant_is_valid(card, variant):
 
 def digits_or(gating, card):
     return "all" if card is digits else gating
+
+
+@pytest.mark.parametrize("variant", ["resnet18", "resnet50"])
+def test_the_target_of_the_imagenet_card_can_be_reached(variant):
+    config = imagenet.get_config(variant)
+    macs = MacCounter(abstract_model(config.model), 224)
+    assert macs.least < 0.9 == config.loss.gate_target
+    check_macs_target(config.loss.gate_target, macs)
 
 
 def test_cards_differ_where_they_should():
@@ -152,9 +163,18 @@ def test_every_field_has_a_comment():
         ("optimizer.learning_rate", float("nan"), "optimizer.learning_rate=nan must be at least 0"),
         ("optimizer.schedule", "linear", "optimizer.schedule='linear' must be one of cosine, steps"),
         ("optimizer.warmup_epochs", 200.0, "warmup_epochs=200.0 must be less than train.epochs=200.0"),
+        ("optimizer.schedule_epochs", 0.5, "warmup_epochs=1.0 must be less than optimizer.schedule_epochs=0.5"),
         ("data.mean", (0.5,), r"data.mean=\(0.5,\) needs one number per channel \(model.channels=3\)"),
         ("data.std", (0.5, 0.5, 0.0), "must be greater than 0"),
         ("model.channels", 4, r"model.channels=4 must be 1 \(grayscale\) or 3 \(RGB\)"),
+        ("seed", 2**32, r"seed=4294967296 must be less than 2\*\*32"),
+        ("loss.gate_weight", float("inf"), r"loss.gate_weight=inf must be finite"),
+        ("loss.gate_weight", 1e39, r"loss.gate_weight=1e\+39 must be finite \(in float32\)"),
+        ("optimizer.weight_decay", float("nan"), "optimizer.weight_decay=nan must be finite"),
+        ("optimizer.clip_norm", float("inf"), "optimizer.clip_norm=inf must be finite"),
+        ("data.stall_seconds", float("inf"), "data.stall_seconds=inf must be finite"),
+        ("data.mean", (0.5, float("nan"), 0.5), "data.mean=.* must be finite"),
+        ("data.mean", ("a", "b", "c"), "data.mean=.* must be a sequence of numbers"),
         ("optimizer.decay_at", (0.75, 0.5), r"decay_at=\(0.75, 0.5\) must be increasing fractions"),
     ],
 )
@@ -166,6 +186,30 @@ def test_values_out_of_range_are_named(field, value, message):
         validate(config, num_devices=8)
 
 
+def test_fields_that_are_missing_unknown_or_of_another_type_are_named():
+    config = default()
+    config.train.batchsize = 3  # a run card can add fields: its config is not locked
+    del config.loss.gate
+    with config.ignore_type():
+        config.update_from_flattened_dict({"seed": 1.0, "data.flip": 1})
+    config.train.epochs = 3  # a whole number will do
+    with pytest.raises(UserError) as error:
+        validate(config, num_devices=1)
+    assert str(error.value).splitlines()[1:] == [
+        "  data.flip=1 must be True or False",
+        "  loss.gate is missing",
+        "  seed=1.0 must be a whole number",
+        "  train.batchsize is unknown",
+    ]
+
+
+def test_batches_of_one_and_a_batch_norm_over_them():
+    config = default()
+    config.update_from_flattened_dict({"model.gater.batch_norm": True, "train.batch_size": 1})
+    with pytest.raises(UserError, match=r"model\.gater\.batch_norm=True needs train\.batch_size of at least 2"):
+        validate(config, num_devices=1)
+
+
 def test_all_problems_are_reported_at_once():
     config = default()
     config.update_from_flattened_dict({"train.batch_size": -1, "loss.gate_weight": -2.0})
@@ -174,8 +218,6 @@ def test_all_problems_are_reported_at_once():
 
 
 def test_config_survives_its_file(tmp_path):
-    from gaternet_jax.workdir import check_workdir, load_config, save_config
-
     config = cifar10.get_config("resnet56")
     save_config(config, ["a", "b"], tmp_path)
     loaded = load_config(tmp_path)
@@ -192,3 +234,59 @@ def test_random_crops_need_a_stream(pipeline):
         validate(config, num_devices=1)
     config.data.pipeline = "auto"
     validate(config, num_devices=1)
+
+
+def test_config_of_another_version(tmp_path, capsys):
+    """Fields that do not decide what the model computes may be missing, or unknown."""
+
+    def change(edit):
+        save_config(cifar10.get_config("resnet56"), ["a"], tmp_path)
+        content = json.loads((tmp_path / "config.json").read_text())
+        edit(content)
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        return tmp_path
+
+    loaded = load_config(change(lambda content: (content["data"].pop("stall_seconds"), content.pop("checkpoint"))))
+    assert dict(flatten(loaded)) == dict(flatten(cifar10.get_config("resnet56"))) and loaded.is_locked
+    assert "defaults of this one stand for checkpoint.every_steps, checkpoint.keep_" in capsys.readouterr().err
+    loaded = load_config(change(lambda content: content["train"].update(spikes=3, beats={"a": [1]})))
+    assert dict(flatten(loaded)) == dict(flatten(cifar10.get_config("resnet56")))
+    load_config(tmp_path)
+    assert capsys.readouterr().err.count("without effect here: train.beats.a, train.spikes") == 1, "said once"
+    for edit, message in (
+        (lambda content: content["model"].pop("squeeze_ratio"), "it lacks model.squeeze_ratio"),
+        (lambda content: content["data"].pop("mean"), "it lacks data.mean"),
+        (lambda content: content.pop("data"), "it lacks data.image_size, data.mean, data.name, data.std"),
+        (lambda content: content["model"].update(attention=1), "does not know model.attention"),
+        (lambda content: content.update(train=[1]), "does not know train"),
+        (lambda content: content.update(seed="zero"), "seed='zero' must be a whole number"),
+        (lambda content: content["data"].update(mean=None), "data.mean=None must be a sequence of numbers"),
+        (lambda content: content["data"].update({"a.b": 1}), "is not a config: ConfigDict does not accept dots"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_config(change(edit))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a\nb\n", "has 2 lines, but the model has 10 classes; write one name a line"),
+        (b"", "has 0 lines"),
+        ("\n".join("äbcdefghij").encode("latin-1"), "cannot be read as text in UTF-8: .*; write the classes again"),
+        ("\n".join("äbcdefghij").encode("utf-16"), "cannot be read as text in UTF-8"),
+    ],
+)
+def test_class_names_that_do_not_fit(tmp_path, content, message):
+    save_config(cifar10.get_config(), [], tmp_path)
+    (tmp_path / "labels.txt").write_bytes(content)
+    with pytest.raises(UserError, match=f"labels.txt {message}"):
+        load_labels(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["\n".join("äbcdefghij"), "\ufeff" + "\r\n".join("äbcdefghij") + "\r\n"])
+def test_class_names_that_an_editor_wrote(tmp_path, content):
+    save_config(cifar10.get_config(), [], tmp_path)
+    (tmp_path / "labels.txt").write_bytes(content.encode())
+    assert load_labels(tmp_path) == list("äbcdefghij")
+    save_config(cifar10.get_config(), ["\u2028", *"bcdefghi", ""], tmp_path)
+    assert load_labels(tmp_path) == ["\u2028", *"bcdefghi", ""]

@@ -5,6 +5,7 @@ import pytest
 
 from gaternet_jax import build_model, losses
 from gaternet_jax.config import default
+from gaternet_jax.errors import UserError
 from gaternet_jax.models.macs import MacCounter
 from tests.helpers import model_config
 
@@ -59,6 +60,18 @@ def test_macs_is_the_squared_distance_to_the_budget(model, gates):
     fraction = MacCounter(model, 16).fraction(gates).mean()
     np.testing.assert_allclose(loss(gates), 3 * (fraction - 0.4) ** 2, rtol=1e-5)
     assert (jax.grad(loss)(gates) > 0).all() == bool(fraction > 0.4)
+
+
+def test_a_budget_that_closing_all_gates_does_not_reach_is_refused(model):
+    macs = MacCounter(model, 16)
+    closed = jnp.zeros((1, sum(site.size for site in model.gate_sites)))
+    assert macs.least == pytest.approx(float(macs.fraction(closed)[0])) and 0.03 < macs.least < 0.2
+    with pytest.raises(
+        UserError, match=rf"loss\.gate_target=0\.03 cannot be reached: .* {macs.least:.4f} of the dense"
+    ):
+        gate_loss(model, gate="macs", gate_target=0.03)
+    gate_loss(model, gate="target", gate_target=0.03)  # of gates, not of work
+    gate_loss(model, gate="macs", gate_target=macs.least + 1e-3)
 
 
 def test_plain_model_has_no_gate_term():

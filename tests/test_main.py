@@ -124,7 +124,7 @@ def test_mistakes_end_in_a_sentence(arguments, message, tmp_path):
     if arguments and arguments[0] != "--mode=evaluate":
         arguments = [*arguments, f"--workdir={tmp_path / 'run'}"]
     result = run(*arguments)
-    assert result.returncode != 0
+    assert result.returncode == 2
     assert message in result.stderr, result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "run").exists()

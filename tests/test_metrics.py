@@ -156,8 +156,36 @@ def test_skipped_steps_count_in_no_mean_and_are_bounded():
     for step, values in enumerate([good, nan, nan, good], 1):
         add(metrics, step, values)
     assert emitted == [(2, {"loss": 3.0, "skipped_steps": 1}), (4, {"loss": 3.0, "skipped_steps": 2})]
-    with pytest.raises(NonFiniteError, match="not finite in 3 steps, the last: 5"):
+    with pytest.raises(NonFiniteError, match="not finite in 3 steps: the last at step 5"):
         add(metrics, 5, nan)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_the_term_that_grew_is_named(skip):
+    metrics = TrainMetrics(lambda *_: None, every=9, last_step=9, lag=0)
+    steps = [
+        {"loss": 2.0, "gate_loss": 0.1, "gradient_norm": 3.0, "parameter_norm": 9.0, "top1": 0.01},
+        {"loss": 4.0, "gate_loss": 0.1, "gradient_norm": 6e7, "parameter_norm": 99.0, "top1": 0.99},
+        {
+            "loss": float("nan"),
+            "gate_loss": float("nan"),
+            "gradient_norm": float("nan"),
+            "parameter_norm": float("inf"),
+        },
+    ]
+    with pytest.raises(NonFiniteError) as error:
+        for step, values in enumerate(steps, 1):
+            skipped = {"skipped": jnp.int32(step == 3)} if skip else {}
+            add(metrics, step, {name: jnp.float32(value) for name, value in values.items()} | skipped)
+    told = "loss is nan at step 3; before it gradient_norm grew most, from 3 to 6e+07 at step 2"
+    assert str(error.value) == ("a loss, gradient or update was not finite in 1 steps: " if skip else "") + told
+
+
+def test_a_term_that_is_infinite_at_once_is_named():
+    metrics = TrainMetrics(lambda *_: None, every=9, last_step=9, lag=0)
+    values = {"gate_loss": float("inf"), "gradient_norm": float("nan"), "loss": 2.0, "total_loss": float("inf")}
+    with pytest.raises(NonFiniteError, match=r"^gate_loss is inf at step 1$"):
+        add(metrics, 1, {name: jnp.float32(value) for name, value in values.items()})
 
 
 def test_window_of_skipped_steps_only_has_no_means():

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from gaternet_jax.config import default
-from gaternet_jax.optimizer import kernels_only, learning_rate_schedule, make_optimizer
+from gaternet_jax.optimizer import describe_change, kernels_only, learning_rate_schedule, make_optimizer
 
 
 def config(**fields):
@@ -27,6 +27,30 @@ def test_steps_fall_at_fractions_of_the_run():
     schedule = learning_rate_schedule(fields, steps_per_epoch=10, num_steps=100)
     rates = [float(schedule(step)) for step in (10, 49, 51, 74, 76, 99)]
     np.testing.assert_allclose(rates, [1, 1, 0.1, 0.1, 0.01, 0.01], rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "steps"])
+def test_the_last_rate_holds_after_the_schedule(kind):
+    fields = dict(schedule=kind, learning_rate=0.4, warmup_epochs=1.0)
+    short = learning_rate_schedule(config(**fields), steps_per_epoch=10, num_steps=40)
+    held = learning_rate_schedule(config(**fields, schedule_epochs=4.0), steps_per_epoch=10, num_steps=80)
+    np.testing.assert_array_equal([held(step) for step in range(40)], [short(step) for step in range(40)])
+    np.testing.assert_array_equal([held(step) for step in (40, 60, 79)], short(39))
+    assert held(79) > 0
+
+
+def test_what_becomes_of_the_rate_of_a_run_that_goes_on_is_told():
+    before, now = default(), default()
+    before.train.epochs, now.train.epochs = 4.0, 8.0
+    before.optimizer.schedule = now.optimizer.schedule = "cosine"
+    assert describe_change(before, before, 10, 40) == ""
+    assert describe_change(before, now, 10, 40) == (
+        "the schedule of 4 epochs becomes one of 8: the learning rate goes from 0.00027 to 0.061. To hold its last "
+        "rate instead: --config.optimizer.schedule_epochs=4"
+    )
+    now.optimizer.schedule_epochs = 4.0
+    assert describe_change(before, now, 10, 40) == "the learning rate stays at 0.00027 after epoch 4"
+    assert describe_change(now, now, 10, 60) == ""
 
 
 def test_no_warmup_starts_at_the_peak():

@@ -1,5 +1,7 @@
 """Released checkpoints: the converted model computes what PyTorch computes."""
 
+import argparse
+import json
 import os
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from gaternet_jax.errors import UserError
 from gaternet_jax.models.build import build_model
 from gaternet_jax.models.functional import merge_model, split_model
 from gaternet_jax.released import convert_released, flatten_released, infer_model
+from gaternet_jax.safetensors import DTYPES, read_safetensors
 from gaternet_jax.tools import convert
 from gaternet_jax.workdir import load_config
 
@@ -131,8 +134,113 @@ def test_state_dicts_of_another_kind(checkpoint):
     with pytest.raises(UserError, match="backbone_state_dict is a list"):
         flatten_released(checkpoint | {"backbone_state_dict": [1]})
     checkpoint["gater_state_dict"]["module.resnet.newfc.weight"] = "text"
-    with pytest.raises(UserError, match=r"gater's module\.resnet.newfc.weight is not a tensor of ordinary floats"):
+    with pytest.raises(UserError, match=r"gater\.resnet.newfc.weight is not a tensor of ordinary floats"):
         flatten_released(checkpoint)
+
+
+def renamed(checkpoint, form):
+    """The same tensors as another program saves them."""
+    flat = {
+        f"{part.partition('_')[0]}.{name.removeprefix('module.')}": value
+        for part, state in checkpoint.items()
+        for name, value in state.items()
+    }
+    return {
+        "compiled": lambda: {
+            part: {f"_orig_mod.{name}": value for name, value in state.items()} for part, state in checkpoint.items()
+        },
+        "compiled, then parallel": lambda: {f"module._orig_mod.{name}": value for name, value in flat.items()},
+        "plain": lambda: flat | {"epoch": 3, "args": {"lr": 0.1}},
+        "state_dict": lambda: {"state_dict": {f"model.{name}": value for name, value in flat.items()}, "epoch": 3},
+        "net": lambda: {"net": flat, "optimizer": {"state": {}}},
+        "model, of two": lambda: {"model": checkpoint},
+        "averaged": lambda: {"n_averaged": np.int64(3)} | {f"module.{name}": value for name, value in flat.items()},
+    }[form]()
+
+
+FORMS = ["compiled", "compiled, then parallel", "plain", "state_dict", "net", "model, of two", "averaged"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_checkpoints_as_people_save_them(checkpoint, form):
+    expected, found = flatten_released(checkpoint), flatten_released(renamed(checkpoint, form))
+    assert found.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name])
+
+
+@pytest.mark.parametrize("value", ["nan", "integers", "complex", "twice"])
+def test_tensors_that_cannot_be_weights(checkpoint, value):
+    state = checkpoint["backbone_state_dict"]
+    state["module.fc.bias"] = {
+        "nan": np.full(10, np.nan), "integers": np.zeros(10, np.int8),
+        "complex": np.zeros(10, np.complex64), "twice": 0.0,
+    }[value]  # fmt: skip
+    if value == "twice":
+        state |= {"module.fc.bias": np.zeros(10), "fc.bias": np.zeros(10)}
+        checkpoint = {"state_dict": {f"backbone.{name}": tensor for name, tensor in state.items()}}
+    messages = {"nan": "has numbers that are NaN", "twice": "has two tensors backbone.fc.bias"}
+    with pytest.raises(UserError, match=messages.get(value, "ordinary floats")):
+        flatten_released(checkpoint)
+
+
+def test_parameters_and_bfloat16_of_pytorch(tmp_path, checkpoint):
+    torch = pytest.importorskip("torch")
+    changed = {
+        part: {name: torch.nn.Parameter(torch.tensor(value).bfloat16()) for name, value in state.items() if value.shape}
+        for part, state in checkpoint.items()
+    }
+    torch.save(changed, tmp_path / "x.pth")
+    found, expected = flatten_released(convert.read_pickle(tmp_path / "x.pth")), flatten_released(checkpoint)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-2)
+
+
+def test_other_python_objects_are_named_and_never_read(tmp_path, checkpoint):
+    torch = pytest.importorskip("torch")
+    torch.save(checkpoint | {"args": argparse.Namespace(lr=0.1)}, tmp_path / "x.pth")
+    with pytest.raises(
+        SystemExit, match=r"holds other Python objects than tensors \(.*\); reading them could run code"
+    ):
+        convert.main([f"--checkpoint={tmp_path / 'x.pth'}", f"--out={tmp_path / 'out'}"])
+
+
+def save_safetensors(path, tensors, dtype="F32"):
+    header, data = {"__metadata__": {"format": "pt"}}, b""
+    for name, tensor in tensors.items():
+        content = np.ascontiguousarray(tensor, DTYPES[dtype]).tobytes()
+        offsets = [len(data), len(data) + len(content)]
+        header[name] = {"dtype": dtype, "shape": list(np.shape(tensor)), "data_offsets": offsets}
+        data += content
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("F32", 0), ("F16", 1e-3), ("BF16", 1e-2), ("F64", 0)])
+def test_safetensors(tmp_path, checkpoint, dtype, tolerance):
+    expected = flatten_released(checkpoint)
+    save_safetensors(tmp_path / "x.safetensors", expected, dtype)
+    found = flatten_released(read_safetensors(tmp_path / "x.safetensors"))
+    assert found.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=tolerance, atol=1e-6 if tolerance else 0)
+
+
+def test_damaged_safetensors(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_safetensors(path, {"a": np.zeros((2, 3))})
+    whole = path.read_bytes()
+    assert read_safetensors(path)["a"].shape == (2, 3)
+    for damaged in (b"", whole[:5], whole[:40], whole[:-1], b"\xff" * 50, whole.replace(b"F32", b"F8x"), whole[:8]):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="is not a whole file of safetensors"):
+            read_safetensors(path)
+    path.write_bytes((2).to_bytes(8, "little") + b"[]")
+    with pytest.raises(UserError, match="is not a whole file of safetensors"):
+        read_safetensors(path)
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        read_safetensors(tmp_path / "y.safetensors")
 
 
 def test_weights_of_other_dimensions(checkpoint):

@@ -111,7 +111,9 @@ def test_step_changes_what_it_should():
         "gradient_norm",
         "parameter_norm",
         "gates_on",
+        "gate_loss",
     }
+    np.testing.assert_allclose(metrics["loss"] + metrics["gate_loss"], metrics["total_loss"], rtol=1e-6)
 
 
 def test_moving_average_follows_its_formula():

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import pytest
 
 import gaternet_jax.train as module
@@ -10,12 +11,29 @@ from gaternet_jax.errors import UserError
 from gaternet_jax.evaluate import evaluate
 from gaternet_jax.train import train
 from gaternet_jax.workdir import save_config
-from tests.helpers import digits_config
+from tests.helpers import digits_config, random_model
 
 
 def test_batch_that_does_not_divide_over_the_devices(tmp_path):
     with pytest.raises(UserError, match=r"train\.batch_size=20 must be a multiple of the number of devices, 8"):
         train(digits_config(**{"train.batch_size": 20}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_without_compilation(tmp_path):
+    with (
+        jax.disable_jit(),
+        pytest.raises(UserError, match="JAX_DISABLE_JIT is set, but training needs compiled programs"),
+    ):
+        train(digits_config(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_budget_that_cannot_be_reached(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "build_model", lambda config, seed: random_model(config))
+    budget = {"loss.gate": "macs", "loss.gate_target": 0.01}
+    with pytest.raises(UserError, match=r"loss\.gate_target=0\.01 cannot be reached: .*, the least that is possible"):
+        train(digits_config(**budget), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -52,7 +70,7 @@ def test_folder_without_a_run(tmp_path):
         load_model(tmp_path)
     with pytest.raises(UserError, match=r"is not a run"):
         evaluate(Path(tmp_path, "missing"))
-    for content, message in (("{", "is not a config"), ("[]", "it lacks"), ('{"seed": 0}', "it lacks checkpoint")):
+    for content, message in (("{", "is not a config"), ("[]", "it lacks"), ('{"seed": 0}', "it lacks data.image_size")):
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(UserError, match=rf"config\.json .*{message}"):
             load_model(tmp_path)

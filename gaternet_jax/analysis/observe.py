@@ -89,7 +89,7 @@ def load_gated(workdir: str | Path) -> GaterNet:
     """The best model of a workdir, in evaluation mode.
 
     Raises:
-        UserError: no checkpoint there, or a plain model.
+        UserError: no checkpoint there, or a model without gates.
     """
     if not local_folder(workdir).is_dir():
         raise UserError(f"{workdir} is not a folder; give the --workdir of a training run or the --out of a conversion")
@@ -99,7 +99,13 @@ def load_gated(workdir: str | Path) -> GaterNet:
             f"the model in {workdir} is a plain {config.model.backbone}: it has no gates (model.gating=none), and "
             "gates are what is analysed. Give the workdir of a gated model: one with --config.model.gating=all"
         )
-    return load_model(workdir, tell=True)
+    model = load_model(workdir, tell=True)
+    if not model.gate_sites:
+        raise UserError(
+            f"the model in {workdir} has no gates left, because compaction found them always open: there is nothing to "
+            "analyse. Give the workdir that it was compacted from"
+        )
+    return model
 
 
 def thumbnail_size(num_images: int, image_size: int, channels: int) -> int:

@@ -23,6 +23,7 @@ from gaternet_jax.analysis.report import write_report
 from gaternet_jax.analysis.statistics import INPUT_DEPENDENT, compute_statistics, plain, save_statistics
 from gaternet_jax.config import Config
 from gaternet_jax.errors import UserError
+from gaternet_jax.evaluate import note_on_gates
 from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.workdir import load_config, load_labels
 
@@ -178,9 +179,12 @@ def _summarize(subject: Subject) -> list[tuple[str, str]]:
     if statistics.has_classes:
         facts.append(("accuracy", f"{statistics.accuracy:.2%}"))
     few = int(statistics.almost_constant.sum())
+    gates = len(statistics.kinds)
+    note = note_on_gates(float(statistics.open_rate.mean()), int(dependent) / gates)
     facts += [
         ("gates", f"{len(statistics.kinds):,}: {off:,} always off, {dependent:,} input-dependent, {on:,} always on"),
         ("input-dependent gates that almost never change", f"{few:,}"),
+        *([("note on the gates", note)] if note else []),
         ("open gates per image", f"{counts.min():,} to {counts.max():,}, mean {counts.mean():,.1f}"),
         ("multiply-accumulates of the backbone", f"{statistics.macs['mean']:.1%} of dense (mean)"),
     ]

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import json
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,12 +29,14 @@ from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.models.layers import Conv
 
 OUTPUTS = ("probabilities", "labels", "gates")
+OPSET = 18  # the oldest that jax2onnx writes well; onnxruntime 1.19 knows up to 21
+IR_VERSION = 10  # of the file's form; the newest that onnxruntime 1.19 reads
 TOLERANCE = 1e-4  # of probabilities, between ONNX Runtime and JAX
 MAX_GATES_DIFFERING = 1e-3  # fraction; a score within rounding of the threshold may fall on either side
 CHECKED_IMAGES = 4
 
 
-def export_onnx(model: GaterNet, config: Config, labels: list[str], path: str | Path) -> None:
+def export_onnx(model: GaterNet, config: Config, labels: list[str], path: str | Path, *, opset: int = OPSET) -> None:
     """Writes an ONNX file, once ONNX Runtime has computed from it what JAX computes.
 
     Input: images, uint8 [batch, H, W, C]. Outputs: as of `Artifact`; a plain model has no output "gates". Convolutions
@@ -45,14 +48,17 @@ def export_onnx(model: GaterNet, config: Config, labels: list[str], path: str | 
         config: of its run.
         labels: names of the classes.
         path: of the file; one that is there is replaced.
+        opset: version of ONNX's operations, at least OPSET; programs that read the file must know it.
 
     Raises:
-        UserError: jax2onnx or onnxruntime is missing, or does not do this model; the file cannot be written; labels do
-            not fit.
+        UserError: jax2onnx or onnxruntime is missing, or does not do this model or this opset; the file cannot be
+            written; labels do not fit.
     """
+    if opset < OPSET:
+        raise UserError(f"opset {opset} must be at least {OPSET}, the oldest that jax2onnx writes correctly")
     try:
         import jax2onnx
-        import onnxruntime  # noqa: F401  missing packages are told of before the conversion
+        import onnxruntime
     except ImportError as error:
         raise UserError(f"ONNX needs {error.name}: pip install -e '.[onnx]'") from None
     metadata = describe(model, config, labels)
@@ -72,18 +78,37 @@ def export_onnx(model: GaterNet, config: Config, labels: list[str], path: str | 
 
     try:
         with _quiet():
-            proto: Any = jax2onnx.to_onnx(replay, [spec], input_names=["images"], output_names=names)
+            proto: Any = jax2onnx.to_onnx(replay, [spec], input_names=["images"], output_names=names, opset=opset)
+            proto.ir_version = min(proto.ir_version, IR_VERSION)
             for name, value in metadata.items():
                 entry = proto.metadata_props.add()
                 entry.key, entry.value = name, json.dumps(value, ensure_ascii=False)
             serialized = proto.SerializeToString()
-            differences = _compare(serialized, infer, (CHECKED_IMAGES, *spec.shape[1:]))
-    except Exception as error:  # jax2onnx and ONNX Runtime raise anything for what they do not know
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(f"jax2onnx does not convert this model: {reason}. Use --format=stablehlo") from error
+    except Exception as error:  # jax2onnx raises anything for what it does not know
+        raise UserError(
+            f"jax2onnx does not convert this model to opset {opset}: {_first_line(error)}. Use another --opset "
+            f"(default: {OPSET}), or --format=stablehlo"
+        ) from error
+    try:
+        differences = _compare(serialized, infer, (CHECKED_IMAGES, *spec.shape[1:]))
+    except Exception as error:  # of ONNX Runtime, likewise
+        reason = _first_line(error)
+        if known := re.search(r"till opset \d+|max supported IR version: \d+", reason):
+            raise UserError(
+                f"onnxruntime {onnxruntime.__version__} is too old for opset {opset} (it reads files {known[0]}); "
+                f"upgrade it, or give a lower --opset (default: {OPSET})"
+            ) from error
+        raise UserError(
+            f"onnxruntime {onnxruntime.__version__} does not run this model (opset {opset}): {reason}. Use "
+            "--format=stablehlo"
+        ) from error
     if differences:
         raise UserError(f"the ONNX model differs from JAX's: {differences}. Use --format=stablehlo")
     write_whole(Path(path), lambda part: part.write_bytes(serialized))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _in_float32(model: GaterNet) -> GaterNet:

@@ -1,23 +1,25 @@
 """One object over all ways to run a model."""
 
+import copy
 import functools
+import operator
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from gaternet_jax.config import Config
 from gaternet_jax.data.augment import normalize
-from gaternet_jax.data.images import read_files
 from gaternet_jax.errors import UserError
 from gaternet_jax.inference.calibration import run_model
 from gaternet_jax.inference.compact import compact_model, expand
 from gaternet_jax.inference.dynamic import make_dynamic
+from gaternet_jax.inference.inputs import to_array
 from gaternet_jax.inference.narrow import check_gated, is_narrow, narrow_model
 from gaternet_jax.inference.parts import Parts, PartsRunner, choose_parts
 from gaternet_jax.inference.selection import everything
@@ -44,10 +46,11 @@ class Predictor:
     size, the fastest by measurement of dense, dynamic and, with calibration images, specialists. All but compact are
     exact.
 
-    It may be called from several threads. The first call prepares it; `warm_up` does so ahead.
+    It may be called from several threads. The first call prepares it; `warm_up` does so ahead. A forked process cannot
+    use it: JAX has threads, which a fork does not copy. Start processes with "spawn", and make a Predictor in each.
 
     Args:
-        model: it is left as it is; outputs are those of evaluation mode.
+        model: it is copied: outputs are those of its parameters now, in evaluation mode, whatever becomes of it later.
         mode: see above.
         calibration: images like those to come, [N, H, W, C], at least a few per class; for compact and specialists.
         batch_sizes: inputs are cut into batches of the largest, and the last one is padded to the next of these.
@@ -56,8 +59,8 @@ class Predictor:
             otherwise convolutions are XLA's, and fewer filters count as less time.
 
     Raises:
-        UserError: an unknown mode, one that the model cannot run in, or calibration images that are missing, none, or
-            of another shape.
+        UserError: no `GaterNet`, an unknown mode, one that the model cannot run in, batch sizes or data that cannot be,
+            or calibration images that are missing, none, or of another shape.
     """
 
     def __init__(
@@ -70,11 +73,14 @@ class Predictor:
         data: Config | None = None,
         tune: bool = True,
     ):
+        if not isinstance(model, GaterNet):
+            raise UserError(f"the model is a {type(model).__name__}; expected a GaterNet, as of load_model(workdir)")
         if mode not in MODES:
             raise UserError(f"unknown mode '{mode}'; known: {', '.join(MODES)}")
-        if not batch_sizes or min(batch_sizes) < 1:
-            raise UserError(f"batch_sizes={tuple(batch_sizes)} must be at least one positive number")
-        self.model, self.mode, self.batch_sizes = model, mode, tuple(sorted(set(batch_sizes)))
+        if data is not None and not hasattr(data, "image_size"):
+            raise UserError("data must be the `data` part of a run's config: data=config.data")
+        data = copy.deepcopy(data)
+        self.model, self.mode, self.batch_sizes = _copied(model), mode, _checked_sizes(batch_sizes)
         self.chosen: dict[int, str] = {}  # the mode of each batch size
         self.seconds: dict[int, dict[str, float]] = {}  # of "auto": what each mode took
         self._data, self._tune, self._calibration = data, tune, None
@@ -89,13 +95,17 @@ class Predictor:
         if mode in ("compact", "specialists") and calibration is None:
             raise UserError(f"mode '{mode}' needs calibration images: pass calibration=[N, H, W, C]")
         if calibration is not None:
-            self._calibration = self._checked(calibration, "calibration images")
+            self._calibration = self._checked(
+                to_array(calibration, data, model.backbone.channels), "calibration images"
+            )
 
-    def __call__(self, images: np.ndarray | jax.Array | Sequence[str | Path]) -> Outputs:
+    def __call__(self, images: Any) -> Outputs:
         """Predicts.
 
         Args:
-            images: [B, H, W, C], normalised floats; or, with `data`, uint8, or image files.
+            images: [B, H, W, C], normalised floats; or, with `data`, uint8 pixels. An array of NumPy or JAX, a tensor
+                of PyTorch, or a list of images [H, W, C]. With `data` also image files and PIL images, one or a list,
+                of any size: they are read as the run's evaluation images are.
 
         Returns:
             Arrays of NumPy, float32: logits [B, K], gates [B, G], gate_scores [B, G]. In compact mode, gates of filters
@@ -104,7 +114,8 @@ class Predictor:
         Raises:
             UserError: images of another shape, size or type, or files that cannot be read.
         """
-        checked = self._checked(self._read(images), "images")
+        array = to_array(images, self._data, self.model.backbone.channels)
+        checked = self._checked(array, "images")
         outputs: list[list[Array]] = []
         for start in range(0, len(checked), self.batch_sizes[-1]):
             batch = checked[start : start + self.batch_sizes[-1]]
@@ -125,22 +136,15 @@ class Predictor:
             self._engine(size, batch_size)(self._normalized(self._example(shape)), batch_size)
         return self
 
-    def _read(self, images: Any) -> np.ndarray:
-        if isinstance(images, (np.ndarray, jax.Array)):
-            return np.asarray(images)
-        if self._data is None:
-            raise UserError("image files need the run's preprocessing: Predictor(..., data=load_config(workdir).data)")
-        return read_files([Path(path) for path in images], self._data, self.model.backbone.channels)
-
     def _checked(self, images: np.ndarray, what: str) -> np.ndarray:
         images, channels = np.asarray(images), self.model.backbone.channels
         kinds = "normalised floats" if self._data is None else "uint8 pixels or normalised floats"
-        fits = (images.dtype == np.uint8 and self._data is not None) or np.issubdtype(images.dtype, np.floating)
+        fits = (images.dtype == np.uint8 and self._data is not None) or jnp.issubdtype(images.dtype, jnp.floating)
         square = images.ndim == 4 and images.shape[-1] == channels and images.shape[1] == images.shape[2]
         if not fits or not square or not len(images):
             raise UserError(
-                f"{what} must be {kinds}, square, of shape [batch, size, size, {channels}], at least one; "
-                f"got {images.dtype} {list(images.shape)}"
+                f"{what} must be {kinds}, square, of shape [batch, size, size, {channels}], channels last, "
+                f"at least one; got {images.dtype} {list(images.shape)}"
             )
         size, calibration = images.shape[1], self._calibration
         if self._data is not None and size != self._data.image_size:
@@ -210,6 +214,22 @@ class Predictor:
         assert self._calibration is not None
         model = narrow_model(self.model, everything(self.model.gate_sites))  # in evaluation mode
         return run_model(model, self._calibration, self._data if self._calibration.dtype == np.uint8 else None).gates
+
+
+def _copied(model: GaterNet) -> GaterNet:
+    """A copy with arrays of its own: the model's may be given away to a training step."""
+    graphdef, state = nnx.split(model)
+    return nnx.merge(graphdef, jax.tree.map(jnp.copy, state))
+
+
+def _checked_sizes(batch_sizes: Sequence[int]) -> tuple[int, ...]:
+    try:
+        sizes = tuple(sorted({operator.index(size) for size in batch_sizes}))
+    except TypeError:
+        sizes = ()
+    if not sizes or sizes[0] < 1:
+        raise UserError(f"batch_sizes={batch_sizes} must be whole numbers greater than 0, e.g. (1, 64)")
+    return sizes
 
 
 def _joined(arrays: Sequence[Array]) -> Array:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gaternet_jax.errors import UserError
 from gaternet_jax.models.backbone import BackboneOptions
 from gaternet_jax.models.convolution import convolution, only
 
@@ -104,6 +105,9 @@ class BatchNorm(nnx.BatchNorm):
     Momentum 0.9 and epsilon 1e-5 are PyTorch's defaults (which write the momentum as 0.1); the running variance is
     the biased one, as everywhere in Flax. Own arithmetic because `nnx.BatchNorm` evaluates in the compute type and,
     in Flax 0.12, updates its statistics in a way that makes tracing time quadratic in the network's depth.
+
+    Raises:
+        UserError: in training, one value per channel (a batch of one, without maps or with maps of one position).
     """
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs, zero_init: bool = False):
@@ -115,6 +119,11 @@ class BatchNorm(nnx.BatchNorm):
         if self.use_running_average:
             mean, variance = self.mean.get_value(), self.var.get_value()
         else:
+            if x.size == x.shape[-1]:
+                raise UserError(
+                    "BatchNorm would see a single value per channel and give the same for every image; train with "
+                    "larger batches (--config.train.batch_size) or larger images"
+                )
             axes = tuple(range(x.ndim - 1))
             mean = inputs.mean(axes)
             variance = jnp.maximum((inputs * inputs).mean(axes) - mean * mean, 0.0)  # one pass over the maps

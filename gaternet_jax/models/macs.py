@@ -8,6 +8,7 @@ truth for the `macs` loss, `tools.models` and inference.
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -53,6 +54,7 @@ class MacCounter:
         layers: all layers, in the order in which they run.
         gater: macs of the gater; 0 without one.
         dense: macs of the backbone with all gates open.
+        least: macs of the backbone with all gates closed, relative to dense.
     """
 
     def __init__(self, model: GaterNet, image_size: int):
@@ -68,6 +70,12 @@ class MacCounter:
         self._outputs = np.array([layer.out_channels for layer in in_backbone], np.float32)
         self._inputs = np.array([layer.in_channels for layer in in_backbone], np.float32)
         self._share = np.array([layer.positions / self.dense for layer in in_backbone], np.float32)
+
+    @functools.cached_property
+    def least(self) -> float:
+        gates = sum(site.size for site in self._sites)
+        with jax.ensure_compile_time_eval():
+            return float(self.fraction(jnp.zeros((1, gates), jnp.float32))[0])
 
     def fraction(self, gates: jax.Array) -> jax.Array:
         """Macs of the backbone with these gates, relative to the dense backbone; differentiable.

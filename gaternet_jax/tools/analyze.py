@@ -7,14 +7,14 @@ Writes statistics, figures and a page (report.html) to WORKDIR/analysis; docs/an
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from gaternet_jax.analysis.run import Options, analyze
-from gaternet_jax.errors import UserError
+from gaternet_jax.command_line import command_line
 from gaternet_jax.tools.predict import positive
 
 
+@command_line()
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, required=True, help="of a training run or a conversion")
@@ -34,10 +34,7 @@ def main(argv: list[str] | None = None) -> None:
         sample=arguments.sample,
     )
     out = arguments.out or arguments.workdir / "analysis"
-    try:
-        facts = analyze(arguments.workdir, out, options, arguments.compare)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    facts = analyze(arguments.workdir, out, options, arguments.compare)
     print("\n".join(facts))
     print(f"Open {out / 'report.html'} in a browser")
 

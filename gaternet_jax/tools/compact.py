@@ -8,13 +8,12 @@ approximation. The result is a folder like a run's: load_model, tools.predict, t
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from gaternet_jax.checkpoint import load_model
-from gaternet_jax.errors import UserError
+from gaternet_jax.command_line import command_line
 from gaternet_jax.inference.calibration import read_split, run_model
 from gaternet_jax.inference.compact import compact_model, departures, describe_compaction, save_compacted
 from gaternet_jax.inference.narrow import check_gated
@@ -50,7 +49,7 @@ def compact(
     config = load_config(workdir)
     if data_dir:
         config.data.data_dir = data_dir
-    model, data = load_model(workdir, tell=True), config.data
+    names, model, data = load_labels(workdir), load_model(workdir, tell=True), config.data
     check_gated(model)
     print(f"Calibrating on {images:,} images of {data.name}/{data.train_split} ...", flush=True)
     seen, _ = read_split(config, data.train_split, images)
@@ -76,7 +75,7 @@ def compact(
             "departures": float(difference[left].max(initial=0)),
         },
     }
-    save_compacted(out, config, load_labels(workdir), compacted, selection)
+    save_compacted(out, config, names, compacted, selection)
     (out / "compaction_report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
 
@@ -104,6 +103,7 @@ def describe(report: dict) -> str:
     )
 
 
+@command_line()
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, required=True, help="of a training run or a conversion")
@@ -113,17 +113,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data_dir", default="", help="folder of prepared datasets (default: the run's)")
     parser.add_argument("--measured", action="store_true", help="keep filters that this machine is faster with")
     arguments = parser.parse_args(argv)
-    try:
-        report = compact(
-            arguments.workdir,
-            arguments.out,
-            images=arguments.images,
-            held_out=arguments.held_out,
-            data_dir=arguments.data_dir,
-            measured=arguments.measured,
-        )
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    report = compact(
+        arguments.workdir,
+        arguments.out,
+        images=arguments.images,
+        held_out=arguments.held_out,
+        data_dir=arguments.data_dir,
+        measured=arguments.measured,
+    )
     print(describe(report))
     print(f"Next: python -m gaternet_jax.main --workdir={arguments.out} --mode=evaluate")
 

@@ -2,37 +2,45 @@
 
     python -m gaternet_jax.tools.convert --checkpoint=FILE.pth --out=DIR
 
-Needs PyTorch to read the file: pip install -e '.[torch]'. Depth and class count are inferred.
+FILE.pth needs PyTorch to be read: pip install -e '.[torch]'; FILE.safetensors does not. The authors' two state dicts
+are taken, and one of a module with `backbone` and `gater`. Depth and class count are inferred.
 """
 
 import argparse
-import sys
+import re
 from pathlib import Path
 
 from gaternet_jax.checkpoint import Checkpoints
+from gaternet_jax.command_line import command_line
 from gaternet_jax.config import Config, default
 from gaternet_jax.errors import UserError
 from gaternet_jax.released import convert_released, flatten_released, infer_model
+from gaternet_jax.safetensors import read_safetensors
 from gaternet_jax.workdir import check_new_folder, save_config
 
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
 def read_pickle(path: Path) -> object:
-    """The contents of a PyTorch file; code in it is not run.
+    """The contents of a PyTorch file; code in it is not run, hence only tensors are read.
 
     Raises:
         UserError: no PyTorch, no such file, or one that PyTorch cannot read safely.
     """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist, or is a folder")
     try:
         import torch
     except ImportError:
         raise UserError("reading a .pth file needs PyTorch: pip install -e '.[torch]'") from None
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
     except Exception as error:  # PyTorch raises whatever its unpickler meets in a file of another kind
+        if foreign := re.search(r"GLOBAL (\S+)|[Uu]nsupported class (\S+)", str(error)):
+            raise UserError(
+                f"{path} holds other Python objects than tensors ({foreign[1] or foreign[2]}); reading them could run "
+                "code of the file. Save the state dict alone: torch.save(model.state_dict(), FILE)"
+            ) from None
         raise UserError(f"{path} is not a PyTorch checkpoint of tensors: {error}") from None
 
 
@@ -43,7 +51,8 @@ def convert(checkpoint: Path, out: Path) -> Config:
         UserError: `out` is not empty, or the checkpoint cannot be converted.
     """
     check_new_folder(out)
-    tensors = flatten_released(read_pickle(checkpoint))
+    read = read_safetensors if checkpoint.suffix == ".safetensors" else read_pickle
+    tensors = flatten_released(read(checkpoint))
     config = default()
     config.model = infer_model(tensors, config.model)
     config.data.name = "cifar100" if config.model.num_classes == 100 else "cifar10"
@@ -56,15 +65,13 @@ def convert(checkpoint: Path, out: Path) -> Config:
     return config
 
 
+@command_line()
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="the released .pth file")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="the released .pth file, or a .safetensors file")
     parser.add_argument("--out", type=Path, required=True, help="a new or empty folder")
     arguments = parser.parse_args(argv)
-    try:
-        config = convert(arguments.checkpoint, arguments.out)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    config = convert(arguments.checkpoint, arguments.out)
     print(f"Converted {config.model.backbone}-Gated ({config.model.num_classes} classes) into {arguments.out}")
     print(f"Next: python -m gaternet_jax.main --workdir={arguments.out} --mode=evaluate")
 

@@ -7,29 +7,48 @@ Takes uint8 images and returns probabilities, labels and gates; see docs/export.
 """
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Literal
 
 from gaternet_jax.checkpoint import load_model
+from gaternet_jax.command_line import command_line
 from gaternet_jax.errors import UserError
 from gaternet_jax.inference.export import export_stablehlo
-from gaternet_jax.inference.onnx import export_onnx
+from gaternet_jax.inference.onnx import OPSET, export_onnx
 from gaternet_jax.workdir import load_config, load_labels
 
-EXPORTERS = {"stablehlo": export_stablehlo, "onnx": export_onnx}
+FORMATS = ("stablehlo", "onnx")
 
 
-def export(workdir: Path, out: Path, format: str, checkpoint: Literal["best", "latest"] | int = "best") -> None:
+def export(
+    workdir: Path,
+    out: Path,
+    format: str,
+    checkpoint: Literal["best", "latest"] | int = "best",
+    opset: int | None = None,
+) -> None:
     """Exports the model of a run, of a conversion or of a compaction.
+
+    Args:
+        workdir: of the run.
+        out: the file to write.
+        format: one of FORMATS.
+        checkpoint: which one of the run's.
+        opset: of ONNX; None: see `export_onnx`.
 
     Raises:
         UserError: no run there, `out` is there already or cannot be written, or the model cannot be exported.
     """
+    if opset is not None and format != "onnx":
+        raise UserError(f"--opset={opset} is of ONNX files; give --format=onnx with it")
     if out.exists():
         raise UserError(f"{out} is there already; choose another --out, or delete it")
     config, labels = load_config(workdir), load_labels(workdir)
-    EXPORTERS[format](load_model(workdir, checkpoint, tell=True), config, labels, out)
+    model = load_model(workdir, checkpoint, tell=True)
+    if format == "onnx":
+        export_onnx(model, config, labels, out, opset=OPSET if opset is None else opset)
+    else:
+        export_stablehlo(model, config, labels, out)
 
 
 def checkpoint(text: str) -> str | int:
@@ -40,21 +59,22 @@ def checkpoint(text: str) -> str | int:
     raise argparse.ArgumentTypeError(f"'{text}' is neither best, nor latest, nor a step")
 
 
+@command_line()
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, required=True, help="of a training run, a conversion or a compaction")
     parser.add_argument("--out", type=Path, required=True, help="the file to write")
-    parser.add_argument("--format", choices=EXPORTERS, help="default: onnx if --out ends in .onnx, else stablehlo")
+    parser.add_argument("--format", choices=FORMATS, help="default: onnx if --out ends in .onnx, else stablehlo")
     parser.add_argument(
         "--checkpoint", type=checkpoint, default="best", help="best (default) | latest | the number of a step"
+    )
+    parser.add_argument(
+        "--opset", type=int, help=f"of ONNX; programs that read the file must know it (default: {OPSET})"
     )
     arguments = parser.parse_args(argv)
     out = arguments.out
     format = arguments.format or ("onnx" if out.suffix == ".onnx" else "stablehlo")
-    try:
-        export(arguments.workdir, out, format, arguments.checkpoint)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    export(arguments.workdir, out, format, arguments.checkpoint, arguments.opset)
     print(f"Wrote {out} ({format}, {out.stat().st_size / 1e6:.1f} MB)")
     if format == "stablehlo":
         print(f"How to load it: unzip -p {out} README.txt")

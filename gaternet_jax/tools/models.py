@@ -14,8 +14,8 @@ import sys
 import jax.numpy as jnp
 from tqdm import tqdm
 
+from gaternet_jax.command_line import command_line
 from gaternet_jax.config import Config, default
-from gaternet_jax.errors import UserError
 from gaternet_jax.models.build import abstract_model, count_parameters
 from gaternet_jax.models.macs import MacCounter
 from gaternet_jax.models.registry import known_backbones
@@ -60,6 +60,7 @@ def millions(macs: float) -> str:
     return f"{macs / 1e6:,.1f} M"
 
 
+@command_line()
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     every = ("plain", *PLACEMENTS, *(name for name in BASELINES if name != "plain"))
@@ -69,10 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     variants = [
         f"{model}-{variant}" for model in arguments.models.split(",") for variant in arguments.variants.split(",")
     ]
-    try:
-        rows = [describe(variant) for variant in tqdm(variants, desc="Counting", disable=not sys.stderr.isatty())]
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    rows = [describe(variant) for variant in tqdm(variants, desc="Counting", disable=not sys.stderr.isatty())]
     widths = [max(len(row[i]) for row in [HEADER, *rows]) for i in range(len(HEADER))]
     for row in (HEADER, tuple("-" * width for width in widths), *rows):
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]

@@ -3,7 +3,8 @@
     python -m gaternet_jax.tools.predict --workdir=runs/cifar10 cat.png holiday/*.jpg
 
 Any format that Pillow reads, any size: the shorter side is brought to the model's size and the centre is taken;
-colour becomes gray or gray colour as the model needs it; transparency is dropped.
+colour becomes gray or gray colour as the model needs it; transparency is dropped. A file that cannot be read is named,
+the others are classified, and the exit code is 2.
 """
 
 import argparse
@@ -14,6 +15,8 @@ import jax
 import numpy as np
 
 from gaternet_jax.checkpoint import load_model
+from gaternet_jax.command_line import command_line
+from gaternet_jax.data.images import read_files
 from gaternet_jax.errors import UserError
 from gaternet_jax.inference.calibration import read_split
 from gaternet_jax.inference.predictor import MODES, Predictor
@@ -23,8 +26,12 @@ BATCH_SIZE = 64
 CALIBRATION_IMAGES = 1000  # of the run's training split
 
 
-def predict(workdir: Path, paths: list[Path], top: int, mode: str = "dense") -> str:
-    """A table: per image its `top` most probable classes, and the fraction of open gates."""
+def predict(workdir: Path, paths: list[Path], top: int, mode: str = "dense") -> int:
+    """Prints, of each image, its `top` most probable classes and the fraction of open gates.
+
+    Returns:
+        How many files could not be read; each is named on standard error.
+    """
     config, labels = load_config(workdir), load_labels(workdir)
     model = load_model(workdir, tell=True)
     calibration = None
@@ -38,13 +45,24 @@ def predict(workdir: Path, paths: list[Path], top: int, mode: str = "dense") -> 
         data=config.data,
         tune=mode != "dense",  # a handful of images is not worth the measurements
     )
-    outputs = predictor(paths)
-    lines = []
-    for path, logits, gates in zip(paths, outputs.logits, outputs.gates, strict=True):
-        classes = np.asarray(jax.nn.softmax(logits))
-        lines.append(f"{path}  (open gates {gates.mean():.1%})" if len(gates) else f"{path}")
-        lines += [f"  {classes[label]:7.2%}  {labels[label]}" for label in np.argsort(-classes)[:top]]
-    return "\n".join(lines)
+    unreadable = 0
+    for start in range(0, len(paths), BATCH_SIZE):
+        read = []
+        for path in paths[start : start + BATCH_SIZE]:
+            try:
+                read.append((path, read_files([path], config.data, config.model.channels)))
+            except UserError as error:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+                unreadable += 1
+        if not read:
+            continue
+        outputs = predictor(np.concatenate([image for _, image in read]))
+        for (path, _), logits, gates in zip(read, outputs.logits, outputs.gates, strict=True):
+            classes = np.asarray(jax.nn.softmax(logits))
+            print(f"{path}  (open gates {gates.mean():.1%})" if len(gates) else f"{path}")
+            for label in np.argsort(-classes)[:top]:
+                print(f"  {classes[label]:7.2%}  {labels[label]}")
+    return unreadable
 
 
 def positive(text: str) -> int:
@@ -54,6 +72,7 @@ def positive(text: str) -> int:
     return value
 
 
+@command_line()
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files")
@@ -61,10 +80,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--top", type=positive, default=5, help="classes shown per image (default: 5)")
     parser.add_argument("--mode", choices=MODES, default="dense", help="see inference/predictor.py (default: dense)")
     arguments = parser.parse_args(argv)
-    try:
-        print(predict(arguments.workdir, arguments.images, arguments.top, arguments.mode))
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    unreadable, images = predict(arguments.workdir, arguments.images, arguments.top, arguments.mode), arguments.images
+    if unreadable:
+        raise UserError(f"{unreadable} of {len(images)} images cannot be read; they are named above")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
+from gaternet_jax.command_line import command_line
 from gaternet_jax.data.datasets import resolve_data_dir
 from gaternet_jax.data.prepare import prepare_folder, prepare_imagenet
 from gaternet_jax.data.tfrecord import convert_tfrecords
@@ -98,12 +99,11 @@ def run(arguments: argparse.Namespace) -> Path:
     return prepare_imagenet(arguments.train_tar, arguments.validation_tar, data_dir, **options)
 
 
+@command_line()
 def main(argv: list[str] | None = None) -> None:
     arguments = parse(argv)
     try:
         folder = run(arguments)
-    except UserError as error:
-        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("\nInterrupted. Nothing is lost: the same command goes on with the shards that are missing.")
     print(describe(folder))

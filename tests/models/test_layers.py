@@ -4,8 +4,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
+from gaternet_jax.errors import UserError
 from gaternet_jax.models.layers import BatchNorm, conv
 
 
@@ -28,6 +30,16 @@ def test_batch_norm_is_float32_inside_and_keeps_the_type_outside():
     y = layer(x)
     assert y.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(y, np.float32), float(x[0, 0, 0, 0]) - 1000, atol=0.02)
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (1, 1, 1, 3)])
+def test_batch_norm_of_one_value_per_channel_is_refused_in_training(shape):
+    layer = BatchNorm(3, rngs=nnx.Rngs(0))
+    with pytest.raises(UserError, match=r"a single value per channel .*--config\.train\.batch_size"):
+        layer(jnp.ones(shape))
+    assert layer(jnp.ones((2, *shape[1:]))).shape == (2, *shape[1:])
+    layer.eval()
+    layer(jnp.ones(shape))
 
 
 def test_strided_convolution_pads_as_pytorch_does():

@@ -35,6 +35,34 @@ def test_suffix_chooses_onnx(workdir, tmp_path, capsys):
     assert "digits.onnx (onnx, 0." in capsys.readouterr().out
 
 
+def test_opset_of_onnx(workdir, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match=r"^error: --opset=21 is of ONNX files; give --format=onnx with it"):
+        export.main([f"--workdir={workdir}", f"--out={tmp_path / 'model.zip'}", "--opset=21"])
+    with pytest.raises(SystemExit, match=r"^error: opset 17 must be at least 18"):
+        export.main([f"--workdir={workdir}", f"--out={tmp_path / 'model.onnx'}", "--opset=17"])
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("jax2onnx")
+    import onnx
+
+    for opset in (18, 21):
+        export.main([f"--workdir={workdir}", f"--out={tmp_path / f'{opset}.onnx'}", f"--opset={opset}"])
+        model = onnx.load(tmp_path / f"{opset}.onnx")
+        assert model.opset_import[0].version == opset and model.ir_version <= 10
+
+    def refuse(reason):
+        def session(*_, **__):
+            raise RuntimeError(reason)
+
+        monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+        with pytest.raises(SystemExit) as error:
+            export.main([f"--workdir={workdir}", f"--out={tmp_path / 'model.onnx'}", "--opset=23"])
+        return str(error.value)
+
+    assert "is too old for opset 23 (it reads files till opset 21); upgrade it" in refuse("official till opset 21.")
+    assert "too old" in refuse("Unsupported model IR version: 11, max supported IR version: 10")
+    assert "does not run this model (opset 23): no Conv. Use --format=stablehlo" in refuse("no Conv")
+
+
 def test_nothing_is_replaced(workdir, tmp_path):
     (tmp_path / "model.zip").write_text("mine")
     with pytest.raises(SystemExit, match=r"^error: .*model\.zip is there already; choose another --out"):

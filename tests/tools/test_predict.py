@@ -56,12 +56,19 @@ def _paths(images, workdir, capsys):
         yield capsys.readouterr().out.splitlines()[0]
 
 
-def test_truncated_and_missing_files_are_named(workdir, images):
+def test_truncated_and_missing_files_are_named_and_the_others_classified(workdir, images, capsys):
     images[1].write_bytes(images[1].read_bytes()[:200])
-    with pytest.raises(SystemExit, match=rf"^error: {re.escape(str(images[1]))} cannot be read as an image"):
-        predict.main([f"--workdir={workdir}", *map(str, images)])
-    with pytest.raises(SystemExit, match=r"^error: nothing\.png cannot be read: No such file"):
+    with pytest.raises(SystemExit, match=r"^error: 2 of 6 images cannot be read; they are named above$") as ending:
+        predict.main([f"--workdir={workdir}", "--top=1", *map(str, images), "nothing.png"])
+    assert ending.value.code == 2
+    printed = capsys.readouterr()
+    assert f"error: {images[1]} cannot be read as an image" in printed.err
+    assert "error: nothing.png cannot be read: No such file" in printed.err
+    shown = [line.partition("  (")[0] for line in printed.out.splitlines() if not line.startswith(" ")]
+    assert shown == [str(image) for image in images if image != images[1]], "the others are classified"
+    with pytest.raises(SystemExit, match=r"^error: 1 of 1 images cannot be read"):
         predict.main([f"--workdir={workdir}", "nothing.png"])
+    assert "error: nothing.png cannot be read: No such file" in capsys.readouterr().err
 
 
 def test_folder_without_a_run(tmp_path, images):
@@ -76,9 +83,10 @@ def test_help_helps(capsys):
     assert "Any format that Pillow reads" in capsys.readouterr().out
 
 
-def test_one_device_is_enough(workdir, images):
+def test_one_device_is_enough(workdir, images, capsys):
     assert len(jax.devices()) == 8
-    assert "digit 2" in predict.predict(workdir, images[:1], top=1)
+    assert predict.predict(workdir, images[:1], top=1) == 0
+    assert "digit 2" in capsys.readouterr().out
 
 
 def test_number_of_classes_shown_must_be_positive(workdir, images, capsys):

@@ -1,0 +1,121 @@
+"""How command lines end: exit codes, sentences, names that the terminal cannot print."""
+
+import io
+import sys
+
+import jax
+import pytest
+from absl.testing import flagsaver
+
+from gaternet_jax.command_line import command_line
+from gaternet_jax.errors import UserError
+from gaternet_jax.main import parse_flags
+from gaternet_jax.tools import analyze, compact, convert, export, models, predict, prepare
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments"),
+    [
+        (analyze, ["--workdir=nothing"]),
+        (compact, ["--workdir=nothing", "--out=nothing2"]),
+        (convert, ["--checkpoint=nothing.safetensors", "--out=nothing2"]),
+        (export, ["--workdir=nothing", "--out=nothing.zip"]),
+        (models, ["--models=nothing"]),
+        (predict, ["--workdir=nothing", "cat.png"]),
+        (prepare, ["folder", "--root=nothing"]),
+    ],
+    ids=lambda value: value.__name__.rpartition(".")[2] if hasattr(value, "main") else "",
+)
+def test_mistakes_given_to_a_tool_end_with_2_and_a_sentence(tool, arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ending:
+        tool.main(arguments)
+    assert ending.value.code == 2
+    assert capsys.readouterr().err == f"{ending.value}\n"
+    assert str(ending.value).startswith("error: ") and "nothing" in str(ending.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "reason", [RuntimeError("Unable to initialize backend 'cuda': no GPU\nmore"), AssertionError()]
+)
+def test_no_device_of_the_kind_that_was_asked_for(reason, capsys, monkeypatch):
+    def devices():
+        raise reason
+
+    monkeypatch.setattr(jax, "devices", devices)
+    with pytest.raises(SystemExit) as ending, command_line():
+        jax.devices()
+    assert ending.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: JAX_PLATFORMS=cpu, but JAX finds no such device") and told.count("\n") == 1
+    assert "look at the driver" in told
+
+
+def test_other_errors_are_crashes():
+    with pytest.raises(RuntimeError, match="of ours"), command_line():
+        raise RuntimeError("a mistake of ours")
+
+
+def test_what_the_terminal_cannot_print_is_escaped(monkeypatch):
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    with pytest.raises(SystemExit), command_line():
+        print("B\u00fcld\udcff.png", flush=True)
+        raise UserError("no \u732b here")
+    assert out.buffer.getvalue() == b"B\\xfcld\\udcff.png\n"
+    assert err.buffer.getvalue() == b"error: no \\u732b here\n"
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+DIGITS = "--config=configs/digits.py"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([DIGITS, "--config.train.batch_size=8.5"], r"invalid literal for int\(\) with base 10: '8\.5'"),
+        ([DIGITS, "--config.model.width.x=3"], r"Attempting to lookup: model\.width\.x"),
+        (
+            [DIGITS, "--config.train.batchsize=3"],
+            "the config cannot be used: 'batchsize'. Did you mean",
+        ),
+        ([DIGITS, "--epochs=3"], "Unknown command line flag 'epochs'; --helpshort lists the flags"),
+        ([DIGITS, "--mode=test"], r"flag --mode=test: value should be one of <train\|evaluate>"),
+        ([DIGITS, "--debug_nans", "true"], "'true' is no flag; flags are --FLAG=VALUE"),
+        (["configs/digits.py"], "'configs/digits.py' is no flag"),
+    ],
+)
+@flagsaver.flagsaver
+def test_mistakes_in_flags(arguments, message, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["main", *arguments])  # where ml_collections looks for fields
+    with pytest.raises(UserError, match=message):
+        parse_flags(sys.argv)
+
+
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        (
+            "import nothing_here",
+            r"^the run card fails: ModuleNotFoundError: No module .*card\.py, line 1\)",
+        ),
+        ("def get_config():\n    raise ValueError('no data')", "^ValueError: no data"),
+        (
+            "def get_config():\n    return undefined",
+            r"NameError: name 'undefined' .*card\.py, line 2\)",
+        ),
+        ("def get_config():\n    raise NotImplementedError", r"the run card fails: NotImplementedError:? \("),
+        ("def get_configs(): pass", "has no attribute 'get_config'"),
+        ("def get_config():\n    return 3", "'int' object has no attribute 'lock'"),
+        ("def get_config(", "cannot be read .*was never closed"),
+    ],
+)
+@flagsaver.flagsaver
+def test_run_cards_that_fail(card, message, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # where ml_collections keeps a card
+    (tmp_path / "card.py").write_text(card)
+    with pytest.raises(UserError, match=message) as error:
+        parse_flags(["main", f"--config={tmp_path / 'card.py'}"])
+    assert "\n" not in str(error.value)
