@@ -24,8 +24,9 @@ from ml_collections import config_flags
 from gaternet_jax import distributed
 from gaternet_jax.checkpoint import Checkpoints
 from gaternet_jax.errors import UserError
-from gaternet_jax.evaluate import describe, evaluate
+from gaternet_jax.evaluate import check_fits, describe, evaluate
 from gaternet_jax.metrics import NonFiniteError
+from gaternet_jax.paths import begin_command
 from gaternet_jax.profiling import parse_steps
 from gaternet_jax.progress import silence
 from gaternet_jax.train import train
@@ -80,7 +81,7 @@ def set_up() -> None:
     threading.excepthook = _report_thread_error
     if not distributed.is_primary():
         silence()
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  process 0 tells what all do
+        sys.stdout = open(os.devnull, "w", errors="replace")  # noqa: PTH123, SIM115  process 0 tells what all do
 
 
 def _report_thread_error(args: threading.ExceptHookArgs) -> None:
@@ -114,6 +115,8 @@ def run_evaluation() -> None:
     if _WORKDIR.value is None and _CONFIG.value is None:
         raise UserError("say what to evaluate: --workdir=DIR of a training run or a conversion")
     overrides = config_flags.get_override_values(flags.FLAGS["config"]) if _CONFIG.value else {}
+    if _CONFIG.value:
+        check_fits(get_workdir(), _CONFIG.value, overrides)
     if _DATA_DIR.value:
         overrides["data.data_dir"] = _DATA_DIR.value
     metrics = evaluate(get_workdir(), overrides)
@@ -162,6 +165,7 @@ def summary(workdir: Path, metrics: dict) -> str:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; a mistake in it ends in a sentence, not in a traceback."""
+    argv = begin_command(argv)
     try:
         remaining = app.parse_flags_with_usage(argv)
         if _CONFIG.value is not None:

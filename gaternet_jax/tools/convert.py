@@ -11,7 +11,9 @@ from pathlib import Path
 
 from gaternet_jax.checkpoint import Checkpoints
 from gaternet_jax.config import Config, default
+from gaternet_jax.data.record import number_classes
 from gaternet_jax.errors import UserError
+from gaternet_jax.paths import begin_command
 from gaternet_jax.released import convert_released, flatten_released, infer_model
 from gaternet_jax.workdir import save_config
 
@@ -47,10 +49,10 @@ def convert(checkpoint: Path, out: Path) -> Config:
     tensors = flatten_released(read_pickle(checkpoint))
     config = default()
     config.model = infer_model(tensors, config.model)
-    config.data.name = "cifar100" if config.model.num_classes == 100 else "cifar10"
+    config.data.name = {10: "cifar10", 100: "cifar100"}.get(config.model.num_classes, "")
     params, stats = convert_released(tensors, config.model)
     classes = config.model.num_classes
-    labels = CIFAR10_CLASSES if classes == 10 else [f"class {label}" for label in range(classes)]
+    labels = CIFAR10_CLASSES if classes == 10 else list(number_classes(classes))
     save_config(config, labels, out)
     with Checkpoints(out) as checkpoints:
         checkpoints.save_model(params, stats)
@@ -61,13 +63,17 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True, help="the released .pth file")
     parser.add_argument("--out", type=Path, required=True, help="a new or empty folder")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(begin_command(argv))
     try:
         config = convert(arguments.checkpoint, arguments.out)
     except UserError as error:
         sys.exit(f"error: {error}")
     print(f"Converted {config.model.backbone}-Gated ({config.model.num_classes} classes) into {arguments.out}")
-    print(f"Next: python -m gaternet_jax.main --workdir={arguments.out} --mode=evaluate")
+    if config.data.name:
+        print(f"Next: python -m gaternet_jax.main --workdir={arguments.out} --mode=evaluate")
+    else:
+        print("Its dataset is not known: write data.name in config.json, and the classes in labels.txt")
+        print(f"Next: python -m gaternet_jax.tools.predict --workdir={arguments.out} IMAGE")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from gaternet_jax.checkpoint import load_model
 from gaternet_jax.errors import UserError
 from gaternet_jax.inference.export import export_stablehlo
 from gaternet_jax.inference.onnx import export_onnx
+from gaternet_jax.paths import begin_command
 from gaternet_jax.workdir import load_config, load_labels
 
 EXPORTERS = {"stablehlo": export_stablehlo, "onnx": export_onnx}
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--checkpoint", type=checkpoint, default="best", help="best (default) | latest | the number of a step"
     )
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(begin_command(argv))
     out = arguments.out
     format = arguments.format or ("onnx" if out.suffix == ".onnx" else "stablehlo")
     try:

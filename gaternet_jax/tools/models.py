@@ -19,6 +19,7 @@ from gaternet_jax.errors import UserError
 from gaternet_jax.models.build import abstract_model, count_parameters
 from gaternet_jax.models.macs import MacCounter
 from gaternet_jax.models.registry import known_backbones
+from gaternet_jax.paths import begin_command
 from gaternet_jax.variants import BASELINES, PLACEMENTS, apply_variant
 
 HEADER = (
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     every = ("plain", *PLACEMENTS, *(name for name in BASELINES if name != "plain"))
     parser.add_argument("--models", default=",".join(known_backbones()), help="comma-separated (default: all)")
     parser.add_argument("--variants", default=",".join(every), help="comma-separated (default: all)")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(begin_command(argv))
     variants = [
         f"{model}-{variant}" for model in arguments.models.split(",") for variant in arguments.variants.split(",")
     ]

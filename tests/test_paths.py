@@ -1,0 +1,66 @@
+import io
+import os
+import pwd
+import subprocess
+import sys
+
+import pytest
+
+from gaternet_jax.data.datasets import resolve_data_dir
+from gaternet_jax.errors import UserError
+from gaternet_jax.paths import begin_command, expand_home
+
+
+@pytest.fixture
+def no_home(monkeypatch):
+    def nobody(*_):
+        raise KeyError("uid not found")
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+
+
+def test_home_folders_stand_in_place_of_tildes(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    given = ["--workdir=~/runs/x", "--config.data.root=~", "~/cat.png", "--out", "~/y"]
+    expected = ["--workdir=/home/me/runs/x", "--config.data.root=/home/me", "/home/me/cat.png", "--out", "/home/me/y"]
+    others = ["--sigma=a~/b", "~nobody-at-all.png"]
+    assert begin_command([*given, *others]) == [*expected, *others]
+    root = pwd.getpwuid(0)
+    assert begin_command([f"--root=~{root.pw_name}/x"]) == [f"--root={root.pw_dir}/x"]
+
+
+def test_no_home_folder_ends_in_a_sentence(no_home, monkeypatch, capsys):
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    with pytest.raises(UserError, match=r"no home folder is known, which '~/runs' lies in"):
+        expand_home("~/runs")
+    with pytest.raises(UserError, match="no home folder is known for the datasets; say where they are with --data_dir"):
+        resolve_data_dir("")
+    with pytest.raises(SystemExit) as exit_:
+        begin_command(["--workdir=~/runs"])
+    assert exit_.value.code == 2 and capsys.readouterr().err.startswith("error: no home folder is known")
+    assert begin_command(["--workdir=runs"]) == ["--workdir=runs"]
+
+
+def test_what_the_terminal_cannot_show_is_escaped(monkeypatch):
+    for encoding, text, shown in (("ascii", "猫", rb"\u732b"), ("utf-8", os.fsdecode(b"caf\xe9"), rb"caf\udce9")):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr(sys, "stdout", stream)
+        begin_command([])
+        print(text, end="", flush=True)
+        assert stream.buffer.getvalue() == shown
+
+
+def test_every_command_begins_so():
+    """A folder called ~ is the worst of what can happen otherwise."""
+    program = (
+        "import sys, importlib, gaternet_jax.paths as paths\n"
+        "def begin(argv=None): raise SystemExit('began')\n"
+        "paths.begin_command = begin\n"
+        "for name in 'analyze compact convert export models predict prepare'.split():\n"
+        "    try: importlib.import_module(f'gaternet_jax.tools.{name}').main([])\n"
+        "    except SystemExit as end: assert end.code == 'began', name\n"
+        "try: importlib.import_module('gaternet_jax.main').parse_flags(['main'])\n"
+        "except SystemExit as end: sys.exit(end.code != 'began')\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
