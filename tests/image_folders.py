@@ -42,7 +42,7 @@ def make_dataset(
 ):
     """A dataset as TFDS leaves it at DIR/NAME[/CONFIG]/VERSION: per split the labels of its images, None for no label.
 
-    Without records if `stored` is another format.
+    Another format of `stored` is only claimed.
     """
     folder.mkdir(parents=True)
     name = folder.parent.name if config is None else folder.parents[1].name
@@ -54,11 +54,10 @@ def make_dataset(
             if label is None:
                 example.features.feature["label"].int64_list.ClearField("value")
             records.append(example.SerializeToString())
-        if stored == "array_record":
-            writer = ArrayRecordWriter(str(folder / f"{name}-{split}.array_record-00000-of-00001"), "group_size:1")
-            for record in records:
-                writer.write(record)
-            writer.close()
+        writer = ArrayRecordWriter(str(folder / f"{name}-{split}.{stored}-00000-of-00001"), "group_size:1")
+        for record in records:
+            writer.write(record)
+        writer.close()
         size = sum(map(len, records))
         infos.append(tfds.core.SplitInfo(name=split, shard_lengths=[len(records)], num_bytes=size))
     features = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=list(classes))}

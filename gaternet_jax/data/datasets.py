@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
+from google.protobuf.json_format import ParseError
 
 from gaternet_jax.config import Config
 from gaternet_jax.data.reader import has_labels
@@ -71,7 +72,7 @@ def open_dataset(folder: Path) -> tfds.core.DatasetBuilder:
     """
     try:
         builder = tfds.builder_from_directory(str(folder))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ParseError) as error:
         raise UserError(f"{folder} is no dataset that can be read ({error}); prepare it again") from None
     file_format = builder.info.file_format
     if file_format is not tfds.core.FileFormat.ARRAY_RECORD:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
+from google.protobuf.json_format import ParseError
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
@@ -132,7 +133,7 @@ def _read_info(source: Path) -> tuple[Any, dict]:
     try:
         info = json.loads((source / "dataset_info.json").read_text(encoding="utf-8"))
         builder = tfds.builder_from_directory(str(source))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ParseError) as error:
         raise UserError(
             f"{source} is not a prepared TFDS dataset ({error}); give the folder NAME/VERSION that holds its "
             "dataset_info.json with --source"

@@ -209,7 +209,7 @@ def test_compressed_archives(tars, tmp_path, module, program):
 def test_imagenet_beside_a_copy_that_tfds_made(tars, tmp_path):
     make_dataset(tmp_path / "imagenet2012" / "5.1.0", {"train": [0]}, stored="tfrecord")
     folder = f"{tmp_path}/imagenet2012/5.1.0"
-    fails(tars, f"{folder} is stored as tfrecord, .* prepare convert --source={folder} --data_dir=OTHER_DIR")
+    fails(tars, f"{folder} is stored as tfrecord, .*prepare convert --source={folder} --data_dir=OTHER_DIR")
 
 
 def test_unknown_names(tars, tmp_path):
@@ -237,7 +237,7 @@ def test_stock_beside_a_copy_that_tfds_made(tmp_path, name):
     folder = make_dataset(tmp_path / "cifar10" / "3.0.2", {"train": [0]}, stored="tfrecord")
     fails(
         ["stock", f"--name={name}", f"--data_dir={tmp_path}"],
-        f"{folder} is stored as tfrecord, .* prepare convert --source={folder} --data_dir=OTHER_DIR",
+        f"{folder} is stored as tfrecord, .*prepare convert --source={folder} --data_dir=OTHER_DIR",
     )
 
 
