@@ -62,8 +62,8 @@ def main() -> None:
             config = load_config(workdir)
             config.data.data_dir = arguments.data_dir or config.data.data_dir
             model, data = load_model(workdir, tell=True), config.data
-            seen, _ = read_split(config, data.train_split, LIMIT)
-            unseen, labels = read_split(config, data.eval_split, LIMIT)
+            seen, _ = read_split(workdir, config, data.train_split, LIMIT)
+            unseen, labels = read_split(workdir, config, data.eval_split, LIMIT)
             images = np.resize(unseen, (arguments.batch_size, *unseen.shape[1:]))
             expected = run_model(model, unseen, data)
             macs = mean_macs(model, expected.gates, data.image_size)

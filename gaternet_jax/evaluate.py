@@ -2,7 +2,7 @@
 
 import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gaternet_jax import checkpoint
-from gaternet_jax.config import Config, validate
+from gaternet_jax.config import Config, flatten, validate
 from gaternet_jax.data.batches import Split
-from gaternet_jax.data.datasets import find_dataset
-from gaternet_jax.data.splits import open_split
+from gaternet_jax.data.splits import open_run_split
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.functional import Tree, split_model
 from gaternet_jax.models.gaternet import GaterNet
@@ -36,12 +35,16 @@ LAG = 2  # steps that are started before the sums of one are fetched
 MAY_OVERRIDE = (
     "data.data_dir",
     "data.eval_split",
+    "data.name",
     "data.on_error",
     "data.pipeline",
     "data.threads",
     "data.workers",
     "train.eval_batch_size",
 )
+DECIDING = ("data.name", "data.image_size", "data.resize", "data.eval_crop", "data.mean", "data.std")  # and model.*
+FROM_DATASET = ("data.name", "model.num_classes")
+INITIAL_ONLY = ("model.gater.pretrained", "model.zero_init_residual")
 
 
 def make_evaluation(
@@ -63,8 +66,8 @@ def make_evaluation(
         look: is shown the first batch of every evaluation, and its gates, bool [B, G].
 
     Returns:
-        A function whose result has: images (their number); unreadable, those left out because they cannot be
-        read, if any; loss (cross-entropy, nats); top1 and top5, fractions;
+        A function whose result has: images (their number); left_out, those that cannot be read or have no label,
+        if any; loss (cross-entropy, nats); top1 and top5, fractions;
         and for a model with gates gates_on, the mean fraction of open gates, gates_input_dependent, the fraction of
         gates that are open for some images and closed for others, gates_always_on, of those open for all images,
         and macs, the mean multiply-accumulates of the
@@ -97,12 +100,12 @@ def make_evaluation(
                     lambda part, so_far=0: np.float64(part) + so_far, sums, *([total] if total else [])
                 )
         assert total is not None
-        images, unreadable = int(total["images"]), int(total["unreadable"])
-        if images + unreadable != split.num_images:
-            raise RuntimeError(f"evaluation counted {images} + {unreadable} images of {split.num_images}")
+        images, left_out = int(total["images"]), int(total["left_out"])
+        if images + left_out != split.num_images:
+            raise RuntimeError(f"evaluation counted {images} + {left_out} images of {split.num_images}")
         if not images:
-            raise UserError(f"no image of {split.name} can be read")
-        metrics = {"images": images} | ({"unreadable": unreadable} if unreadable else {})
+            raise UserError(f"no image of {split.name} can be used: none can be read and has a label")
+        metrics = {"images": images} | ({"left_out": left_out} if left_out else {})
         metrics |= {name: float(total[name] / images) for name in ("loss", "top1", "top5")}
         open_rate = total["open_per_gate"] / images
         if open_rate.size:
@@ -120,7 +123,8 @@ def evaluate(workdir: str | Path, overrides: dict[str, Any] | None = None) -> di
 
     Args:
         workdir: of a training run or a conversion.
-        overrides: values for fields of its config, e.g. {"data.eval_split": "train"}; only those in MAY_OVERRIDE.
+        overrides: values for fields of its config, e.g. {"data.eval_split": "train"}; others than the run's only for
+            those in MAY_OVERRIDE.
 
     Returns:
         Metrics as of `make_evaluation`.
@@ -129,16 +133,17 @@ def evaluate(workdir: str | Path, overrides: dict[str, Any] | None = None) -> di
         UserError: no checkpoint there, its dataset is not prepared, or a field that evaluation cannot change.
     """
     overrides = overrides or {}
-    refused = sorted(overrides.keys() - set(MAY_OVERRIDE))
+    config = load_config(workdir)
+    saved = dict(flatten(config))
+    config.update_from_flattened_dict(overrides)
+    changed = {field for field, value in flatten(config) if value != saved[field]}
+    refused = sorted(changed - set(MAY_OVERRIDE))
     if refused:
         raise UserError(f"evaluation cannot change {', '.join(refused)}; it can change {', '.join(MAY_OVERRIDE)}")
-    config = load_config(workdir)
-    config.update_from_flattened_dict(overrides)
     mesh = make_mesh()
     validate(config, mesh.size)
     model = checkpoint.load_model(workdir, tell=True)
-    builder = find_dataset(config.data.name, config.data.data_dir)
-    split = open_split(builder, config.data.eval_split, config, this_process(), device_memory(mesh))
+    split = open_run_split(workdir, config, config.data.eval_split, this_process(), device_memory(mesh))
     _, params, stats = split_model(model)
     params, stats = replicate((params, stats), mesh)
     macs = MacCounter(model, config.data.image_size)
@@ -164,6 +169,32 @@ def note_on_gates(gates_on: float, input_dependent: float) -> str:
             f"{share} on the image: all are closed; a smaller loss.gate_weight or a larger loss.gate_target opens some"
         )
     return f"{share} on the image: every image runs through the same filters; change loss.gate_weight or the gater"
+
+
+def check_fits(workdir: str | Path, given: Config, overrides: Collection[str] = ()) -> None:
+    """Checks that a config describes the model and the images of a run, in all that evaluation depends on.
+
+    Args:
+        workdir: of the run.
+        given: a whole config; what it leaves to the dataset ("" and 0) fits any run.
+        overrides: fields that are not looked at, because `evaluate` gets them.
+
+    Raises:
+        UserError: naming the fields that differ.
+    """
+    saved = dict(flatten(load_config(workdir)))
+    differing = [
+        f"{field}: {saved.get(field, '(absent)')} in the run, {value} given"
+        for field, value in flatten(given)
+        if (field.startswith("model.") or field in DECIDING)
+        and not (field in overrides or (field in FROM_DATASET and not value) or field in INITIAL_ONLY)
+        and saved.get(field) != value
+    ]
+    if differing:
+        raise UserError(
+            f"{workdir} holds a run with another config:\n  " + "\n  ".join(differing) + "\nGive the --config of the "
+            "run, with the same variant and fields; or none: --workdir alone says what to evaluate"
+        )
 
 
 def describe(metrics: dict) -> str:

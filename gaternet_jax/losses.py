@@ -24,14 +24,21 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) 
 
     Args:
         logits: [B, K].
-        labels: int [B].
+        labels: int [B]; one that is no class makes NaN, so that nothing is learnt of it.
         smoothing: probability mass that the target spreads over all classes (Szegedy et al. 2016).
     """
     logits = logits.astype(jnp.float32)
     if not smoothing:
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
-    return optax.softmax_cross_entropy(logits, targets)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    else:
+        targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
+        loss = optax.softmax_cross_entropy(logits, targets)
+    return jnp.where(is_class(labels, logits), loss, jnp.nan)
+
+
+def is_class(labels: jax.Array, logits: jax.Array) -> jax.Array:
+    """Whether each label, int [B], is that of one of the classes that the logits [B, K] are of."""
+    return (labels >= 0) & (labels < logits.shape[-1])
 
 
 def make_gate_loss(config: Config, sites: tuple[GateSite, ...], macs: MacCounter) -> GateLoss:

@@ -26,8 +26,9 @@ from gaternet_jax import distributed
 from gaternet_jax.checkpoint import Checkpoints
 from gaternet_jax.command_line import command_line, explain_missing_backend
 from gaternet_jax.errors import UserError
-from gaternet_jax.evaluate import describe, evaluate, note_on_gates
+from gaternet_jax.evaluate import check_fits, describe, evaluate, note_on_gates
 from gaternet_jax.metrics import NonFiniteError
+from gaternet_jax.paths import expand_arguments
 from gaternet_jax.profiling import parse_steps
 from gaternet_jax.progress import silence
 from gaternet_jax.train import train
@@ -84,7 +85,7 @@ def set_up() -> None:
     threading.excepthook = _report_thread_error
     if not distributed.is_primary():
         silence()
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  process 0 tells what all do
+        sys.stdout = open(os.devnull, "w", errors="replace")  # noqa: PTH123, SIM115  process 0 tells what all do
 
 
 def _report_thread_error(args: threading.ExceptHookArgs) -> None:
@@ -118,6 +119,8 @@ def run_evaluation() -> None:
     if _WORKDIR.value is None and _CONFIG.value is None:
         raise UserError("say what to evaluate: --workdir=DIR of a training run or a conversion")
     overrides = config_flags.get_override_values(flags.FLAGS["config"]) if _CONFIG.value else {}
+    if _CONFIG.value:
+        check_fits(get_workdir(), _CONFIG.value, overrides)
     if _DATA_DIR.value:
         overrides["data.data_dir"] = _DATA_DIR.value
     metrics = evaluate(get_workdir(), overrides)
@@ -174,6 +177,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     Raises:
         UserError: a mistake in it, or a run card that cannot be used.
     """
+    argv = expand_arguments(argv)
     try:
         remaining = flags.FLAGS(argv)
         if _CONFIG.value is not None:

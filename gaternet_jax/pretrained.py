@@ -9,6 +9,7 @@ from gaternet_jax.checkpoint import load_model
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.backbone import Backbone
 from gaternet_jax.models.gaternet import GaterNet
+from gaternet_jax.paths import expand_home
 
 
 def load_extractor(model: GaterNet, workdir: str | Path) -> None:
@@ -23,7 +24,7 @@ def load_extractor(model: GaterNet, workdir: str | Path) -> None:
     """
     if model.gater is None:
         raise UserError(f"model.gater.pretrained='{workdir}' was given, but this model has no global gater")
-    trained = load_model(workdir, tell=True)
+    trained = load_model(expand_home(workdir), tell=True)
     source, target = _arrays(trained.backbone), _arrays(model.gater.extractor)
     differing = sorted(
         path for path in source.keys() | target.keys() if _shape(source.get(path)) != _shape(target.get(path))

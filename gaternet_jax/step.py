@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from gaternet_jax.config import Config
 from gaternet_jax.data.augment import augment, normalize
-from gaternet_jax.losses import GateLoss, cross_entropy
+from gaternet_jax.losses import GateLoss, cross_entropy, is_class
 from gaternet_jax.models.functional import Tree, merge_model, split_model
 from gaternet_jax.models.macs import MacCounter
 from gaternet_jax.parallel import debugs_nans, replicated, split_by_batch
@@ -141,13 +141,13 @@ def make_eval_step(graphdef: nnx.GraphDef, macs: MacCounter, config: Config, mes
         # Ties count against the model, so that constant (or non-finite) logits are never right.
         of_label = jnp.take_along_axis(outputs.logits, labels[:, None], axis=-1)
         better_or_equal = (outputs.logits >= of_label).sum(-1)
-        finite = jnp.isfinite(outputs.logits).all(-1)
+        valid = mask & jnp.isfinite(outputs.logits).all(-1) & is_class(labels, outputs.logits)
         sums = {
             "images": mask.sum(),
-            "unreadable": (labels < 0).sum(),
+            "left_out": (labels < 0).sum(),
             "loss": jnp.where(mask, cross_entropy(outputs.logits, labels), 0.0).sum(),
-            "top1": (mask & finite & (better_or_equal <= 1)).sum(),
-            "top5": (mask & finite & (better_or_equal <= 5)).sum(),
+            "top1": (valid & (better_or_equal <= 1)).sum(),
+            "top5": (valid & (better_or_equal <= 5)).sum(),
             **({"stop": batch["stop"].max()} if "stop" in batch else {}),
             "macs": jnp.where(mask, macs.fraction(outputs.gates), 0.0).sum(),
             "open_per_gate": jnp.where(mask[:, None], outputs.gates, 0.0).sum(0),

@@ -11,6 +11,7 @@ from gaternet_jax.checkpoint import Checkpoints
 from gaternet_jax.config import Config, validate
 from gaternet_jax.data.batches import steps_per_epoch
 from gaternet_jax.data.datasets import find_run_dataset
+from gaternet_jax.data.record import check_same_dataset
 from gaternet_jax.data.splits import open_split
 from gaternet_jax.dispatch import StepLoop, choose_steps_per_call, stack_batches
 from gaternet_jax.distributed import is_primary, primary_first, wait_for_all
@@ -50,9 +51,11 @@ from gaternet_jax.workdir import (
     has_checkpoint,
     in_use,
     load_config,
+    load_dataset,
     mark_finished,
     mark_unfinished,
     save_config,
+    save_dataset,
 )
 
 
@@ -83,8 +86,11 @@ def train(
     check_place(workdir, "--workdir")
     mesh = make_mesh()
     validate(config, mesh.size)
+    known = load_dataset(workdir) if has_checkpoint(workdir) else None
     with primary_first("dataset"):
-        config, builder, labels = find_run_dataset(config)
+        config, builder, dataset = find_run_dataset(config, known)
+    if known:
+        check_same_dataset(known, dataset, training=True)
     check_workdir(workdir, config)
     model = build_model(config.model, config.seed)
     macs = MacCounter(model, config.data.image_size)
@@ -132,7 +138,8 @@ def train(
                 f"{workdir} has done {done} steps already; train.epochs={config.train.epochs} asks for less"
             )
         if is_primary():
-            save_config(config, labels, workdir)
+            save_dataset(dataset, workdir)
+            save_config(config, list(dataset.classes), workdir)
             if done < plan.num_steps:
                 mark_unfinished(workdir)
         go_on, stop = stop_flags(mesh)

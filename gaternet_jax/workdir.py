@@ -2,6 +2,7 @@
 
 workdir/config.json        the resolved config
 workdir/labels.txt         the names of the classes, one a line
+workdir/dataset.json       what identifies the dataset, see data/record.py
 workdir/metrics.jsonl      see metrics.py
 workdir/starts.json        see starts.py
 workdir/tensorboard/       the same for TensorBoard
@@ -12,6 +13,7 @@ workdir/finished           the last step, once all steps are done
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import functools
 import json
@@ -25,6 +27,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from gaternet_jax.config import Config, check_fields, default, flatten
+from gaternet_jax.data.record import DatasetRecord, number_classes
 from gaternet_jax.errors import UserError
 
 REPLACED = ".replaced"  # ends the name of a checkpoint that gives way to a new one of its step, until that is written
@@ -34,8 +37,10 @@ COMPACTION = "compaction.json"  # which filters a compacted model kept (inferenc
 # Fields that a resumed run may change. All others decide what the run computes.
 MAY_CHANGE = (
     "data.data_dir",
+    "data.name",  # dataset.json tells whether it is the same one
     "data.on_error",
     "data.pipeline",
+    "data.root",
     "data.stall_seconds",
     "data.threads",
     "data.workers",
@@ -283,7 +288,7 @@ def load_labels(workdir: str | Path) -> list[str]:
     """
     path, classes = Path(workdir) / "labels.txt", load_config(workdir).model.num_classes
     if not path.exists():
-        return [f"class {label}" for label in range(classes)]
+        return list(number_classes(classes))
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -296,3 +301,24 @@ def load_labels(workdir: str | Path) -> list[str]:
             f"{path} has {len(labels)} lines, but the model has {classes} classes; write one name a line, by label"
         )
     return labels
+
+
+def save_dataset(dataset: DatasetRecord, workdir: Path) -> None:
+    """Writes workdir/dataset.json."""
+    write_file(workdir / "dataset.json", json.dumps(dataclasses.asdict(dataset), indent=2) + "\n")
+
+
+def load_dataset(workdir: str | Path) -> DatasetRecord:
+    """What a run remembers of its dataset; of one without dataset.json, the name and the classes.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = Path(workdir) / "dataset.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return DatasetRecord(**content | {"classes": tuple(content["classes"])})
+    except FileNotFoundError:
+        return DatasetRecord(load_config(workdir).data.name, "", tuple(load_labels(workdir)), {}, "")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it: labels.txt then tells the classes") from None

@@ -74,11 +74,15 @@ def test_evaluate_needs_only_the_workdir(trained):
 
 def test_evaluate_takes_other_splits_and_refuses_what_it_cannot_change(trained):
     workdir, _ = trained
-    common = ("--config=configs/digits.py", f"--workdir={workdir}", "--mode=evaluate")
+    card = ("--config=configs/digits.py:resnet8", "--config.model.width=4", "--config.model.gater.width=4")
+    common = (*card, f"--workdir={workdir}", "--mode=evaluate")
     result = run(*common, "--config.data.eval_split=train[:100]")
     assert json.loads(result.stdout.splitlines()[-1])["images"] == 100, result.stderr
-    result = run(*common, "--config.model.width=8")
-    assert "error: evaluation cannot change model.width; it can change data.data_dir" in result.stderr
+    result = run(*common, "--config.loss.gate_weight=8")
+    assert "error: evaluation cannot change loss.gate_weight; it can change data.data_dir" in result.stderr
+    result = run("--config=configs/cifar10.py", f"--workdir={workdir}", "--mode=evaluate")
+    assert result.returncode == 2
+    assert "model.backbone: resnet8 in the run, resnet20 given" in result.stderr
 
 
 def test_first_interrupt_ends_with_a_checkpoint_and_the_command_goes_on(tmp_path, data_dir):

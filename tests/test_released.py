@@ -124,6 +124,19 @@ def test_truncated_checkpoint_and_missing_file(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("classes", "name"), [(10, "cifar10"), (5, ""), (20, "")])
+def test_dataset_follows_from_the_number_of_classes(tmp_path, checkpoint, monkeypatch, capsys, classes, name):
+    backbone = checkpoint["backbone_state_dict"]
+    for part in ("weight", "bias"):
+        tensor = np.asarray(backbone[f"module.fc.{part}"])
+        backbone[f"module.fc.{part}"] = np.resize(tensor, (classes, *tensor.shape[1:]))
+    monkeypatch.setattr(convert, "read_pickle", lambda path: checkpoint)
+    convert.main(["--checkpoint=x.pth", f"--out={tmp_path / 'out'}"])
+    assert load_config(tmp_path / "out").data.name == name
+    said = capsys.readouterr().out
+    assert ("--mode=evaluate" in said) == bool(name) and ("Its dataset is not known" in said) != bool(name)
+
+
 def test_folder_in_use_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit, match="is not an empty folder; choose another --out"):

@@ -201,6 +201,16 @@ def test_masked_images_are_not_counted_as_right():
     assert counts(np.array([1, 0, 1, 1, 1, 1, 0, 0], bool)) == [5, 1, 3]
 
 
+def test_labels_that_are_no_class_are_never_right():
+    _, state, batch, config, model, mesh = setup(gating="none")
+    macs = MacCounter(model, 16)
+    model.eval()
+    step = make_eval_step(split_model(model)[0], macs, config, mesh)
+    labels = np.array([10, 11, -1, 10, 99, -2, 10, 10], np.int32)
+    found, _ = step(state.params, state.stats, batch | {"label": labels, "mask": np.ones(8, bool)})
+    assert int(found["top1"]) == 0 and int(found["top5"]) == 0 and np.isnan(found["loss"])
+
+
 def test_constant_or_broken_logits_are_never_right():
     _, state, batch, config, model, mesh = setup(gating="none")
     macs = MacCounter(model, 16)

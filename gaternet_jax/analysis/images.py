@@ -8,10 +8,9 @@ import numpy as np
 
 from gaternet_jax.config import Config
 from gaternet_jax.data.batches import Batch, Share
-from gaternet_jax.data.datasets import find_dataset
 from gaternet_jax.data.images import read_files
 from gaternet_jax.data.sources import EXTENSIONS
-from gaternet_jax.data.splits import open_split
+from gaternet_jax.data.splits import open_run_split
 from gaternet_jax.errors import UserError
 
 
@@ -29,27 +28,27 @@ class Source(NamedTuple):
     batches: Callable[[], Iterator[Batch]]
 
 
-def split_source(config: Config, split: str | None = None, data_dir: str = "") -> Source:
-    """A split of the run's own dataset.
+def split_source(workdir: str | Path, config: Config, split: str | None = None, data_dir: str = "") -> Source:
+    """Opens a split of the run's own dataset.
 
     Args:
-        config: the whole config of the run.
+        workdir: of the run.
+        config: its whole config.
         split: a split's name or a part of one; None: the split that the run evaluates on.
         data_dir: folder of the prepared datasets; "": as in the config.
 
     Raises:
-        UserError: the dataset is not there, or has no such images.
+        UserError: the dataset is not there, is not the run's, or has no such images.
     """
     config = config.copy_and_resolve_references()
     config.data.data_dir = data_dir or config.data.data_dir
     try:
-        builder = find_dataset(config.data.name, config.data.data_dir)
+        opened = open_run_split(workdir, config, split or config.data.eval_split or "test", Share(0, 1))
     except UserError as error:
         raise UserError(
-            f"{error}\nWithout the dataset, image files can be analysed: --images=FOLDER (classes are the names of its "
+            f"{error}\nImage files can be analysed in place of a split: --images=FOLDER (classes are the names of its "
             "sub-folders)"
         ) from None
-    opened = open_split(builder, split or config.data.eval_split or "test", config, Share(0, 1))
     return Source(opened.name, opened.num_images, lambda: opened.eval_batches(config.train.eval_batch_size))
 
 

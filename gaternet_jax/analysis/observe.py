@@ -81,7 +81,7 @@ def observe(workdir: str | Path, split: str | None = None, data_dir: str = "") -
         UserError: no checkpoint there, a model without gates, or no such images.
     """
     config, class_names = load_config(workdir), load_labels(workdir)
-    observed = pass_images(load_gated(workdir), config, split_source(config, split, data_dir), class_names)
+    observed = pass_images(load_gated(workdir), config, split_source(workdir, config, split, data_dir), class_names)
     return observed.observations, observed.thumbnails
 
 
@@ -161,7 +161,7 @@ def pass_images(
             done += len(images)
             bar.update(len(images))
     if not done:
-        raise UserError(f"no image of {source.name} can be read")
+        raise UserError(f"no image of {source.name} can be used: none can be read and has a label")
     packed, labels, predictions, confidences, relative = (np.concatenate(parts) for parts in zip(*seen, strict=True))
     num_gates = sum(site.size for site in model.gate_sites)
     observations = Observations(

@@ -109,7 +109,7 @@ def _examine(model: GaterNet, config: Config, workdir: Path, name: str, options:
     source = (
         folder_source(options.images, config, labels)
         if options.images
-        else split_source(config, options.split, options.data_dir)
+        else split_source(workdir, config, options.split, options.data_dir)
     )
     with _timed(f"Gates of {source.num_images:,} images"):
         observed = pass_images(model, config, source, labels, options.sample)

@@ -10,8 +10,8 @@ import numpy as np
 from gaternet_jax.errors import UserError
 
 # image uint8 [B, H, W, C], or index int32 [B] of images that are on the devices; label int32 [B]; mask bool [B], False
-# where a position does not hold the image that it should: in training a substitute for one that cannot be read; in
-# evaluation padding, or, with label -1, one that cannot be read.
+# where a position does not hold the image that it should: in training a substitute for one that cannot be used; in
+# evaluation padding, or, with label -1, one that cannot be read or has no label.
 Batch = dict[str, np.ndarray]
 
 

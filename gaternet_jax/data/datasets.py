@@ -2,29 +2,48 @@
 
 import contextlib
 import fcntl
+import hashlib
 import io
+import json
 import os
 import re
+import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 
 from gaternet_jax.config import Config
+from gaternet_jax.data.reader import has_labels
+from gaternet_jax.data.record import DatasetRecord
 from gaternet_jax.errors import UserError
+from gaternet_jax.paths import expand_home
 
 
 def resolve_data_dir(data_dir: str) -> Path:
-    """The folder of prepared datasets: as given, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    """The folder of prepared datasets: as given, else $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+
+    Raises:
+        UserError: no home folder is known.
+    """
+    if given := data_dir or os.environ.get("TFDS_DATA_DIR"):
+        return expand_home(given)
+    try:
+        return expand_home("~/tensorflow_datasets")
+    except UserError:
+        raise UserError("no home folder is known for the datasets; say where they are with --data_dir") from None
 
 
-def find_dataset(name: str, data_dir: str = "") -> tfds.core.DatasetBuilder:
+def find_dataset(name: str, data_dir: str = "", run: DatasetRecord | None = None) -> tfds.core.DatasetBuilder:
     """Finds a prepared dataset; "digits" is prepared if it is not there yet.
 
     Args:
-        name: "digits", or the name of any TFDS image classification dataset, e.g. "cifar10".
+        name: "digits", or the name of any TFDS image classification dataset, e.g. "cifar10"; "imagenette/160px-v2"
+            if it has configs; "cifar10:3.0.2" for that version, else the newest.
         data_dir: see `resolve_data_dir`.
+        run: what a run remembers of its dataset; of that dataset its version is taken in place of the newest, if it
+            is there.
 
     Returns:
         A builder whose data sources read ArrayRecord files, without TensorFlow.
@@ -33,27 +52,49 @@ def find_dataset(name: str, data_dir: str = "") -> tfds.core.DatasetBuilder:
         UserError: the dataset is not prepared there, or not in a format that can be read at random.
     """
     root = resolve_data_dir(data_dir)
-    version = _newest_version(root / name)
-    if version is None and name == "digits":
-        version = _prepare_digits(root)
-    if version is None:
+    base, _, asked = name.partition(":")
+    there = {path.name: path for path in prepared_versions(root / base)}
+    if not there and base == "digits":
+        prepared = _prepare_digits(root)
+        there = {prepared.name: prepared}
+    if not there or (asked and asked not in there):
         raise UserError(_how_to_prepare(name, root))
-    builder = tfds.builder_from_directory(str(version))
+    newest = max(there, key=tfds.core.Version)
+    known = run.version if run and run.name == name else ""
+    return open_dataset(there[asked or (known if known in there else newest)])
+
+
+def open_dataset(folder: Path) -> tfds.core.DatasetBuilder:
+    """Opens a prepared dataset, DIR/NAME/VERSION or DIR/NAME/CONFIG/VERSION.
+
+    Raises:
+        UserError: it is not in a format that can be read at random, or its metadata are damaged.
+    """
+    try:
+        builder = tfds.builder_from_directory(str(folder))
+    except Exception as error:  # whatever TFDS and protobuf meet in damaged files
+        raise UserError(f"{folder} is no dataset that can be read ({error}); prepare it again") from None
     file_format = builder.info.file_format
     if file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         raise UserError(
-            f"{version} is stored as {file_format and file_format.value}, which cannot be read at random; convert it "
-            f"with `python -m gaternet_jax.tools.prepare convert --source={version} --data_dir=DIR`"
+            f"{folder} is stored as {file_format and file_format.value}, which cannot be read at random; convert it "
+            f"with `python -m gaternet_jax.tools.prepare convert --source={folder} --data_dir=OTHER_DIR`"
         )
     return builder
 
 
-def find_run_dataset(config: Config) -> tuple[Config, tfds.core.DatasetBuilder, list[str]]:
+def find_run_dataset(
+    config: Config, run: DatasetRecord | None = None
+) -> tuple[Config, tfds.core.DatasetBuilder, DatasetRecord]:
     """The dataset of a run; that of config.data.root is prepared if it is not there yet.
+
+    Args:
+        config: the config as it is given.
+        run: what the run, if it goes on, remembers of it, see `find_dataset`.
 
     Returns:
         The config, with what it left to the dataset filled in (data.name, data.eval_split, model.num_classes); the
-        dataset; and the names of its classes.
+        dataset; and what identifies it.
 
     Raises:
         UserError: it is not there, or has another number of classes than the model.
@@ -62,27 +103,22 @@ def find_run_dataset(config: Config) -> tuple[Config, tfds.core.DatasetBuilder, 
     if data.root:
         from gaternet_jax.data.prepare import prepare_folder
 
-        version = prepare_folder(Path(data.root), resolve_data_dir(data.data_dir), data.name)
-        builder = find_dataset(version.parent.name, str(version.parent.parent))
+        builder = open_dataset(prepare_folder(expand_home(data.root), resolve_data_dir(data.data_dir), data.name))
     elif not data.name:
         raise UserError("say which images: --config.data.root=FOLDER, or --config.data.name of a prepared dataset")
     else:
-        builder = find_dataset(data.name, data.data_dir)
-    labels = class_names(builder)
-    num_classes = config.model.num_classes or len(labels)
-    if len(labels) != num_classes:
+        builder = find_dataset(data.name, data.data_dir, run)
+    record = record_dataset(builder)
+    num_classes = config.model.num_classes or len(record.classes)
+    if len(record.classes) != num_classes:
         raise UserError(
-            f"dataset '{builder.name}' has {len(labels)} classes, but config.model.num_classes={num_classes}"
+            f"dataset '{record.name}' has {len(record.classes)} classes, but config.model.num_classes={num_classes}"
         )
     resolved = config.copy_and_resolve_references()
     with resolved.unlocked():
-        resolved.data.name, resolved.model.num_classes = builder.name, num_classes
-        if not data.eval_split:
-            held_out = [split for split in ("test", "validation") if split in builder.info.splits]
-            if not held_out:
-                raise UserError(f"dataset '{builder.name}' has neither a split 'test' nor 'validation' to evaluate on")
-            resolved.data.eval_split = held_out[0]
-    return resolved, builder, labels
+        resolved.data.name, resolved.model.num_classes = record.name, num_classes
+        resolved.data.eval_split = data.eval_split or _held_out_split(builder)
+    return resolved, builder, record
 
 
 def class_names(builder: tfds.core.DatasetBuilder) -> list[str]:
@@ -99,11 +135,39 @@ def class_names(builder: tfds.core.DatasetBuilder) -> list[str]:
     return list(label.names)
 
 
-def _newest_version(folder: Path) -> Path | None:
+def record_dataset(builder: tfds.core.DatasetBuilder) -> DatasetRecord:
+    """Records what identifies a prepared dataset; reads its metadata only.
+
+    Raises:
+        UserError: the dataset is not one of labelled images.
+    """
+    info: Any = builder.info
+    classes = tuple(unicodedata.normalize("NFC", name) for name in class_names(builder))
+    splits = {name: [split.shard_lengths, int(split.num_bytes)] for name, split in sorted(info.splits.items())}
+    return DatasetRecord(
+        name=f"{builder.name}/{info.config_name}" if info.config_name else builder.name,
+        version=str(builder.version),
+        classes=classes,
+        images={name: split.num_examples for name, split in info.splits.items()},
+        digest=hashlib.sha256(json.dumps([classes, splits]).encode()).hexdigest(),
+    )
+
+
+def _held_out_split(builder: tfds.core.DatasetBuilder) -> str:
+    held_out = [split for split in ("test", "validation") if split in builder.info.splits]
+    if not held_out:
+        raise UserError(f"dataset '{builder.name}' has neither a split 'test' nor 'validation' to evaluate on")
+    labelled = [split for split in held_out if has_labels(builder, split)]
+    if labelled and labelled[0] != held_out[0]:
+        print(f"Split '{held_out[0]}' has no labels; evaluating on '{labelled[0]}'")
+    return (labelled or held_out)[0]
+
+
+def prepared_versions(folder: Path) -> list[Path]:
+    """The folders of the versions of a dataset, DIR/NAME or DIR/NAME/CONFIG, that are there."""
     # TFDS leaves folders with other names when a preparation is interrupted.
     folders = [path.parent for path in folder.glob("*/features.json")]
-    versions = [path for path in folders if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
-    return max(versions, key=lambda path: tfds.core.Version(path.name), default=None)
+    return [path for path in folders if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
 
 
 def _prepare_digits(root: Path) -> Path:
@@ -114,8 +178,8 @@ def _prepare_digits(root: Path) -> Path:
         with (root / "digits" / "lock").open("w") as lock:
             with contextlib.suppress(OSError):  # storage without locks
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            if version := _newest_version(root / "digits"):  # another run has prepared it meanwhile
-                return version
+            if there := prepared_versions(root / "digits"):  # another run has prepared it meanwhile
+                return there[-1]
             builder = Digits(data_dir=str(root), file_format="array_record")
             talk = io.StringIO()  # TFDS announces a download of unknown size; there is none
             with contextlib.redirect_stdout(talk), contextlib.redirect_stderr(talk):
@@ -128,8 +192,14 @@ def _prepare_digits(root: Path) -> Path:
 
 
 def _how_to_prepare(name: str, root: Path) -> str:
-    if name not in tfds.list_builders(with_community_datasets=False):
-        prepared = sorted({path.parent.parent.name for path in root.glob("*/*/features.json")} | {"digits"})
+    base, _, asked = name.partition(":")
+    if asked and (there := prepared_versions(root / base)):
+        return f"dataset '{base}' has no version {asked} in {root}; it has {_join(path.name for path in there)}"
+    if configs := {path.parents[1].name for path in root.glob(f"{base}/*/*/features.json")}:
+        return f"dataset '{base}' is in {root} with the configs {_join(configs)}; give one: '{base}/{min(configs)}'"
+    if base.partition("/")[0] not in tfds.list_builders(with_community_datasets=False):
+        folders = [path.parents[1] for pattern in ("*/*", "*/*/*") for path in root.glob(f"{pattern}/features.json")]
+        prepared = sorted({str(folder.relative_to(root)) for folder in folders} | {"digits"})
         return (
             f"unknown dataset '{name}': it is not in {root} (which has {', '.join(prepared)}) "
             "and TFDS has none of that name"
@@ -140,3 +210,7 @@ def _how_to_prepare(name: str, root: Path) -> str:
     return (
         f"dataset '{name}' is not prepared in {root}; prepare it with `{command}`, or say where it is with --data_dir"
     )
+
+
+def _join(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))

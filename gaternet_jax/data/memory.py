@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from gaternet_jax.data.batches import Batch, Share, Split, train_batch_indices
-from gaternet_jax.data.reader import Reader, Unreadable
+from gaternet_jax.data.reader import LeftOut, Reader
 from gaternet_jax.errors import UserError
 from gaternet_jax.progress import progress_bar
 
@@ -19,29 +19,29 @@ class MemorySplit(Split):
         name: for people.
         images: uint8 [N, H, W, C].
         labels: int32 [N].
-        readable: bool [N]; False where the image and the label are another's.
+        usable: bool [N]; False where the image and the label are another's.
         share: the part of each batch that is wanted.
     """
 
-    def __init__(self, name: str, images: np.ndarray, labels: np.ndarray, readable: np.ndarray, share: Share):
+    def __init__(self, name: str, images: np.ndarray, labels: np.ndarray, usable: np.ndarray, share: Share):
         self.name, self.num_images = name, len(labels)
-        self.images, self.labels, self._readable, self._share = images, labels, readable, share
+        self.images, self.labels, self._usable, self._share = images, labels, usable, share
 
     def train_batches(self, batch_size: int, seed: int, first_step: int) -> Iterator[Batch]:
         step, rows = first_step, self._share.rows(batch_size)
         while True:
             indices = train_batch_indices(self.num_images, batch_size, seed, step)[rows]
-            yield self._pixels(indices) | {"label": self.labels[indices], "mask": self._readable[indices]}
+            yield self._pixels(indices) | {"label": self.labels[indices], "mask": self._usable[indices]}
             step += 1
 
     def eval_batches(self, batch_size: int) -> Iterator[Batch]:
         rows = self._share.rows(batch_size)
         for start in range(0, self.num_images, batch_size):
             indices = np.arange(start + rows.start, min(start + rows.stop, self.num_images))
-            readable = self._readable[indices]
+            usable = self._usable[indices]
             part = self._pixels(indices) | {
-                "label": np.where(readable, self.labels[indices], -1).astype(np.int32),
-                "mask": readable,
+                "label": np.where(usable, self.labels[indices], -1).astype(np.int32),
+                "mask": usable,
             }
             missing = rows.stop - rows.start - len(indices)
             yield {name: np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)) for name, x in part.items()}
@@ -87,7 +87,7 @@ def load_split(reader: Reader, share: Share, kind: type[MemorySplit] = MemorySpl
         raise UserError(
             f"split '{reader.name}' takes {needed / 2**30:.0f} GiB decoded, more than half of this machine's memory; "
             f"read it as a stream (--config.data.pipeline=stream) or take a part of it, e.g. "
-            f"'{reader.name.split('/')[1]}[:{count * memory // 2 // needed}]'"
+            f"'{reader.split}[:{count * memory // 2 // needed}]'"
         )
     images, labels = np.empty((count, *reader.shape), np.uint8), np.full(count, -1, np.int32)
     with progress_bar(f"Decoding {reader.name}", count, unit="image") as bar:
@@ -96,14 +96,14 @@ def load_split(reader: Reader, share: Share, kind: type[MemorySplit] = MemorySpl
             if label is not None:
                 labels[index] = label
             bar.update()
-    readable = labels >= 0
-    if not readable.all():
-        Unreadable(reader.name).add(np.flatnonzero(~readable))
-        good = np.flatnonzero(readable)
+    usable = labels >= 0
+    if not usable.all():
+        LeftOut(reader).add(np.flatnonzero(~usable))
+        good = np.flatnonzero(usable)
         if not good.size:
-            raise UserError(f"no image of {reader.name} can be read")
-        for index in np.flatnonzero(~readable):  # the next one that can be read, as in a stream
+            raise UserError(f"no image of {reader.name} can be used: {reader.fault(0)}")
+        for index in np.flatnonzero(~usable):  # the next one that can be used, as in a stream
             images[index], labels[index] = (
                 held[good[np.searchsorted(good, index) % good.size]] for held in (images, labels)
             )
-    return kind(reader.name, images, labels, readable, share)
+    return kind(reader.name, images, labels, usable, share)

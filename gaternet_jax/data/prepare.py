@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from gaternet_jax.data.building import Plan, build
+from gaternet_jax.data.datasets import open_dataset
 from gaternet_jax.data.image_files import ImageExamples, ImageFile
 from gaternet_jax.data.shards import Written
 from gaternet_jax.data.sources import Listing, list_folder, list_train_tar, list_validation_tar
@@ -97,6 +98,8 @@ def prepare_imagenet(
     Raises:
         UserError, KeyboardInterrupt: as `prepare_folder`.
     """
+    if (there := data_dir / IMAGENET.replace(":", "/")).exists():
+        open_dataset(there)  # one that TFDS made needs to be converted
     builder = tfds.builder(IMAGENET, data_dir=str(data_dir), file_format="array_record")
     info: Any = builder.info
     synsets = info.features["label"].names

@@ -7,7 +7,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from gaternet_jax.data.image_files import ImageFile
 from gaternet_jax.errors import UserError
@@ -15,6 +15,7 @@ from gaternet_jax.progress import progress_bar
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 SPLITS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}  # and how folders spell them
+COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 LAYOUT = (
     "expected train/CLASS/IMAGE and test/CLASS/IMAGE in it (or validation/CLASS/IMAGE, or both), with images named "
     + ", ".join(EXTENSIONS)
@@ -152,16 +153,17 @@ def list_train_tar(path: Path, synsets: list[str]) -> list[ImageFile]:
     images = []
     with progress_bar(f"Listing {path.name}", len(labels), unit="synset") as bar:
         for outer, member in _members(path):
-            if member.name not in labels:
+            name = _base_name(member)
+            if name not in labels:
                 raise UserError(
                     f"{path} holds {member.name}; expected {synsets[0]}.tar and so on, one archive per ImageNet-1k "
                     "synset: give ILSVRC2012_img_train.tar with --train_tar"
                 )
-            inner = outer.extractfile(member)
-            with _reading(f"{member.name} in {path}"), tarfile.open(fileobj=inner, mode="r:") as archive:
-                for image in filter(tarfile.TarInfo.isfile, archive):
+            inner: Any = outer.extractfile(member)
+            with _open_tar(inner, f"{name} in {path}") as archive:
+                for image in filter(_is_image, archive):
                     offset = member.offset_data + image.offset_data
-                    images.append(ImageFile(str(path), image.name, labels[member.name], image.size, offset))
+                    images.append(ImageFile(str(path), _base_name(image), labels[name], image.size, offset))
             bar.update()
     return images
 
@@ -178,27 +180,45 @@ def list_validation_tar(path: Path, labels: list[int]) -> list[ImageFile]:
     """
     images = []
     for _, member in _members(path):
-        match = re.fullmatch(r"(?:.*/)?(ILSVRC2012_val_(\d{8})\.JPEG)", member.name)
-        if match is None or not 1 <= int(match[2]) <= len(labels):
+        match = re.fullmatch(r"ILSVRC2012_val_(\d{8})\.JPEG", _base_name(member))
+        if match is None or not 1 <= int(match[1]) <= len(labels):
             raise UserError(
                 f"{path} holds {member.name}; expected ILSVRC2012_val_00000001.JPEG to _{len(labels):08}: give "
                 "ILSVRC2012_img_val.tar with --validation_tar"
             )
-        images.append(ImageFile(str(path), match[1], labels[int(match[2]) - 1], member.size, member.offset_data))
+        images.append(ImageFile(str(path), match[0], labels[int(match[1]) - 1], member.size, member.offset_data))
     return images
 
 
 def _members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    with _reading(str(path)), tarfile.open(path, mode="r:") as archive:
-        for member in archive:
-            if member.isfile():
-                yield archive, member
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    with file, _open_tar(file, str(path)) as archive:
+        for member in filter(_is_image, archive):
+            yield archive, member
+
+
+def _is_image(member: tarfile.TarInfo) -> bool:
+    """Whether it is a file that was meant to be there, not what macOS puts beside it."""
+    return member.isfile() and not _base_name(member).startswith(".")
+
+
+def _base_name(member: tarfile.TarInfo) -> str:
+    return member.name.rpartition("/")[2]  # people pack archives anew: ./NAME, train/NAME
 
 
 @contextlib.contextmanager
-def _reading(archive: str) -> Iterator[None]:
+def _open_tar(file: BinaryIO, archive: str) -> Iterator[tarfile.TarFile]:
     try:
-        yield
+        start = file.read(max(map(len, COMPRESSED)))
+        file.seek(0)
+        for magic, program in COMPRESSED.items():
+            if start.startswith(magic):
+                raise UserError(f"{archive} is compressed; its images are read in place: unpack it first by {program}")
+        with tarfile.open(fileobj=file, mode="r:") as opened:
+            yield opened
     except tarfile.TarError as error:
         raise UserError(f"{archive} is not a whole tar archive: {error}; fetch it again") from None
     except OSError as error:

@@ -1,17 +1,51 @@
 """Opens a split by the pipeline that the config asks for."""
 
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
 import tensorflow_datasets as tfds
 
 from gaternet_jax.config import Config
 from gaternet_jax.data.batches import Share, Split
+from gaternet_jax.data.datasets import find_dataset, record_dataset
 from gaternet_jax.data.memory import DeviceSplit, MemorySplit, decoded_size, host_memory, load_split
 from gaternet_jax.data.reader import Reader
+from gaternet_jax.data.record import check_same_dataset
 from gaternet_jax.data.stream import StreamSplit
 from gaternet_jax.errors import UserError
+from gaternet_jax.workdir import load_dataset
+
+
+def open_run_split(workdir: str | Path, config: Config, split: str, share: Share, device_memory: int = 0) -> Split:
+    """Opens a split for the model of a run, with the run's labels.
+
+    Args:
+        workdir: of a training run or a conversion.
+        config: its config, perhaps with another data.name or data.data_dir.
+        split, share, device_memory: as for `open_split`.
+
+    Raises:
+        UserError: as `find_dataset`, `check_same_dataset` and `open_split`.
+    """
+    run, data = load_dataset(workdir), config.data
+    if not data.name:
+        raise UserError(f"{workdir} does not tell which dataset its model is for; write data.name in its config.json")
+    builder = find_dataset(data.name, data.data_dir, run)
+    found = record_dataset(builder)
+    labels = check_same_dataset(run, found)
+    if data.name == run.name and run.digest not in ("", found.digest):
+        print(f"Note: '{found.name}' {found.version} is not what the run was trained on", file=sys.stderr)
+    return open_split(builder, split, config, share, device_memory, labels)
 
 
 def open_split(
-    builder: tfds.core.DatasetBuilder, split: str, config: Config, share: Share, device_memory: int = 0
+    builder: tfds.core.DatasetBuilder,
+    split: str,
+    config: Config,
+    share: Share,
+    device_memory: int = 0,
+    labels: Sequence[int] | None = None,
 ) -> Split:
     """Opens a split of a dataset.
 
@@ -23,11 +57,13 @@ def open_split(
         share: the part of each batch that is wanted, see `this_process`.
         device_memory: bytes of an accelerator, see `parallel.device_memory`; 0 where there is none, or where the caller
             cannot hold images there.
+        labels: the model's label of each class of the dataset; None: the same.
 
     Raises:
-        UserError: no such split, an empty one, one with an image that cannot be read, or one too large for the memory.
+        UserError: no such split, an empty one, one with an image that cannot be read or has no label, or one too large
+            for the memory.
     """
-    reader = Reader(builder, split, config)
+    reader = Reader(builder, split, config, labels)
     pipeline = choose_pipeline(config, decoded_size(reader), device_memory)
     if pipeline == "stream":
         return StreamSplit(reader, config, share)

@@ -21,7 +21,7 @@ from absl import flags
 from gaternet_jax.config import Config
 from gaternet_jax.data.batches import Batch, Share, Split, train_batch_indices
 from gaternet_jax.data.images import BOX_NUMBERS
-from gaternet_jax.data.reader import Reader, Unreadable
+from gaternet_jax.data.reader import LeftOut, Reader
 from gaternet_jax.errors import UserError
 
 CHUNK = 32  # images; keeps Grain's work per element small beside decoding, and all threads busy on one batch
@@ -63,10 +63,10 @@ class StreamSplit(Split):
             if not flags.FLAGS.is_parsed():  # Grain looks at its flags there; a program without absl parses none
                 flags.FLAGS.mark_as_parsed()
             dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(self._workers, ahead))
-        iterator, unreadable = iter(dataset), Unreadable(self.name)
+        iterator, left_out = iter(dataset), LeftOut(self._reader)
         while parts := list(itertools.islice(iterator, per_batch)):
             batch = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-            unreadable.add(batch.pop("unreadable"))
+            left_out.add(batch.pop("left_out"))
             yield batch
 
 
@@ -97,7 +97,7 @@ class _Chunks:
             "image": np.zeros((self.size, *self.reader.shape), np.uint8),
             "label": np.zeros(self.size, np.int32),
             "mask": np.zeros(self.size, bool),
-            "unreadable": np.full(self.size, -1),  # index of the image that should be here but cannot be read
+            "left_out": np.full(self.size, -1),  # index of the image that should be here but cannot be used
         }
 
 
@@ -117,15 +117,15 @@ class _TrainChunk:
         numbers = np.random.default_rng([self.seed, step, CROPS]).random((self.chunks.batch_size, BOX_NUMBERS))
         for place, row in enumerate(rows):
             random = numbers[row].tolist() if self.random else None
-            for offset in range(count):  # in place of one that cannot be read, the next one that can
+            for offset in range(count):  # in place of one that cannot be used, the next one that can
                 index = int(indices[row] + offset) % count
                 label = self.chunks.reader.read(index, chunk["image"][place], random)
                 if label is not None:
                     chunk["label"][place], chunk["mask"][place] = label, offset == 0
                     break
-                chunk["unreadable"][place] = indices[row]
+                chunk["left_out"][place] = indices[row]
             else:
-                raise UserError(f"no image of {self.chunks.reader.name} can be read")
+                raise UserError(f"no image of {self.chunks.reader.name} can be used: {self.chunks.reader.fault(0)}")
         return chunk
 
 
@@ -144,5 +144,5 @@ class _EvalChunk:
                 break
             label = self.chunks.reader.read(index, chunk["image"][place])
             chunk["label"][place], chunk["mask"][place] = (-1, False) if label is None else (label, True)
-            chunk["unreadable"][place] = index if label is None else -1
+            chunk["left_out"][place] = index if label is None else -1
         return chunk

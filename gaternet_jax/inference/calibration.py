@@ -1,5 +1,6 @@
 """The gates that a model opens for some images: what compaction and specialists are made for."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -8,8 +9,7 @@ import numpy as np
 from gaternet_jax.config import Config
 from gaternet_jax.data.augment import normalize
 from gaternet_jax.data.batches import Share
-from gaternet_jax.data.datasets import find_dataset
-from gaternet_jax.data.splits import open_split
+from gaternet_jax.data.splits import open_run_split
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.functional import merge_model, split_model
 from gaternet_jax.models.gaternet import GaterNet, Outputs
@@ -17,18 +17,23 @@ from gaternet_jax.models.gaternet import GaterNet, Outputs
 BATCH_SIZE = 100
 
 
-def read_split(config: Config, split: str, limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first images of a split of a run's dataset, as evaluation sees them, and their labels.
+def read_split(workdir: str | Path, config: Config, split: str, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Reads the first images of a split of a run's dataset, as evaluation sees them, and the run's labels of them.
+
+    Args:
+        workdir: of the run.
+        config: its config, perhaps with another data.data_dir.
+        split: a split's name, or part of one.
+        limit: how many images.
 
     Returns:
         uint8 [N, H, W, C]; int32 [N]; N is `limit`, or fewer if there are fewer.
 
     Raises:
-        UserError: no such dataset or split, or not one image in it.
+        UserError: no such dataset or split, other classes than the run's, or not one image.
     """
-    builder = find_dataset(config.data.name, config.data.data_dir)
     images, labels, read = [], [], 0
-    batches = open_split(builder, split, config, Share(0, 1)).eval_batches(BATCH_SIZE)
+    batches = open_run_split(workdir, config, split, Share(0, 1)).eval_batches(BATCH_SIZE)
     for batch in batches:
         mask = np.asarray(batch["mask"])
         images.append(np.asarray(batch["image"])[mask])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from gaternet_jax.analysis.run import Options, analyze
 from gaternet_jax.command_line import command_line
+from gaternet_jax.paths import expand_arguments
 from gaternet_jax.tools.predict import positive
 
 
@@ -25,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data_dir", default="", help="folder of the prepared datasets (default: the run's)")
     parser.add_argument("--filters", type=positive, default=16, help="filters forced shut and open (default: 16)")
     parser.add_argument("--sample", type=positive, default=500, help="images they are forced for (default: 500)")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(expand_arguments(argv))
     options = Options(
         split=arguments.split,
         images=arguments.images,

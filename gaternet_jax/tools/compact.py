@@ -20,8 +20,9 @@ from gaternet_jax.inference.narrow import check_gated
 from gaternet_jax.inference.parts import choose_parts
 from gaternet_jax.inference.tuning import ConvTimes
 from gaternet_jax.inference.widths import BackboneTimes
+from gaternet_jax.paths import expand_arguments
 from gaternet_jax.tools.predict import positive
-from gaternet_jax.workdir import check_new_folder, load_config, load_labels
+from gaternet_jax.workdir import check_new_folder, load_config, load_dataset, load_labels, save_dataset
 
 BATCH_SIZE = 64  # that widths are measured for
 
@@ -52,7 +53,7 @@ def compact(
     names, model, data = load_labels(workdir), load_model(workdir, tell=True), config.data
     check_gated(model)
     print(f"Calibrating on {images:,} images of {data.name}/{data.train_split} ...", flush=True)
-    seen, _ = read_split(config, data.train_split, images)
+    seen, _ = read_split(workdir, config, data.train_split, images)
     gates = run_model(model, seen, data).gates
     times = (
         BackboneTimes(model, data.image_size, ConvTimes(choose_parts(BATCH_SIZE, data.image_size)))
@@ -61,7 +62,7 @@ def compact(
     )
     compacted, selection = compact_model(model, gates, times)
     print(f"Comparing on {data.name}/{data.eval_split} ...", flush=True)
-    unseen, labels = read_split(config, data.eval_split, held_out)
+    unseen, labels = read_split(workdir, config, data.eval_split, held_out)
     before, after = run_model(model, unseen, data), run_model(compacted, unseen, data)
     left = departures(before.gates, model.gate_sites, selection)
     difference = np.abs(before.logits - after.logits).max(1)
@@ -76,6 +77,7 @@ def compact(
         },
     }
     save_compacted(out, config, names, compacted, selection)
+    save_dataset(load_dataset(workdir), out)
     (out / "compaction_report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
 
@@ -112,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--held_out", type=positive, default=10000, help="to compare on (default: 10000)")
     parser.add_argument("--data_dir", default="", help="folder of prepared datasets (default: the run's)")
     parser.add_argument("--measured", action="store_true", help="keep filters that this machine is faster with")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(expand_arguments(argv))
     report = compact(
         arguments.workdir,
         arguments.out,

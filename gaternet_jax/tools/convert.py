@@ -13,7 +13,9 @@ from pathlib import Path
 from gaternet_jax.checkpoint import Checkpoints
 from gaternet_jax.command_line import command_line
 from gaternet_jax.config import Config, default
+from gaternet_jax.data.record import number_classes
 from gaternet_jax.errors import UserError
+from gaternet_jax.paths import expand_arguments
 from gaternet_jax.released import convert_released, flatten_released, infer_model
 from gaternet_jax.safetensors import read_safetensors
 from gaternet_jax.workdir import check_new_folder, save_config
@@ -55,10 +57,10 @@ def convert(checkpoint: Path, out: Path) -> Config:
     tensors = flatten_released(read(checkpoint))
     config = default()
     config.model = infer_model(tensors, config.model)
-    config.data.name = "cifar100" if config.model.num_classes == 100 else "cifar10"
+    config.data.name = {10: "cifar10", 100: "cifar100"}.get(config.model.num_classes, "")
     params, stats = convert_released(tensors, config.model)
     classes = config.model.num_classes
-    labels = CIFAR10_CLASSES if classes == 10 else [f"class {label}" for label in range(classes)]
+    labels = CIFAR10_CLASSES if classes == 10 else list(number_classes(classes))
     save_config(config, labels, out)
     with Checkpoints(out) as checkpoints:
         checkpoints.save_model(params, stats)
@@ -70,10 +72,14 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True, help="the released .pth file, or a .safetensors file")
     parser.add_argument("--out", type=Path, required=True, help="a new or empty folder")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(expand_arguments(argv))
     config = convert(arguments.checkpoint, arguments.out)
     print(f"Converted {config.model.backbone}-Gated ({config.model.num_classes} classes) into {arguments.out}")
-    print(f"Next: python -m gaternet_jax.main --workdir={arguments.out} --mode=evaluate")
+    if config.data.name:
+        print(f"Next: python -m gaternet_jax.main --workdir={arguments.out} --mode=evaluate")
+    else:
+        print("Its dataset is not known: write data.name in config.json, and the classes in labels.txt")
+        print(f"Next: python -m gaternet_jax.tools.predict --workdir={arguments.out} IMAGE")
 
 
 if __name__ == "__main__":

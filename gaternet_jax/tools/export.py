@@ -15,6 +15,7 @@ from gaternet_jax.command_line import command_line
 from gaternet_jax.errors import UserError
 from gaternet_jax.inference.export import export_stablehlo
 from gaternet_jax.inference.onnx import OPSET, export_onnx
+from gaternet_jax.paths import expand_arguments
 from gaternet_jax.workdir import load_config, load_labels
 
 FORMATS = ("stablehlo", "onnx")
@@ -71,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--opset", type=int, help=f"of ONNX; programs that read the file must know it (default: {OPSET})"
     )
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(expand_arguments(argv))
     out = arguments.out
     format = arguments.format or ("onnx" if out.suffix == ".onnx" else "stablehlo")
     export(arguments.workdir, out, format, arguments.checkpoint, arguments.opset)

@@ -19,6 +19,7 @@ from gaternet_jax.config import Config, default
 from gaternet_jax.models.build import abstract_model, count_parameters
 from gaternet_jax.models.macs import MacCounter
 from gaternet_jax.models.registry import known_backbones
+from gaternet_jax.paths import expand_arguments
 from gaternet_jax.variants import BASELINES, PLACEMENTS, apply_variant
 
 HEADER = (
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     every = ("plain", *PLACEMENTS, *(name for name in BASELINES if name != "plain"))
     parser.add_argument("--models", default=",".join(known_backbones()), help="comma-separated (default: all)")
     parser.add_argument("--variants", default=",".join(every), help="comma-separated (default: all)")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(expand_arguments(argv))
     variants = [
         f"{model}-{variant}" for model in arguments.models.split(",") for variant in arguments.variants.split(",")
     ]

@@ -20,6 +20,7 @@ from gaternet_jax.data.images import read_files
 from gaternet_jax.errors import UserError
 from gaternet_jax.inference.calibration import read_split
 from gaternet_jax.inference.predictor import MODES, Predictor
+from gaternet_jax.paths import expand_arguments
 from gaternet_jax.workdir import load_config, load_labels
 
 BATCH_SIZE = 64
@@ -36,7 +37,7 @@ def predict(workdir: Path, paths: list[Path], top: int, mode: str = "dense") -> 
     model = load_model(workdir, tell=True)
     calibration = None
     if mode in ("compact", "specialists"):
-        calibration, _ = read_split(config, config.data.train_split, CALIBRATION_IMAGES)
+        calibration, _ = read_split(workdir, config, config.data.train_split, CALIBRATION_IMAGES)
     predictor = Predictor(
         model,
         mode,
@@ -79,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="of a training run or a conversion")
     parser.add_argument("--top", type=positive, default=5, help="classes shown per image (default: 5)")
     parser.add_argument("--mode", choices=MODES, default="dense", help="see inference/predictor.py (default: dense)")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(expand_arguments(argv))
     unreadable, images = predict(arguments.workdir, arguments.images, arguments.top, arguments.mode), arguments.images
     if unreadable:
         raise UserError(f"{unreadable} of {len(images)} images cannot be read; they are named above")

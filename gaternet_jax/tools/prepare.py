@@ -22,18 +22,23 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from gaternet_jax.command_line import command_line
-from gaternet_jax.data.datasets import resolve_data_dir
+from gaternet_jax.data.datasets import open_dataset, prepared_versions, resolve_data_dir
 from gaternet_jax.data.prepare import prepare_folder, prepare_imagenet
 from gaternet_jax.data.tfrecord import convert_tfrecords
 from gaternet_jax.errors import UserError
+from gaternet_jax.paths import expand_arguments
 
 
 def prepare_stock(name: str, data_dir: Path) -> Path:
     """Lets TFDS fetch and prepare one of its own datasets.
 
     Raises:
-        UserError: no TensorFlow, no such dataset, or TFDS cannot prepare it.
+        UserError: it is there in another format, no TensorFlow, no such dataset, or TFDS cannot prepare it.
     """
+    base, _, version = name.partition(":")
+    for folder in prepared_versions(data_dir / base):
+        if version in ("", folder.name):
+            open_dataset(folder)
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(f"TFDS needs TensorFlow to prepare '{name}': pip install -e '.[prepare]'")
     try:
@@ -83,7 +88,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             default="",
             help="folder of prepared datasets (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)",
         )
-    return parser.parse_args(argv)
+    return parser.parse_args(expand_arguments(argv))
 
 
 def run(arguments: argparse.Namespace) -> Path:

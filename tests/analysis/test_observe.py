@@ -42,7 +42,7 @@ def folder(tmp_path):
 def test_observations_are_the_models_own(run):
     workdir, config = run
     assert len(jax.devices()) == 8, "images are spread over devices and come back in order"
-    source = split_source(config, "test[:21]")
+    source = split_source(workdir, config, "test[:21]")
     images = np.concatenate([batch["image"] for batch in source.batches()])[:21]
     model = load_model(workdir)
     graphdef, params, stats = split_model(model)
@@ -102,15 +102,15 @@ def test_thumbnails_are_small(monkeypatch):
 
 
 def test_what_cannot_be_used_is_named(run, folder, tmp_path):
-    _, config = run
+    workdir, config = run
     with pytest.raises(UserError, match="has no images in split 'nothing'"):
-        split_source(config, "nothing")
+        split_source(workdir, config, "nothing")
     with pytest.raises(UserError, match="has no images in split"):
-        split_source(config, "test[:0]")
+        split_source(workdir, config, "test[:0]")
     with config.unlocked():
         config.data.name = "cifar10"
     with pytest.raises(UserError, match=r"(?s)not prepared.*--images=FOLDER"):
-        split_source(config)
+        split_source(workdir, config)
     with pytest.raises(UserError, match="is not a folder"):
         folder_source(tmp_path / "absent", config, CLASSES)
     (tmp_path / "empty").mkdir()

@@ -7,10 +7,11 @@ from sklearn.datasets import load_digits
 
 from configs.cifar10 import get_config
 from gaternet_jax.data.batches import Share
-from gaternet_jax.data.datasets import class_names, find_dataset
+from gaternet_jax.data.datasets import class_names, find_dataset, record_dataset
 from gaternet_jax.data.splits import open_split
 from gaternet_jax.errors import UserError
 from tests.helpers import digits_config
+from tests.image_folders import make_dataset
 
 ALONE = Share(0, 1)
 
@@ -73,6 +74,28 @@ def test_data_dir_comes_from_the_environment(tmp_path, monkeypatch):
 def test_unknown_dataset_lists_what_is_there(data_dir, digits):
     with pytest.raises(UserError, match=r"unknown dataset 'cifar11': it is not in .* \(which has .*digits.*\)"):
         find_dataset("cifar11")
+
+
+def test_configs_and_versions(tmp_path):
+    for config in ("160px-v2", "full"):
+        for version in ("1.0.0", "1.10.0", "1.9.0"):
+            make_dataset(tmp_path / "nette" / config / version, {"train": [0]}, config=config)
+    builder = find_dataset("nette/160px-v2", str(tmp_path))
+    assert record_dataset(builder).name == "nette/160px-v2" and str(builder.version) == "1.10.0"
+    assert str(find_dataset("nette/full:1.9.0", str(tmp_path)).version) == "1.9.0"
+    with pytest.raises(UserError, match=r"has no version 2\.0\.0 in .*; it has 1\.0\.0, 1\.10\.0, 1\.9\.0"):
+        find_dataset("nette/full:2.0.0", str(tmp_path))
+    with pytest.raises(UserError, match=r"'nette' is in .* with the configs 160px-v2, full; give one: 'nette/160"):
+        find_dataset("nette", str(tmp_path))
+    with pytest.raises(UserError, match=r"\(which has digits, nette/160px-v2, nette/full\)"):
+        find_dataset("nettle", str(tmp_path))
+
+
+def test_metadata_that_cannot_be_read(tmp_path):
+    folder = make_dataset(tmp_path / "pets" / "1.0.0", {"train": [0]})
+    (folder / "dataset_info.json").write_text("{")
+    with pytest.raises(UserError, match=f"{folder} is no dataset that can be read"):
+        find_dataset("pets", str(tmp_path))
 
 
 def test_folder_that_cannot_be_written(tmp_path):

@@ -161,7 +161,7 @@ def test_unreadable_image_ends_the_run_by_name(builder, pipeline, monkeypatch):
 @pytest.mark.parametrize("pipeline", ["stream", "memory"])
 def test_split_without_a_readable_image_is_refused(builder, pipeline, monkeypatch):
     monkeypatch.setattr("gaternet_jax.data.splits.Reader", lambda *args: damage(Reader(*args), *range(TRAIN)))
-    with pytest.raises(UserError, match="no image of photos/train can be read"):
+    with pytest.raises(UserError, match="no image of photos/train can be used: image 0 of photos/train cannot be read"):
         first(1, builder, **{"data.pipeline": pipeline, "data.train_crop": "center", "data.on_error": "skip"})
 
 

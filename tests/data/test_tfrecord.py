@@ -81,6 +81,43 @@ def test_configs(source, tmp_path):
     assert len(records("pets/small", tmp_path / "new", "train")) == 5
 
 
+def without_lengths(source, **fields):
+    """The metadata as TFDS wrote them before version 3."""
+    info = json.loads((source / "dataset_info.json").read_text())
+    del info["fileFormat"]
+    for split in info["splits"]:
+        del split["shardLengths"], split["filepathTemplate"]
+        split |= fields
+    (source / "dataset_info.json").write_text(json.dumps(info))
+
+
+def test_records_are_counted_where_the_metadata_do_not_tell_their_number(source, tmp_path):
+    without_lengths(source, numShards="1")
+    folder = convert_tfrecords(source, tmp_path / "new", workers=1)
+    builder = find_dataset("pets", str(tmp_path / "new"))
+    assert {split: info.shard_lengths for split, info in builder.info.splits.items()} == LENGTHS
+    assert [name for name, _, _ in records("pets", tmp_path / "new", "train")][-1] == "train 2 1"
+    assert not list(folder.glob("*tfrecord*"))
+
+
+def test_metadata_without_lengths_beside_files_that_are_no_whole_set(source, tmp_path):
+    without_lengths(source)
+    (source / "pets-train.tfrecord-00001-of-00003").unlink()
+    with pytest.raises(UserError, match=r"no whole set of files for split 'train' \(found pets-train\.tfrecord-00000"):
+        convert_tfrecords(source, tmp_path / "new", workers=1)
+    for path in source.glob("pets-train*"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"for split 'train' \(found none\), and its dataset_info\.json does not tell"):
+        convert_tfrecords(source, tmp_path / "new", workers=1)
+
+
+def test_metadata_without_splits(source, tmp_path):
+    info = json.loads((source / "dataset_info.json").read_text()) | {"splits": []}
+    (source / "dataset_info.json").write_text(json.dumps(info))
+    with pytest.raises(UserError, match=f"the dataset_info.json of {source} tells of no splits"):
+        convert_tfrecords(source, tmp_path / "new", workers=1)
+
+
 def test_second_time(source, tmp_path, capfd):
     folder = convert_tfrecords(source, tmp_path / "new", workers=1)
     assert convert_tfrecords(source, tmp_path / "new", workers=1) == folder

@@ -1,4 +1,7 @@
+import bz2
+import gzip
 import io
+import lzma
 import os
 import re
 import signal
@@ -15,7 +18,7 @@ from gaternet_jax.data import image_files
 from gaternet_jax.data.datasets import class_names, find_dataset
 from gaternet_jax.data.image_files import to_store
 from gaternet_jax.tools import prepare
-from tests.image_folders import encode, make_folder, read
+from tests.image_folders import encode, make_dataset, make_folder, read
 
 
 def fails(arguments, sentence):
@@ -179,6 +182,36 @@ def test_exchanged_archives(tars, tmp_path):
     fails([*tars, exchanged[1]], ".*/train.tar holds n01440764.tar; expected ILSVRC2012_val_00000001.JPEG to _00050000")
 
 
+def test_archives_that_were_packed_anew(tars, tmp_path):
+    inner = {}
+    for synset, images in TRAIN.items():
+        packed = tar(tmp_path / synset, {f"./{synset}/{name}": image for name, image in images.items()})
+        inner[f"./train/{synset}.tar"] = packed.read_bytes()
+    tar(tmp_path / "train.tar", {"./train/._n01440764.tar": b"what macOS adds"} | inner)
+    tar(tmp_path / "validation.tar", {f"./val/{name}": image for name, image in VALIDATION.items()})
+    prepare.main([*tars, "--workers=1"])
+    names = {name for images in TRAIN.values() for name in images}
+    assert read("imagenet2012", tmp_path, "train").keys() == names
+    assert read("imagenet2012", tmp_path, "validation").keys() == VALIDATION.keys()
+
+
+@pytest.mark.parametrize(("module", "program"), [(gzip, "gunzip"), (bz2, "bunzip2"), (lzma, "unxz")])
+def test_compressed_archives(tars, tmp_path, module, program):
+    path = tmp_path / "validation.tar"
+    whole = path.read_bytes()
+    path.write_bytes(module.compress(whole))
+    fails(tars, f"{path} is compressed; its images are read in place: unpack it first by {program}")
+    path.write_bytes(whole)
+    tar(tmp_path / "train.tar", {"n01440764.tar": module.compress((tmp_path / "n01440764").read_bytes())})
+    fails(tars, f"n01440764.tar in {tmp_path}/train.tar is compressed; .*by {program}")
+
+
+def test_imagenet_beside_a_copy_that_tfds_made(tars, tmp_path):
+    make_dataset(tmp_path / "imagenet2012" / "5.1.0", {"train": [0]}, stored="tfrecord")
+    folder = f"{tmp_path}/imagenet2012/5.1.0"
+    fails(tars, f"{folder} is stored as tfrecord, .*prepare convert --source={folder} --data_dir=OTHER_DIR")
+
+
 def test_unknown_names(tars, tmp_path):
     tar(tmp_path / "validation.tar", {"ILSVRC2012_val_00050001.JPEG": encode(0)})
     fails(tars, ".*validation.tar holds ILSVRC2012_val_00050001.JPEG; expected")
@@ -197,6 +230,15 @@ def test_empty_archive(tars, tmp_path):
 def test_stock_needs_tensorflow(monkeypatch):
     monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: None)
     fails(["stock", "--name=cifar10"], re.escape("TFDS needs TensorFlow to prepare 'cifar10': pip install -e '.[prep"))
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar10:3.0.2"])
+def test_stock_beside_a_copy_that_tfds_made(tmp_path, name):
+    folder = make_dataset(tmp_path / "cifar10" / "3.0.2", {"train": [0]}, stored="tfrecord")
+    fails(
+        ["stock", f"--name={name}", f"--data_dir={tmp_path}"],
+        f"{folder} is stored as tfrecord, .*prepare convert --source={folder} --data_dir=OTHER_DIR",
+    )
 
 
 @pytest.fixture
