@@ -152,6 +152,8 @@ def test_every_field_has_a_comment():
         ("optimizer.learning_rate", float("nan"), "optimizer.learning_rate=nan must be at least 0"),
         ("optimizer.schedule", "linear", "optimizer.schedule='linear' must be one of cosine, steps"),
         ("optimizer.warmup_epochs", 200.0, "warmup_epochs=200.0 must be less than train.epochs=200.0"),
+        ("data.background", (0, 0, 256), r"data.background=\(0, 0, 256\) must be three integers from 0 to 255"),
+        ("data.background", (255, 255), "data.background=.* must be three integers"),
         ("data.mean", (0.5,), r"data.mean=\(0.5,\) needs one number per channel \(model.channels=3\)"),
         ("data.std", (0.5, 0.5, 0.0), "must be greater than 0"),
         ("model.channels", 4, r"model.channels=4 must be 1 \(grayscale\) or 3 \(RGB\)"),

@@ -40,7 +40,7 @@ class Reader:
         self.shape = (data.image_size, data.image_size, config.model.channels)
         self._center = functools.partial(center_box, fraction=data.eval_crop)
         self._random = functools.partial(random_box, area=tuple(data.crop_area), aspect=tuple(data.crop_aspect))
-        self._resize, self._skip = data.resize, data.on_error == "skip"
+        self._resize, self._background, self._skip = data.resize, tuple(data.background), data.on_error == "skip"
         try:
             as_data_source: Any = builder.as_data_source  # mistyped in TFDS
             self._records = as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
@@ -90,6 +90,7 @@ class Reader:
                 channels=channels,
                 resize=self._resize,
                 fast=random is not None,
+                background=self._background,
                 source=source,
                 out=out,
             )
