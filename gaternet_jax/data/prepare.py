@@ -1,5 +1,6 @@
 """Prepares datasets as ArrayRecord files that TFDS reads: folders of images, and ImageNet. Needs no TensorFlow."""
 
+import collections
 import hashlib
 import itertools
 import math
@@ -17,6 +18,7 @@ from gaternet_jax.data.shards import Written
 from gaternet_jax.data.sources import Listing, list_folder, list_train_tar, list_validation_tar
 from gaternet_jax.errors import UserError
 
+KINDS = 8  # of files that are no images, that a note counts
 VERSION = "1.0.0"  # of datasets made of folders
 SHARD_IMAGES = 1000
 SHARD_BYTES = 128 * 2**20
@@ -52,7 +54,14 @@ def prepare_folder(
     name = dataset_name(name or root.resolve().name, derive=not name)
     listing = list_folder(root)
     if listing.ignored:
-        print(f"Ignored {len(listing.ignored):,} files that are no images by their names, e.g. {listing.ignored[0]!a}")
+        kinds = collections.Counter(Path(path).suffix.lower() or Path(path).name for path in listing.ignored)
+        most = ", ".join(f"{count:,} {kind!a}" for kind, count in kinds.most_common(KINDS))
+        print(
+            f"Ignored {len(listing.ignored):,} files that are no images by their names, e.g. {listing.ignored[0]!a} "
+            f"({most}{', and others' if len(kinds) > KINDS else ''})"
+        )
+    for note in listing.notes:
+        print(note)
 
     def finish(folder: Path, written: dict[str, list[Written]]) -> None:
         _check_classes_left(listing, written)
