@@ -121,4 +121,4 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if image.mode == "La":
         image = image.convert("LA")
     image = image.convert("RGBA")
-    return image if image.getextrema()[3][0] < 255 else image.convert("RGB")
+    return image.convert("RGB") if np.asarray(image.getchannel("A")).min() == 255 else image

@@ -81,10 +81,12 @@ def parse_jpeg(encoded: bytes) -> Jpeg | None:
             components = encoded[start + 9]
             if components not in (1, 3) or height * width > len(encoded) * PIXELS_PER_BYTE:
                 return None
+            factors = [encoded[start + 11 + 3 * component] & 15 for component in range(components)]
+            if 0 in factors:
+                return None
             one_scan = kind != 0xC2 and encoded[at + 4] == components
             # Codes have no 0xFFD9 in them: a file that was cut off has none at its end.
             has_end = encoded.rfind(b"\xff\xd9", max(len(encoded) - 4096, at)) >= 0
-            factors = [encoded[start + 11 + 3 * component] & 15 for component in range(components)]
             return Jpeg(height, width, start + 5, 8 * max(factors), one_scan and has_end)
     return None
 

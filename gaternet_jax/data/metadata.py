@@ -3,7 +3,7 @@
 Pillow reads metadata as it opens a file, and gives the picture up where they are faulty: it is shown the picture alone.
 """
 
-import re
+import contextlib
 import zlib
 from typing import NamedTuple
 
@@ -78,8 +78,8 @@ def _split_png(encoded: bytes) -> Parts:
             if keyword == PNG_XMP:
                 xmp += text
             elif keyword == PNG_EXIF and not exif:  # ImageMagick's: a name, a length, hexadecimal digits in lines
-                digits = b"".join(text.split(b"\n")[3:])
-                exif = bytes.fromhex(re.match(rb"(?:[0-9a-fA-F]{2})*", digits)[0].decode())
+                with contextlib.suppress(ValueError):
+                    exif = bytes.fromhex(b"".join(text.split(b"\n")[3:]).decode())
         if name[:1].isupper() or name == b"tRNS":
             kept.append(encoded[at:end])
         at = end

@@ -29,7 +29,7 @@ IMAGENET_SIZES = {"train": 1_281_167, "validation": 50_000}
 def prepare_folder(
     root: Path, data_dir: Path, name: str, *, skip_corrupt: bool = False, workers: int | None = None
 ) -> Path:
-    """Prepares root/{train, validation, test}/CLASS/**/IMAGE as the dataset data_dir/NAME/1.0.0.
+    """Prepares root/{train, validation, test}/CLASS/**/IMAGE as the dataset data_dir/NAME/1.0.0 (see `list_folder`).
 
     Its records have the image (see `to_store` for the bytes), the label (classes in alphabetical order) and the
     file_name (below the split's folder), in an order that depends on the names only. A second call goes on where the

@@ -138,3 +138,13 @@ def test_files_too_short_for_their_size_are_refused_at_once():
     for attempt in (to_store, read):
         with pytest.raises(UserError, match=r"premature end: .* bytes cannot hold 9000 x 9000 pixels"):
             attempt(bytes(encoded))
+
+
+def test_sampling_factors_of_zero_are_refused():
+    encoded = bytearray(encode(photograph(64, 48), "L"))
+    factors = encoded.index(b"\xff\xc0") + 11
+    assert encoded[factors] == 0x11
+    encoded[factors] = 0x10
+    for fast in (False, True):
+        with pytest.raises(UserError, match="cannot be read as an image"):
+            read(bytes(encoded), fast=fast)
