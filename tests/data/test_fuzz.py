@@ -25,7 +25,7 @@ from tests.data.test_orientation import exif_of, xmp_of
 pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow's, of what is odd
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
 COUNT = int(os.environ.get("FUZZ_COUNT", "300"))  # of each kind, in the long form
-SECONDS = 20  # for one picture, on a machine that does other things, too; they are small
+SECONDS = 120  # for one picture; a damaged header can claim 179 million pixels, which take some seconds
 SIZE = 16
 
 
@@ -96,8 +96,11 @@ WHOLE = corpus()
 
 def mutated(name, seed, number):
     """The number-th damaged file of this kind."""
-    random = np.random.default_rng([seed, number, *name.encode()])
-    file, kind = bytearray(WHOLE[name]), random.integers(9)
+    return damage(WHOLE[name], np.random.default_rng([seed, number, *name.encode()]))
+
+
+def damage(whole_file, random):
+    file, kind = bytearray(whole_file), random.integers(9)
     at, length = int(random.integers(len(file))), int(random.integers(1, 32))
     if kind == 0:
         return bytes(file[:at])
@@ -169,6 +172,54 @@ def fuzz(name, numbers):
 def test_damaged_pictures(name):
     check(WHOLE[name])
     fuzz(name, range(12))
+
+
+UPRIGHT = np.tile(np.repeat([[255], [0]], 8, 0).astype(np.uint8)[..., None], (1, 24, 3))
+
+
+def with_metadata(format, exif, xmp, profile):
+    options = {"JPEG": {"quality": 95}, "AVIF": {"quality": 95, "speed": 10}, "WEBP": {"lossless": True}}.get(
+        format, {}
+    )
+    if format == "PNG":
+        options["pnginfo"] = PngInfo()
+        for name, content in ((b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp), (b"zTXt", b"Comment\0\0" + xmp)):
+            options["pnginfo"].add(name, content)
+        options["pnginfo"].add(b"tEXt", b"Raw profile type exif\0\nexif\n99\n" + exif.hex().encode())
+    elif format == "TIFF":
+        options["tiffinfo"] = {700: xmp, 34675: profile, 34377: exif, 33723: exif, 0x8769: len(xmp), 0x8825: len(exif)}
+    if format != "TIFF":
+        options |= {"exif": exif, "xmp": xmp, "icc_profile": profile} if format != "PNG" else {"exif": exif}
+    return save(Image.fromarray(UPRIGHT), format, **options)
+
+
+def fuzz_metadata(format, numbers):
+    """Whatever is in them, the picture is there, turned or not, the same for all."""
+    for number in numbers:
+        random = np.random.default_rng([SEED, number, *format.encode()])
+        parts = [damage(part, random) for part in (exif_of(6), xmp_of(6), bytes(200))]
+        try:
+            file = with_metadata(format, *parts)
+        except Exception:
+            continue  # Pillow does not write such
+        try:
+            check(file)
+            decoded = decode_image(file, 3)
+            turned = decoded if decoded.shape == UPRIGHT.shape else np.rot90(decoded)
+            assert any(close(turn(turned), UPRIGHT) for turn in (np.asarray, np.flipud)), "another picture"
+        except Exception as error:
+            pytest.fail(f"with_metadata({format!r}, ...), seed={SEED}, number={number}: {error}")
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF"])
+def test_damaged_metadata(format):
+    fuzz_metadata(format, range(20))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF"])
+def test_much_damaged_metadata(format):
+    fuzz_metadata(format, range(COUNT))
 
 
 @pytest.mark.slow

@@ -2,10 +2,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gaternet_jax.data.images import BOX_NUMBERS, Box, center_box, random_box, read_box
+from gaternet_jax.config import default
+from gaternet_jax.data.datasets import find_dataset
+from gaternet_jax.data.images import BOX_NUMBERS, Box, center_box, random_box, read_box, read_files
 from gaternet_jax.data.jpeg import parse_jpeg
+from gaternet_jax.data.prepare import prepare_folder
+from gaternet_jax.data.reader import Reader
 from gaternet_jax.errors import UserError
 from tests.data.test_decode import encode
+from tests.image_folders import make_folder
 
 COLOURS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], np.uint8)
 
@@ -60,3 +65,20 @@ def test_file_of_too_many_pixels_is_refused():
     header[jpeg.height_at : jpeg.height_at + 4] = (65_000).to_bytes(2) * 2
     with pytest.raises(UserError, match=r"huge\.jpg cannot be read as an image: .*limit"):
         read_box(bytes(header), center_box, 8, channels=3, resize="area", source="huge.jpg")
+
+
+def test_background_is_the_runs_own_everywhere(tmp_path):
+    root, drawing = make_folder(tmp_path / "images", 1, 1), Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    drawing.paste((10, 20, 30, 255), (0, 0, 16, 8))
+    for name in ("train/cat/0.jpg", "test/cat/0.jpg"):
+        drawing.save(root / name, "PNG")
+    prepare_folder(root, tmp_path / "data", "pets", workers=1)
+    config = default()
+    for colour in ((255, 255, 255), (0, 0, 255)):
+        config.data.update(name="pets", image_size=16, background=colour)
+        reader = Reader(find_dataset("pets", str(tmp_path / "data")), "train", config)
+        found = [np.empty((16, 16, 3), np.uint8) for _ in range(2)]
+        labels = [reader.read(index, out) for index, out in enumerate(found)]
+        expected = np.array([(10, 20, 30)] * 8 + [colour] * 8, np.uint8)[:, None].repeat(16, 1)
+        np.testing.assert_array_equal(found[labels.index(0)], expected)
+        np.testing.assert_array_equal(read_files([root / "test/cat/0.jpg"], config.data, 3)[0], expected)
