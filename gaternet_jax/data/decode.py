@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from gaternet_jax.data.jpeg import check_jpeg, check_jpeg_size, is_jpeg
 from gaternet_jax.data.metadata import split_metadata
-from gaternet_jax.data.orientation import UPRIGHT, read_orientation
+from gaternet_jax.data.orientation import ORIENTATION, UPRIGHT, checked_orientation, read_orientation
 from gaternet_jax.errors import UserError
 
 Image.init()  # so that all formats are known
@@ -81,19 +82,27 @@ def read_image(encoded: bytes, source: str = "image") -> Image.Image:
 
 
 def open_image(encoded: bytes) -> tuple[Image.Image, int]:
-    """Opens a picture, of which nothing is decoded yet; and tells how it is to be turned, see `read_orientation`."""
+    """Opens a picture, of which nothing is decoded yet.
+
+    Returns:
+        The image, and how it is to be turned when it is loaded, see `read_orientation`.
+    """
     if not encoded:
         raise ValueError("it is an empty file")
     picture, exif, xmp = split_metadata(encoded)
     image = Image.open(io.BytesIO(picture), formats=FORMATS)
-    exif, xmp = exif or image.info.get("exif", b""), xmp or image.info.get("xmp", b"")
-    if image.format == "TIFF":
-        exif = exif or encoded  # which has EXIF's own structure
-        image.getexif = Image.Exif  # Pillow would turn a TIFF as it loads it, and fail if metadata are faulty
     transparency = image.info.get("transparency")
     if image.format == "PNG" and image.mode == "RGB" and transparency and picture[BITS_AT] == 16:
         image.info["transparency"] = tuple(value >> 8 for value in transparency)  # as Pillow does with the samples
-    return image, read_orientation(exif, xmp)
+    exif, xmp = exif or image.info.get("exif", b""), xmp or image.info.get("xmp", b"")
+    if not isinstance(image, TiffImageFile):
+        return image, read_orientation(exif, xmp)
+    # Pillow turns a TIFF as it loads it, and fails if anything else in its metadata is faulty: it sees this one tag.
+    tag = image.tag_v2.get(ORIENTATION)
+    seen = Image.Exif()
+    seen[ORIENTATION] = read_orientation(b"", xmp) if tag is None else checked_orientation(tag)
+    image.getexif = lambda: seen
+    return image, UPRIGHT
 
 
 def has_transparency(image: Image.Image) -> bool:

@@ -137,6 +137,21 @@ def test_tiff_of_16_bits(options):
     np.testing.assert_array_equal(decode_image(negative, 1)[..., 0], [[255, 127, 0]])
 
 
+@pytest.mark.parametrize("mode", ["I;16", "L", "LA", "P", "RGB"])
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+def test_tiff_of_every_mode_is_turned(mode, compression):
+    levels = np.arange(24, dtype=np.uint16).reshape(4, 6) * 10
+    image = Image.fromarray(levels * 256) if mode == "I;16" else Image.fromarray(levels.astype(np.uint8)).convert(mode)
+    for orientation, turned in (
+        (1, levels),
+        (3, np.rot90(levels, 2)),
+        (6, np.rot90(levels, -1)),
+        (8, np.rot90(levels)),
+    ):
+        encoded = encode(image, "tiff", tiffinfo={274: orientation}, compression=compression)
+        np.testing.assert_array_equal(decode_image(encoded, 1)[..., 0], turned)
+
+
 def test_pgm_of_16_bits_and_of_other_maxima():
     np.testing.assert_array_equal(decode_image(b"P5 3 1 65535\n" + b"\0\0\x80\0\xff\xff", 1)[..., 0], [[0, 128, 255]])
     np.testing.assert_array_equal(decode_image(b"P5 3 1 1023\n" + b"\0\0\x02\0\x03\xff", 1)[..., 0], [[0, 128, 255]])
