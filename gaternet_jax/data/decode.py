@@ -17,12 +17,14 @@ from gaternet_jax.errors import UserError
 
 Image.init()  # so that all formats are known
 # All formats that Pillow reads, but for those that need other programs or libraries, or are only known by their names.
-FORMATS = tuple(sorted(set(Image.OPEN) - {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}))
-EXTENSIONS = tuple(sorted(end for end, name in Image.registered_extensions().items() if name in FORMATS))
+FORMATS = tuple(name for name in Image.ID if name not in ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"))
+EXTENSIONS = tuple(
+    sorted(end for end, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO"))  # a kind of JPEG
+)
 MODES = {1: "L", 3: "RGB"}
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS * 2 if Image.MAX_IMAGE_PIXELS else 2**28  # Pillow's limit: 179 million
 BITS_AT = 24  # where a PNG's header has the bits of a sample
-PHOTOMETRIC = 262  # TIFF's tag
+BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # TIFF's tags
 WHITE = (255, 255, 255)
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -39,8 +41,8 @@ def decode_image(encoded: bytes, channels: int, source: str = "image", backgroun
     """Decodes PNG, JPEG, WebP and what else Pillow reads.
 
     Gray becomes RGB by repetition and RGB gray by its luminance; transparent pictures are put on a ground of one
-    colour; 16 bits are divided by 256; a picture that was marked as rotated (see `read_orientation`) is turned
-    upright; of an animation the first frame is taken. Metadata are not needed, and may be faulty.
+    colour; 16 bits are divided by 256 (12 by 16); a picture that was marked as rotated (see `read_orientation`) is
+    turned upright; of an animation the first frame is taken. Metadata are not needed, and may be faulty.
 
     Args:
         encoded: the file's bytes.
@@ -113,9 +115,11 @@ def has_transparency(image: Image.Image) -> bool:
 def _eight_bits(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         samples = np.asarray(image, np.uint32)  # Pillow's own conversion would clip at 255
-        if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0:  # white is zero; Pillow sees to it for 8 bits only
-            samples = 0xFFFF - samples
-        gray = Image.fromarray((samples >> 8).astype(np.uint8))
+        tags = getattr(image, "tag_v2", {})  # of a TIFF
+        bits = max(tags.get(BITS_PER_SAMPLE, (16,)))  # or 12
+        if tags.get(PHOTOMETRIC) == 0:  # white is zero; Pillow sees to it for 8 bits only
+            samples = 2**bits - 1 - samples
+        gray = Image.fromarray((samples >> bits - 8).astype(np.uint8))
         if "transparency" not in image.info:
             return gray
         gray.putalpha(Image.fromarray(np.where(samples == image.info["transparency"], 0, 255).astype(np.uint8)))

@@ -157,13 +157,20 @@ def test_pgm_of_16_bits_and_of_other_maxima():
     np.testing.assert_array_equal(decode_image(b"P5 3 1 1023\n" + b"\0\0\x02\0\x03\xff", 1)[..., 0], [[0, 128, 255]])
 
 
-def unsigned_tiff(levels):
-    """A gray TIFF of 32 bits, which Pillow does not write."""
-    data, (height, width) = levels.astype("<u4").tobytes(), levels.shape
-    entries = [(256, width), (257, height), (258, 32), (259, 1), (262, 1), (273, 8), (277, 1), (278, height)]
+def raw_tiff(data, size, bits, order="<"):
+    """A gray TIFF of samples that Pillow does not write."""
+    entries = [(256, size[1]), (257, size[0]), (258, bits), (259, 1), (262, 1), (273, 8), (277, 1), (278, size[0])]
     entries += [(279, len(data)), (339, 1)]
-    directory = b"".join(struct.pack("<HHLL", tag, 4, 1, value) for tag, value in entries)
-    return b"II*\0" + struct.pack("<L", 8 + len(data)) + data + struct.pack("<H", len(entries)) + directory + bytes(4)
+    directory = b"".join(struct.pack(f"{order}HHLL", tag, 4, 1, value) for tag, value in entries)
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HL", 42, 8 + len(data))
+    return head + data + struct.pack(f"{order}H", len(entries)) + directory + bytes(4)
+
+
+def test_tiff_of_12_bits_and_of_the_other_byte_order():
+    twelve = raw_tiff(bytes.fromhex("000800fff123"), (1, 4), 12)
+    np.testing.assert_array_equal(decode_image(twelve, 1)[..., 0], [[0x00, 0x80, 0xFF, 0x12]])
+    sixteen = raw_tiff(bytes.fromhex("00008000ffff1234"), (1, 4), 16, ">")
+    np.testing.assert_array_equal(decode_image(sixteen, 1)[..., 0], [[0x00, 0x80, 0xFF, 0x12]])
 
 
 RAMP = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
@@ -175,7 +182,7 @@ RAMP = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
         (encode(Image.fromarray(RAMP), "tiff"), "floating-point numbers"),
         (encode(Image.fromarray(RAMP), "ppm"), "floating-point numbers"),
         (encode(Image.fromarray((RAMP * 255).astype(np.int32)), "tiff"), "32-bit integers"),
-        (unsigned_tiff(RAMP * 255), "32-bit integers"),
+        (raw_tiff((RAMP * 255).astype("<u4").tobytes(), RAMP.shape, 32), "32-bit integers"),
     ],
 )
 def test_samples_without_a_white_are_refused(encoded, kind):
@@ -240,7 +247,9 @@ def test_programs_are_never_started():
     with pytest.raises(UserError, match="cannot be read as an image"):  # Pillow would start Ghostscript
         decode_image(encode(Image.fromarray(COLOURS), "eps"), 3)
     assert not {".eps", ".ps", ".pdf", ".mpg", ".wmf", ".h5"} & set(EXTENSIONS)
-    assert {".jpg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm"} <= set(EXTENSIONS)
+    assert {".jpg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm", ".mpo"} <= set(
+        EXTENSIONS
+    )
 
 
 @pytest.mark.parametrize(
