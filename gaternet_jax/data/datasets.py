@@ -29,7 +29,7 @@ def find_dataset(name: str, data_dir: str = "") -> tfds.core.DatasetBuilder:
         A builder whose data sources read ArrayRecord files, without TensorFlow.
 
     Raises:
-        UserError: the dataset is not prepared there, or not in a format that can be read at random.
+        UserError: the dataset is not prepared there, not in a format that can be read at random, or damaged.
     """
     root = resolve_data_dir(data_dir)
     version = _newest_version(root / name)
@@ -37,7 +37,11 @@ def find_dataset(name: str, data_dir: str = "") -> tfds.core.DatasetBuilder:
         version = _prepare_digits(root)
     if version is None:
         raise UserError(_how_to_prepare(name, root))
-    builder = tfds.builder_from_directory(str(version))
+    try:
+        builder = tfds.builder_from_directory(str(version))
+    except Exception as error:  # TFDS raises whatever its parsers meet in damaged metadata
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{version} is no dataset that can be read ({reason}); prepare it again") from None
     file_format = builder.info.file_format
     if file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         raise UserError(

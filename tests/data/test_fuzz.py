@@ -1,9 +1,11 @@
 """Damaged pictures of all formats: a picture, or a sentence; soon; and the same answer from all who read it.
 
+And damaged metadata, of pictures and of a dataset.
+
     pytest tests/data/test_fuzz.py                                  a few of each, as in every run of the suite
     FUZZ_SEED=7 FUZZ_COUNT=2000 pytest -m slow tests/data/test_fuzz.py     as many as wanted, from any seed
 
-A failure names the seed and the number of the file that it made, with which `mutated` makes it again.
+A failure names the seed and the number of the file, with which `mutated` and the like make it again.
 """
 
 import io
@@ -16,11 +18,16 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from gaternet_jax.config import default
+from gaternet_jax.data.datasets import class_names, find_dataset
 from gaternet_jax.data.decode import decode_image
 from gaternet_jax.data.image_files import to_store
 from gaternet_jax.data.images import Box, center_box, read_box
+from gaternet_jax.data.prepare import prepare_folder
+from gaternet_jax.data.reader import Reader
 from gaternet_jax.errors import UserError
 from tests.data.test_orientation import exif_of, xmp_of
+from tests.image_folders import make_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow's, of what is odd
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
@@ -226,3 +233,34 @@ def test_much_damaged_metadata(format):
 @pytest.mark.parametrize("name", WHOLE)
 def test_many_damaged_pictures(name):
     fuzz(name, range(COUNT))
+
+
+def fuzz_dataset(tmp_path, numbers):
+    """Damaged metadata of a prepared dataset: it is read, or refused by a sentence."""
+    folder = prepare_folder(make_folder(tmp_path / "images", 1, 1), tmp_path / "data", "pets", workers=1)
+    config = default()
+    config.data.update(name="pets", image_size=SIZE)
+    for name in ("dataset_info.json", "features.json", "label.labels.txt"):
+        whole_file = (folder / name).read_bytes()
+        for number in numbers:
+            (folder / name).write_bytes(damage(whole_file, np.random.default_rng([SEED, number, *name.encode()])))
+            try:
+                builder = find_dataset("pets", str(tmp_path / "data"))
+                class_names(builder)
+                reader = Reader(builder, "test", config)
+                for index in range(len(reader)):
+                    reader.read(index, np.empty(reader.shape, np.uint8))
+            except UserError:
+                pass
+            except Exception as error:
+                pytest.fail(f"{name}, seed={SEED}, number={number}: {type(error).__name__}: {error}")
+        (folder / name).write_bytes(whole_file)
+
+
+def test_damaged_metadata_of_a_dataset(tmp_path):
+    fuzz_dataset(tmp_path, range(20))
+
+
+@pytest.mark.slow
+def test_much_damaged_metadata_of_a_dataset(tmp_path):
+    fuzz_dataset(tmp_path, range(COUNT))
