@@ -135,6 +135,7 @@ def test_files_too_short_for_their_size_are_refused_at_once():
     encoded = bytearray(encode(photograph(64, 48), progressive=True))
     size_at = encoded.index(b"\xff\xc2") + 5
     encoded[size_at : size_at + 4] = (9000).to_bytes(2) * 2  # libjpeg would look through all of it, scan by scan
+    assert parse_jpeg(bytes(encoded)) is None
     for attempt in (to_store, read):
         with pytest.raises(UserError, match=r"premature end: .* bytes cannot hold 9000 x 9000 pixels"):
             attempt(bytes(encoded))

@@ -82,13 +82,18 @@ def test_segments_of_a_jpeg_never_cost_the_picture(content, marker, mode):
     np.testing.assert_array_equal(decode_image(with_segment(jpeg, content, marker), 3), decode_image(jpeg, 3))
 
 
+def test_texts_are_not_inflated_without_end():
+    chunks = [CHUNKS["an XMP that inflates to 100 MB"], chunk(b"zTXt", b"Raw profile type exif\0\0" + BOMB)]
+    assert len(split_metadata(with_chunks(*chunks)).xmp) == 2**20
+
+
 def test_segments_that_tell_colours_are_kept():
-    file = io.BytesIO()
-    Image.fromarray(PIXELS).save(
-        file, "JPEG", keep_rgb=True
-    )  # the numbers are red, green and blue, says Adobe's segment
-    decoded = decode_image(file.getvalue(), 3)
-    np.testing.assert_array_equal(decoded, np.asarray(Image.open(file)))
+    jpeg = encode(0, "JPEG", quality=95)
+    assert jpeg[2:4] == b"\xff\xe0" and jpeg[20:22] == b"\xff\xdb", "18 bytes of JFIF, then tables"
+    says_rgb = with_segment(jpeg[:2] + jpeg[20:], b"Adobe\0d\0\0\0\0\0", 0xEE)
+    decoded = decode_image(says_rgb, 3)
+    np.testing.assert_array_equal(decoded, np.asarray(Image.open(io.BytesIO(says_rgb))))
+    assert np.abs(decoded.astype(int) - decode_image(jpeg, 3)).mean() > 30, "other colours than without that segment"
 
 
 def test_fill_bytes_between_segments():
