@@ -64,7 +64,7 @@ def folder_source(folder: Path, config: Config, class_names: Sequence[str]) -> S
         raise UserError(f"--images={folder} is not a folder")
     paths = [Path(entry.path) for entry in find_images(folder).images]
     if not paths:
-        raise UserError(f"--images={folder} has no images; looked for {IMAGES}")
+        raise UserError(f"--images={folder} has no image files; looked for {IMAGES}")
     label_of = {unicodedata.normalize("NFC", name): label for label, name in enumerate(class_names)}
     classes = [unicodedata.normalize("NFC", path.parent.name if path.parent != folder else "") for path in paths]
     labels = [label_of.get(name, -1) for name in classes]

@@ -23,7 +23,7 @@ SPLITS = {  # and how folders spell them, in either case
 }
 LAYOUT = (
     "expected train/CLASS/IMAGE and test/CLASS/IMAGE in it, or validation/CLASS/IMAGE (or valid, val, dev, eval), or "
-    f"both, with images that are {IMAGES}"
+    f"both; images are {IMAGES}"
 )
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from gaternet_jax.data.decode import EXTENSIONS
 
-IMAGES = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or what else Pillow reads, by the ends of their names"
+IMAGES = "what Pillow reads, by the ends of names: .jpg, .png, .webp, .gif, .bmp, .tif, .avif and others"
 SYSTEM_FOLDERS = (  # thumbnails, waste and the like, which systems and network storage put anywhere
     *("@eaDir", "#recycle", "#snapshot", "@Recycle", "@Recently-Snapshot", ".hidden", "Thumbs", "__MACOSX"),
     *("$RECYCLE.BIN", "$Recycle.Bin", "RECYCLER", "System Volume Information", "lost+found", "__pycache__"),
