@@ -59,6 +59,7 @@ def default() -> Config:
             crop_area=(0.08, 1.0),  # "random" only: fractions of the image's area (Szegedy et al. 2015)
             crop_aspect=(3 / 4, 4 / 3),  # "random" only: width / height (likewise)
             eval_crop=1.0,  # side of the central square relative to the shorter side; 224 / 256: 0.875
+            background=(255, 255, 255),  # R, G, B that transparent pictures are put on
             mean=(0.4914, 0.4822, 0.4465),  # per channel, of pixels in [0, 1] [C]
             std=(0.2470, 0.2435, 0.2616),  # likewise [C]
             crop_padding=4,  # pixels of zero padding before the random crop [He]
@@ -174,6 +175,9 @@ def validate(config: Config, num_devices: int) -> None:
         problems.append(f"optimizer.decay_at={decay_at} must be increasing fractions between 0 and 1")
     if any(not std > 0 for std in config.data.std):
         problems.append(f"data.std={config.data.std} must be greater than 0")
+    background = tuple(config.data.background)
+    if len(background) != 3 or any(type(value) is not int or not 0 <= value <= 255 for value in background):
+        problems.append(f"data.background={background} must be three integers from 0 to 255: red, green and blue")
     for field, kind, highest in (
         ("data.crop_area", "numbers between 0 and 1", 1.0),
         ("data.crop_aspect", "positive numbers", float("inf")),

@@ -164,6 +164,8 @@ def test_every_field_has_a_comment():
         ("optimizer.schedule", "linear", "optimizer.schedule='linear' must be one of cosine, steps"),
         ("optimizer.warmup_epochs", 200.0, "warmup_epochs=200.0 must be less than train.epochs=200.0"),
         ("optimizer.schedule_epochs", 0.5, "warmup_epochs=1.0 must be less than optimizer.schedule_epochs=0.5"),
+        ("data.background", (0, 0, 256), r"data.background=\(0, 0, 256\) must be three integers from 0 to 255"),
+        ("data.background", (255, 255), "data.background=.* must be three integers"),
         ("data.mean", (0.5,), r"data.mean=\(0.5,\) needs one number per channel \(model.channels=3\)"),
         ("data.std", (0.5, 0.5, 0.0), "must be greater than 0"),
         ("model.channels", 4, r"model.channels=4 must be 1 \(grayscale\) or 3 \(RGB\)"),

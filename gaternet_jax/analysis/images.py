@@ -1,5 +1,6 @@
 """Images to analyse: a split of a run's dataset, or image files in a folder."""
 
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,8 +10,8 @@ import numpy as np
 from gaternet_jax.config import Config
 from gaternet_jax.data.batches import Batch, Share
 from gaternet_jax.data.images import read_files
-from gaternet_jax.data.sources import EXTENSIONS
 from gaternet_jax.data.splits import open_run_split
+from gaternet_jax.data.walk import IMAGES, find_images
 from gaternet_jax.errors import UserError
 
 
@@ -60,11 +61,12 @@ def folder_source(folder: Path, config: Config, class_names: Sequence[str]) -> S
     """
     if not folder.is_dir():
         raise UserError(f"--images={folder} is not a folder")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    paths = [Path(entry.path) for entry in find_images(folder).images]
     if not paths:
-        raise UserError(f"--images={folder} has no image files; looked for names that end in {', '.join(EXTENSIONS)}")
-    label_of = {name: label for label, name in enumerate(class_names)}
-    labels = [label_of.get(path.parent.name if path.parent != folder else "", -1) for path in paths]
+        raise UserError(f"--images={folder} has no image files; looked for {IMAGES}")
+    label_of = {unicodedata.normalize("NFC", name): label for label, name in enumerate(class_names)}
+    classes = [unicodedata.normalize("NFC", path.parent.name if path.parent != folder else "") for path in paths]
+    labels = [label_of.get(name, -1) for name in classes]
     size, channels = config.train.eval_batch_size, config.model.channels
 
     def batches() -> Iterator[Batch]:

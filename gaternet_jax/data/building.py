@@ -12,7 +12,7 @@ from pathlib import Path
 from gaternet_jax.data.shards import Corrupt, Examples, Shard, Written, unwritable, write_shards, write_whole
 from gaternet_jax.errors import UserError
 
-FORMAT = 1  # of the shards; raise it when their division or content changes: what is unfinished then starts anew
+FORMAT = 2  # of the shards; raise it when their division or content changes: what is unfinished then starts anew
 LISTED = 20  # corrupt images that a message names
 
 

@@ -49,7 +49,7 @@ def find_dataset(name: str, data_dir: str = "", run: DatasetRecord | None = None
         A builder whose data sources read ArrayRecord files, without TensorFlow.
 
     Raises:
-        UserError: the dataset is not prepared there, or not in a format that can be read at random.
+        UserError: the dataset is not prepared there, not in a format that can be read at random, or damaged.
     """
     root = resolve_data_dir(data_dir)
     base, _, asked = name.partition(":")
@@ -72,8 +72,9 @@ def open_dataset(folder: Path) -> tfds.core.DatasetBuilder:
     """
     try:
         builder = tfds.builder_from_directory(str(folder))
-    except Exception as error:  # whatever TFDS and protobuf meet in damaged files
-        raise UserError(f"{folder} is no dataset that can be read ({error}); prepare it again") from None
+    except Exception as error:  # TFDS raises whatever its parsers meet in damaged metadata
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{folder} is no dataset that can be read ({reason}); prepare it again") from None
     file_format = builder.info.file_format
     if file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         raise UserError(

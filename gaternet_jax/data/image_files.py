@@ -7,16 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import ExifTags, Image
 from tensorflow_datasets.proto import tf_example_pb2
 
-from gaternet_jax.data.images import decode_image
+from gaternet_jax.data.decode import BITS_AT, MAX_PIXELS, WHITE, has_transparency, open_image, read_image
+from gaternet_jax.data.jpeg import SCALES, decode_jpeg_part, parse_jpeg
+from gaternet_jax.data.orientation import UPRIGHT
 from gaternet_jax.data.shards import Corrupt
+from gaternet_jax.errors import UserError
 
 _protos: Any = tf_example_pb2  # made at run time, unknown to type checkers
 
-UPRIGHT = 1  # the EXIF orientation of a picture that needs no turning
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP")  # MPO: a JPEG, and further pictures behind it that other readers ignore
+FORMATS = ("JPEG", "PNG", "WEBP")  # that every reader of datasets knows
 
 
 class ImageFile(NamedTuple):
@@ -71,9 +72,8 @@ class ImageExamples:
                 continue
             try:
                 encoded = to_store(encoded)
-            except Exception as error:  # Pillow raises whatever its parsers meet in a broken file
-                reason = str(error) or type(error).__name__
-                yield Corrupt(image.path, reason.partition(" <_io.BytesIO")[0].strip())
+            except UserError as error:
+                yield Corrupt(image.path, str(error).strip())
                 continue
             yield serialize(encoded, image.label, image.name)
 
@@ -81,37 +81,51 @@ class ImageExamples:
 def to_store(encoded: bytes) -> bytes:
     """The bytes that the dataset holds for an image file: its own, if every reader sees in them what people see.
 
-    That is so for upright JPEG, PNG and WebP of 8 bits, RGB or gray. Of anything else (turned by EXIF, CMYK, 16 bits,
-    palette, alpha, animated) `decode_image` makes RGB pixels, stored as PNG.
+    That is so for upright JPEG, PNG and WebP of 8 bits, RGB or gray. Anything else (another format, marked as rotated,
+    CMYK, 16 bits, palette, animated) is stored as PNG, RGB. Transparency stays (RGBA), so that `data.background` holds
+    for prepared pictures as for others; what cannot be seen is stored white, for readers that ignore transparency.
 
     Raises:
-        Exception: not an image, or a broken one (every image is decoded to the end); of the kinds that Pillow raises.
+        UserError: not an image, or a broken one (every image is decoded to the end); the sentence lacks its subject.
     """
     if not encoded:
-        raise ValueError("is an empty file")
+        raise UserError("is an empty file")
+    if _is_plain_jpeg(encoded):
+        return encoded
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd metadata and of large pictures; the pixels are what counts
-        pixels = decode_image(encoded, 3, "")
+        image = read_image(encoded, "")
         if _is_plain(encoded):
             return encoded
+    if image.mode == "RGBA":
+        unseen = image.getchannel("A").point(lambda alpha: 255 * (alpha == 0))
+        image.paste((*WHITE, 0), mask=unseen)
+    else:
+        image = image.convert("RGB")
     png = io.BytesIO()
-    Image.fromarray(pixels).save(png, format="PNG")
+    image.save(png, format="PNG")
     return png.getvalue()
 
 
-def _is_plain(encoded: bytes) -> bool:
-    image = Image.open(io.BytesIO(encoded))
-    if image.format == "PNG" and encoded[24] != 8:  # bits per sample, in the header; Pillow shows 16 as 8 in RGB
+def _is_plain_jpeg(encoded: bytes) -> bool:
+    # The decoder of training itself: what it reads without a warning, it will read again.
+    jpeg = parse_jpeg(encoded)
+    if jpeg is None or jpeg.height * jpeg.width > MAX_PIXELS:
         return False
-    animated = getattr(image, "n_frames", 1) > 1 and image.format != "MPO"
-    orientation = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
-    return (
-        image.format in FORMATS
-        and image.mode in ("L", "RGB")
-        and "transparency" not in image.info
-        and not animated
-        and orientation == UPRIGHT
-    )
+    try:
+        decode_jpeg_part(encoded, jpeg, jpeg.height, SCALES[0], channels=3, fast=False)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_plain(encoded: bytes) -> bool:
+    image, orientation = open_image(encoded)
+    if image.format not in FORMATS or image.mode not in ("L", "RGB") or has_transparency(image):
+        return False
+    if image.format == "PNG":  # bits per sample, in the header: Pillow shows 16 as 8 in RGB; and chunks of animations
+        return encoded[BITS_AT] == 8 and b"acTL" not in encoded and orientation == UPRIGHT
+    return getattr(image, "n_frames", 1) == 1 and orientation == UPRIGHT
 
 
 def serialize(encoded: bytes, label: int, file_name: str) -> bytes:

@@ -5,7 +5,6 @@ bytes -> size of the image -> box within it -> pixels of the box -> resized to w
 
 import contextlib
 import functools
-import io
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,15 +12,13 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
 
 from gaternet_jax.config import Config
+from gaternet_jax.data.decode import MAX_PIXELS, WHITE, decode_image
 from gaternet_jax.data.jpeg import SCALES, decode_jpeg_part, parse_jpeg
 from gaternet_jax.errors import UserError
 
-MODES = {1: "L", 3: "RGB"}
 BOX_NUMBERS = 2 + 2 * 10  # that `random_box` needs: place, and area and aspect of ten tries
-MAX_PIXELS = Image.MAX_IMAGE_PIXELS * 2 if Image.MAX_IMAGE_PIXELS else 2**28  # Pillow's limit: 179 million
 
 
 class Box(NamedTuple):
@@ -34,32 +31,6 @@ class Box(NamedTuple):
 
 
 ChooseBox = Callable[[int, int], Box]  # of an image's height and width
-
-
-def decode_image(encoded: bytes, channels: int, source: str = "image") -> np.ndarray:
-    """Decodes PNG, JPEG, WebP and what else Pillow reads.
-
-    Gray becomes RGB by repetition and RGB gray by its luminance; an alpha channel is dropped; 16 bits are scaled to
-    8; a picture that a camera marked as rotated (EXIF) is turned upright.
-
-    Args:
-        encoded: the file's bytes.
-        channels: 1 or 3.
-        source: what to call the image in an error.
-
-    Returns:
-        uint8 [H, W, channels].
-
-    Raises:
-        UserError: not an image, a truncated one, or one of more than MAX_PIXELS.
-    """
-    try:
-        image = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded)))
-        if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would clip at 255
-            image = Image.fromarray((np.asarray(image, np.uint32) >> 8).astype(np.uint8))
-        return np.asarray(image.convert(MODES[channels])).reshape(image.height, image.width, channels)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{source} cannot be read as an image: {error}") from None
 
 
 def read_files(paths: Sequence[Path], data: Config, channels: int) -> np.ndarray:
@@ -83,7 +54,16 @@ def read_files(paths: Sequence[Path], data: Config, channels: int) -> np.ndarray
             encoded = path.read_bytes()
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from None
-        read_box(encoded, choose, data.image_size, channels=channels, resize=data.resize, source=str(path), out=out)
+        read_box(
+            encoded,
+            choose,
+            data.image_size,
+            channels=channels,
+            resize=data.resize,
+            background=data.background,
+            source=str(path),
+            out=out,
+        )
     return images
 
 
@@ -95,6 +75,7 @@ def read_box(
     channels: int,
     resize: str,
     fast: bool = False,
+    background: Sequence[int] = WHITE,
     source: str = "image",
     out: np.ndarray | None = None,
 ) -> np.ndarray:
@@ -110,6 +91,7 @@ def read_box(
         channels: 1 or 3.
         resize: bilinear (no more than 2 x 2 pixels of the box make one) | area (all pixels count).
         fast: see `decode_jpeg_part`.
+        background: of transparent pictures, see `decode_image`.
         source: what to call the image in an error.
         out: where to write the result; contiguous.
 
@@ -127,7 +109,7 @@ def read_box(
         with contextlib.suppress(ValueError):  # decode_image reads it then, or tells what is wrong with it
             pixels = decode_jpeg_part(encoded, jpeg, box.top + box.height, scale, channels=channels, fast=fast)
             return _resize(pixels, Box(*(side // scale for side in box)), resize, out)
-    pixels = decode_image(encoded, channels, source)
+    pixels = decode_image(encoded, channels, source, background)
     return _resize(pixels, choose(*pixels.shape[:2]), resize, out)
 
 

@@ -1,5 +1,6 @@
 """Prepares datasets as ArrayRecord files that TFDS reads: folders of images, and ImageNet. Needs no TensorFlow."""
 
+import collections
 import hashlib
 import itertools
 import math
@@ -18,6 +19,7 @@ from gaternet_jax.data.shards import Written
 from gaternet_jax.data.sources import Listing, list_folder, list_train_tar, list_validation_tar
 from gaternet_jax.errors import UserError
 
+KINDS = 8  # of files that are no images, that a note counts
 VERSION = "1.0.0"  # of datasets made of folders
 SHARD_IMAGES = 1000
 SHARD_BYTES = 128 * 2**20
@@ -28,7 +30,7 @@ IMAGENET_SIZES = {"train": 1_281_167, "validation": 50_000}
 def prepare_folder(
     root: Path, data_dir: Path, name: str, *, skip_corrupt: bool = False, workers: int | None = None
 ) -> Path:
-    """Prepares root/{train, validation, test}/CLASS/**/IMAGE as the dataset data_dir/NAME/1.0.0.
+    """Prepares root/{train, validation, test}/CLASS/**/IMAGE as the dataset data_dir/NAME/1.0.0 (see `list_folder`).
 
     Its records have the image (see `to_store` for the bytes), the label (classes in alphabetical order) and the
     file_name (below the split's folder), in an order that depends on the names only. A second call goes on where the
@@ -53,7 +55,14 @@ def prepare_folder(
     name = dataset_name(name or root.resolve().name, derive=not name)
     listing = list_folder(root)
     if listing.ignored:
-        print(f"Ignored {len(listing.ignored):,} files that are no images by their names, e.g. {listing.ignored[0]!a}")
+        kinds = collections.Counter(Path(path).suffix.lower() or Path(path).name for path in listing.ignored)
+        most = ", ".join(f"{count:,} {kind!a}" for kind, count in kinds.most_common(KINDS))
+        print(
+            f"Ignored {len(listing.ignored):,} files that are no images by their names, e.g. {listing.ignored[0]!a} "
+            f"({most}{', and others' if len(kinds) > KINDS else ''})"
+        )
+    for note in listing.notes:
+        print(note)
 
     def finish(folder: Path, written: dict[str, list[Written]]) -> None:
         _check_classes_left(listing, written)

@@ -54,7 +54,7 @@ class Reader:
         self.shape = (data.image_size, data.image_size, config.model.channels)
         self._center = functools.partial(center_box, fraction=data.eval_crop)
         self._random = functools.partial(random_box, area=tuple(data.crop_area), aspect=tuple(data.crop_aspect))
-        self._resize, self._skip = data.resize, data.on_error == "skip"
+        self._resize, self._background, self._skip = data.resize, tuple(data.background), data.on_error == "skip"
         self._records = _open_records(builder, split)
         if not self._skip:
             for index, label in _sample_labels(self._records).items():
@@ -100,6 +100,7 @@ class Reader:
                 channels=channels,
                 resize=self._resize,
                 fast=random is not None,
+                background=self._background,
                 source=source,
                 out=out,
             )

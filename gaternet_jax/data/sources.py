@@ -2,23 +2,29 @@
 
 import contextlib
 import hashlib
+import itertools
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from gaternet_jax.data.image_files import ImageFile
+from gaternet_jax.data.walk import IMAGES, find_images, is_passed_over
 from gaternet_jax.errors import UserError
 from gaternet_jax.progress import progress_bar
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
-SPLITS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}  # and how folders spell them
+SPLITS = {  # and how folders spell them, in either case
+    "train": ("train",),
+    "validation": ("validation", "valid", "val", "dev", "eval"),
+    "test": ("test",),
+}
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 LAYOUT = (
-    "expected train/CLASS/IMAGE and test/CLASS/IMAGE in it (or validation/CLASS/IMAGE, or both), with images named "
-    + ", ".join(EXTENSIONS)
+    "expected train/CLASS/IMAGE and test/CLASS/IMAGE in it, or validation/CLASS/IMAGE (or valid, val, dev, eval), or "
+    f"both; images are {IMAGES}"
 )
 
 
@@ -30,16 +36,20 @@ class Listing(NamedTuple):
         splits: the images of each split.
         digest: of all paths, sizes and modification times.
         ignored: paths of files that are no images, by their names.
+        notes: a sentence for each kind of images that are left out.
     """
 
     classes: list[str]
     splits: dict[str, list[ImageFile]]
     digest: str
     ignored: list[str]
+    notes: list[str]
 
 
 def list_folder(root: Path) -> Listing:
-    """Lists root/SPLIT/CLASS/**/IMAGE; hidden folders are passed over, links followed.
+    """Lists root/SPLIT/CLASS/**/IMAGE; folders that are hidden or a system's are passed over, links followed.
+
+    Names of classes are compared and kept in Unicode's composed form (NFC): systems spell them in either.
 
     Raises:
         UserError: another layout, a class without training images, or a folder that cannot be read.
@@ -52,53 +62,90 @@ def list_folder(root: Path) -> Listing:
 
 def _list_folder(root: Path) -> Listing:
     folders = _split_folders(root)
-    classes = sorted(_folders_in(folders["train"]))
+    notes = _beside_splits(root, folders)
+    loose = {split: find_images(folder, deep=False) for split, folder in folders.items()}
+    class_folders = {split: _class_folders(folder) for split, folder in folders.items()}
+    classes = sorted(class_folders["train"])
     if not classes:
-        raise UserError(f"{folders['train']} has no folders of classes; {LAYOUT}")
-    for name in classes:
-        _check_class_name(name, folders["train"])
-    class_folders = [(split, name) for split in folders for name in sorted(_folders_in(folders[split]))]
+        what = f", though {_count(loose['train'].images)} in itself" if loose["train"].images else ""
+        raise UserError(f"{folders['train']} has no folders of classes{what}; {LAYOUT}")
+    for split in [split for split in folders if not class_folders[split] and loose[split].images]:
+        what = f"{folders[split]} has {_count(loose[split].images)}, but in no folder of a class"
+        if len(folders) == 2:
+            raise UserError(f"{what}; {LAYOUT}")
+        notes.append(f"Left out: {what}, so that nothing tells what they show")
+        del folders[split]
     splits: dict[str, list[ImageFile]] = {split: [] for split in folders}
-    ignored = [str(path) for folder in folders.values() for path in folder.iterdir() if not path.is_dir()]
+    ignored = [path for split in folders for path in loose[split].others]
+    passed_over = [path for split in folders for path in loose[split].passed_over]
     digest = hashlib.sha256()
-    with progress_bar(f"Listing {root}", len(class_folders), unit="class") as bar:
-        for split, name in class_folders:
-            folder = folders[split] / name
+    pairs = [(split, name) for split in folders for name in sorted(class_folders[split])]
+    with progress_bar(f"Listing {root}", len(pairs), unit="class") as bar:
+        for split, name in pairs:
             if name not in classes:
                 raise UserError(
-                    f"{folder} is of a class that {folders['train']} does not have, so that no model can learn it; "
-                    "add training images of it, or remove that folder"
+                    f"{class_folders[split][name][0]} is of a class that {folders['train']} does not have, so that no "
+                    "model can learn it; add training images of it, or remove that folder"
                 )
-            images, others = _list_class(folders[split], folder, classes.index(name), f"{split}/", digest)
+            images: list[ImageFile] = []
+            for folder in class_folders[split][name]:
+                found = find_images(folder)
+                images += _image_files(folders[split], found.images, classes.index(name), f"{split}/", digest)
+                ignored += found.others
+                passed_over += found.passed_over
             if not images and split == "train":
                 raise UserError(
-                    f"{folder} has no images, so that this class cannot be learnt; add some "
-                    f"({', '.join(EXTENSIONS)}), or remove that folder from every split"
+                    f"{class_folders[split][name][0]} has no images, so that this class cannot be learnt; add some "
+                    f"({IMAGES}), or remove that folder from every split"
                 )
             splits[split] += images
-            ignored += others
             bar.update()
     for split, images in splits.items():
         if not images:
             raise UserError(f"{folders[split]} has no images; {LAYOUT}")
-    return Listing(classes, splits, digest.hexdigest(), ignored)
+    if stray := [entry.path for split in folders for entry in loose[split].images]:
+        notes.append(f"Left out: {_count(stray)} in no folder of a class, e.g. {stray[0]!a}")
+    notes += _in_passed_over(passed_over)
+    return Listing(classes, splits, digest.hexdigest(), ignored, notes)
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; {LAYOUT}")
-    there = _folders_in(root)
-    found = {split: [name for name in names if name in there] for split, names in SPLITS.items()}
-    if len(found["validation"]) > 1:
-        raise UserError(f"{root} has both validation and val, two names of the same split; rename or remove one")
-    folders = {split: root / names[0] for split, names in found.items() if names}
+    there = sorted(path.name for path in root.iterdir() if path.is_dir() and not is_passed_over(path.name))
+    folders = {}
+    for split, names in SPLITS.items():
+        found = sorted((name for name in there if name.lower() in names), key=lambda name: names.index(name.lower()))
+        if len(found) > 1:
+            raise UserError(f"{root} has both {' and '.join(found)}, names of the same split; rename or remove one")
+        if found:
+            folders[split] = root / found[0]
     if "train" not in folders or len(folders) == 1:
-        raise UserError(f"{root} has the folders {', '.join(sorted(there)) or '(none)'}; {LAYOUT}")
+        raise UserError(f"{root} has the folders {', '.join(there) or '(none)'}; {LAYOUT}")
     return folders
 
 
-def _folders_in(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+def _beside_splits(root: Path, folders: dict[str, Path]) -> list[str]:
+    """Notes of the images below `root` that are in no split."""
+    notes, here = [], find_images(root, deep=False)
+    if here.images:
+        notes.append(f"Left out: {_count(here.images)} in no split, e.g. {here.images[0].path!a}")
+    known = ", ".join(itertools.chain.from_iterable(SPLITS.values()))
+    others = [path for path in sorted(root.iterdir()) if path.is_dir() and path not in folders.values()]
+    for path in others:
+        if not is_passed_over(path.name) and (images := _left_in(path)):
+            notes.append(f"Left out: {str(path)!a} with {_count(images)}; it is no split (those are called {known})")
+    return notes + _in_passed_over(here.passed_over)
+
+
+def _class_folders(folder: Path) -> dict[str, list[Path]]:
+    """The folders of each class; two names can be one class, spelt in two forms of Unicode."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not is_passed_over(path.name):
+            _check_class_name(path.name, folder)
+            found.setdefault(unicodedata.normalize("NFC", path.name), []).append(path)
+    return found
 
 
 def _check_class_name(name: str, folder: Path) -> None:
@@ -111,32 +158,39 @@ def _check_class_name(name: str, folder: Path) -> None:
         )
 
 
-def _list_class(base: Path, folder: Path, label: int, prefix: str, digest) -> tuple[list[ImageFile], list[str]]:
-    images, others = [], []
-    for entry in sorted(_walk(str(folder)), key=lambda entry: entry.path):
-        if entry.name.startswith(".") or not entry.name.lower().endswith(EXTENSIONS):
-            others.append(entry.path)
-            continue
+def _image_files(base: Path, entries: list[os.DirEntry], label: int, prefix: str, digest) -> list[ImageFile]:
+    images = []
+    for entry in entries:
         try:
             size, modified = entry.stat().st_size, entry.stat().st_mtime_ns
-        except FileNotFoundError:  # a link that leads nowhere; it will be among the corrupt ones
+        except OSError:  # a link that leads nowhere; it will be among the corrupt ones
             size, modified = 0, 0
         name = os.path.relpath(entry.path, base)
         images.append(ImageFile(str(base), name, label, size))
         digest.update(os.fsencode(f"{prefix}{name}\0{size}\0{modified}\n"))
-    return images, others
+    return images
 
 
-def _walk(folder: str, above: frozenset[str] = frozenset()) -> Iterator[os.DirEntry]:
-    here = os.path.realpath(folder)
-    if here in above:  # a link to a folder around it
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if not entry.is_dir():
-                yield entry
-            elif not entry.name.startswith("."):
-                yield from _walk(entry.path, above | {here})
+def _in_passed_over(folders: list[str]) -> list[str]:
+    held = [image for folder in folders for image in _left_in(folder)]
+    names = ", ".join(sorted({Path(folder).name for folder in folders}))
+    return (
+        [f"Left out: {_count(held)} in folders that are hidden or a system's ({names}), e.g. {held[0]!a}"]
+        if held
+        else []
+    )
+
+
+def _left_in(folder: str | Path) -> list[str]:
+    """Paths of the images in a folder that is not used; none if it cannot be read (lost+found)."""
+    try:
+        return [entry.path for entry in find_images(folder).images]
+    except OSError:
+        return []
+
+
+def _count(images: Sequence[object]) -> str:
+    return "1 image" if len(images) == 1 else f"{len(images):,} images"
 
 
 def list_train_tar(path: Path, synsets: list[str]) -> list[ImageFile]:

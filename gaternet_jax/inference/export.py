@@ -151,6 +151,7 @@ def describe(model: GaterNet, config: Config, labels: list[str]) -> dict[str, An
             "channels": config.model.channels,
             "resize": data.resize,
             "eval_crop": data.eval_crop,  # side of the central square, relative to the shorter side
+            "background": list(data.background),  # R, G, B that transparent pictures are put on
             "mean": list(data.mean),  # this and std: for information, the model does it
             "std": list(data.std),
         },

@@ -69,7 +69,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     folder = commands.add_parser("folder", help="a folder of class folders")
-    folder.add_argument("--root", type=Path, required=True, help="folder with train/, and test/ or validation/")
+    folder.add_argument("--root", type=Path, required=True, help="folder with train/, and test/ or validation/ (val/)")
     folder.add_argument("--name", default="", help="of the dataset (default: made of the folder's name)")
     imagenet = commands.add_parser("imagenet", help="ImageNet-1k, of its two archives")
     imagenet.add_argument("--train_tar", type=Path, required=True, help="ILSVRC2012_img_train.tar")

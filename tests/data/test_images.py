@@ -1,71 +1,18 @@
-import io
-
 import numpy as np
 import pytest
 from PIL import Image
 
-from gaternet_jax.data.images import BOX_NUMBERS, Box, center_box, decode_image, random_box, read_box
+from gaternet_jax.config import default
+from gaternet_jax.data.datasets import find_dataset
+from gaternet_jax.data.images import BOX_NUMBERS, Box, center_box, random_box, read_box, read_files
 from gaternet_jax.data.jpeg import parse_jpeg
+from gaternet_jax.data.prepare import prepare_folder
+from gaternet_jax.data.reader import Reader
 from gaternet_jax.errors import UserError
+from tests.data.test_decode import encode
+from tests.image_folders import make_folder
 
 COLOURS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], np.uint8)
-
-
-def encode(image, kind="png", **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def test_colour_stays_and_becomes_gray_by_luminance():
-    encoded = encode(Image.fromarray(COLOURS))
-    np.testing.assert_array_equal(decode_image(encoded, 3), COLOURS)
-    np.testing.assert_array_equal(decode_image(encoded, 1)[..., 0], [[76, 150], [29, 255]])  # ITU-R 601
-
-
-def test_gray_is_repeated():
-    gray = np.array([[0, 100], [200, 255]], np.uint8)
-    decoded = decode_image(encode(Image.fromarray(gray)), 3)
-    np.testing.assert_array_equal(decoded, np.repeat(gray[..., None], 3, -1))
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "P", "CMYK", "LA", "1"])
-def test_other_modes(mode):
-    kind = "jpeg" if mode == "CMYK" else "png"
-    for channels in (1, 3):
-        image = decode_image(encode(Image.new("RGB", (5, 4), "white").convert(mode), kind), channels)
-        assert image.shape == (4, 5, channels) and image.min() > 250
-
-
-def test_alpha_is_dropped():
-    image = Image.fromarray(COLOURS).convert("RGBA")
-    image.putalpha(0)
-    np.testing.assert_array_equal(decode_image(encode(image), 3), COLOURS)
-
-
-def test_sixteen_bits_are_scaled_not_clipped():
-    image = Image.fromarray(np.array([[0, 0x8000, 0xFFFF]], np.uint16))
-    np.testing.assert_array_equal(decode_image(encode(image), 1)[..., 0], [[0, 128, 255]])
-
-
-def test_exif_rotation_is_applied():
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned by 90 degrees
-    assert decode_image(encode(Image.new("RGB", (8, 4)), "jpeg", exif=exif), 3).shape == (8, 4, 3)
-
-
-@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
-def test_truncated_image_is_named(kind):
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    whole = encode(Image.fromarray(noise), kind)
-    for length in (len(whole) // 2, 20, 0):
-        with pytest.raises(UserError, match=r"^cat\.png cannot be read as an image"):
-            decode_image(whole[:length], 3, "cat.png")
-
-
-def test_text_is_no_image():
-    with pytest.raises(UserError, match="cannot be read as an image"):
-        decode_image(b"not an image at all", 3)
 
 
 def read_center(image, size, channels=3, **options):
@@ -118,3 +65,20 @@ def test_file_of_too_many_pixels_is_refused():
     header[jpeg.height_at : jpeg.height_at + 4] = (65_000).to_bytes(2) * 2
     with pytest.raises(UserError, match=r"huge\.jpg cannot be read as an image: .*limit"):
         read_box(bytes(header), center_box, 8, channels=3, resize="area", source="huge.jpg")
+
+
+def test_background_is_the_runs_own_everywhere(tmp_path):
+    root, drawing = make_folder(tmp_path / "images", 1, 1), Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    drawing.paste((10, 20, 30, 255), (0, 0, 16, 8))
+    for name in ("train/cat/0.jpg", "test/cat/0.jpg"):
+        drawing.save(root / name, "PNG")
+    prepare_folder(root, tmp_path / "data", "pets", workers=1)
+    config = default()
+    for colour in ((255, 255, 255), (0, 0, 255)):
+        config.data.update(name="pets", image_size=16, background=colour)
+        reader = Reader(find_dataset("pets", str(tmp_path / "data")), "train", config)
+        found = [np.empty((16, 16, 3), np.uint8) for _ in range(2)]
+        labels = [reader.read(index, out) for index, out in enumerate(found)]
+        expected = np.array([(10, 20, 30)] * 8 + [colour] * 8, np.uint8)[:, None].repeat(16, 1)
+        np.testing.assert_array_equal(found[labels.index(0)], expected)
+        np.testing.assert_array_equal(read_files([root / "test/cat/0.jpg"], config.data, 3)[0], expected)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gaternet_jax.data.image_files import to_store
 from gaternet_jax.data.images import Box, center_box, decode_image, read_box
 from gaternet_jax.data.jpeg import decode_jpeg_part, parse_jpeg
 from gaternet_jax.errors import UserError
@@ -87,3 +88,64 @@ def test_threads_do_not_share_memory():
     with ThreadPoolExecutor(8) as pool:
         means = pool.map(lambda f: read_box(f, center_box, 32, channels=3, resize="area", fast=True).mean(), files)
         np.testing.assert_allclose(list(means), list(range(0, 256, 8)) * 8, atol=1)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"subsampling": 0}])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_picture_cut_in_half_but_closed_is_refused(mode, options):
+    encoded = encode(photograph(300, 400), mode, **options)
+    assert read(encoded, fast=True).shape == (16, 16, 3)
+    for at in (len(encoded) // 2, len(encoded) * 3 // 4):
+        closed = encoded[:at] + b"\xff\xd9"
+        for attempt in (to_store, read, lambda file: decode_image(file, 3)):
+            with pytest.raises(UserError, match=r"cannot be read as an image: .*premature end"):
+                attempt(closed)
+
+
+def test_rotated_picture_cut_in_half_but_closed_is_refused():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    encoded = encode(photograph(300, 400), exif=exif)
+    for attempt in (to_store, read):
+        with pytest.raises(UserError, match="premature end"):
+            attempt(encoded[: len(encoded) * 3 // 4] + b"\xff\xd9")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_bytes_that_mean_nothing_are_no_damage(mode):
+    encoded = encode(photograph(64, 48), mode)
+    whole = decode_image(encoded, 3)
+    behind, behind_and_closed = encoded + bytes(999), encoded + b"more" * 99 + b"\xff\xd9"
+    before_the_end, twice = encoded[:-2] + bytes(500) + b"\xff\xd9", encoded + encoded[: len(encoded) // 2]
+    for file in (behind, behind_and_closed, before_the_end, twice):
+        np.testing.assert_array_equal(decode_image(file, 3), whole)
+        assert abs(float(read(file).mean()) - float(read(encoded).mean())) < 1
+        assert (to_store(file) == file) == (mode != "CMYK")
+
+
+def read(file, fast=False):
+    return read_box(file, lambda height, width: Box(0, 0, height, width), 16, channels=3, resize="area", fast=fast)
+
+
+def test_files_too_short_for_their_size_are_refused_at_once():
+    for mode in ("L", "RGB"):
+        blank = np.zeros((2000, 2000, 3), np.uint8)
+        for options in ({"optimize": True}, {"progressive": True, "optimize": True, "subsampling": 2}):
+            assert parse_jpeg(encode(blank, mode, quality=1, **options)) is not None, "the fewest bytes there can be"
+    encoded = bytearray(encode(photograph(64, 48), progressive=True))
+    size_at = encoded.index(b"\xff\xc2") + 5
+    encoded[size_at : size_at + 4] = (9000).to_bytes(2) * 2  # libjpeg would look through all of it, scan by scan
+    assert parse_jpeg(bytes(encoded)) is None
+    for attempt in (to_store, read):
+        with pytest.raises(UserError, match=r"premature end: .* bytes cannot hold 9000 x 9000 pixels"):
+            attempt(bytes(encoded))
+
+
+def test_sampling_factors_of_zero_are_refused():
+    encoded = bytearray(encode(photograph(64, 48), "L"))
+    factors = encoded.index(b"\xff\xc0") + 11
+    assert encoded[factors] == 0x11
+    encoded[factors] = 0x10
+    for fast in (False, True):
+        with pytest.raises(UserError, match="cannot be read as an image"):
+            read(bytes(encoded), fast=fast)
