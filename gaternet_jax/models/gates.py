@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gaternet_jax.gating import gate
+
 
 @dataclasses.dataclass(frozen=True)
 class GateSite:
@@ -93,5 +95,6 @@ def apply_gates(maps: jax.Array, gates: Gates, site: GateSite | None) -> jax.Arr
     if gates is None:
         raise ValueError(f"{site.name} is gated, but no gates were given; pass gates of shape [B, G]")
     of_site = gates.of(site) if isinstance(gates, LocalGates) else gates[:, site.gates]
-    of_site = jnp.pad(of_site, ((0, 0), (0, maps.shape[-1] - site.size)), constant_values=1)
-    return maps * of_site[:, None, None, :].astype(maps.dtype)
+    if further := maps.shape[-1] - site.size:
+        of_site = jnp.pad(of_site, ((0, 0), (0, further)), constant_values=1)
+    return gate(maps, of_site, site.name)

@@ -1,0 +1,154 @@
+"""Which channels of an array there are.
+
+Channels are known in the program as runs: all channels of a stretch, none, or those of a site that are kept. How many
+a site keeps (its width) is static; which, is an array that the compiled program is given.
+"""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+ALL, NONE = -1, -2  # in place of a site's number
+
+
+class Run(NamedTuple):
+    """`size` neighbouring channels, of which there are those that `site` keeps; ALL or NONE of them."""
+
+    site: int
+    size: int
+
+
+class Channels(NamedTuple):
+    """The channels of one axis.
+
+    Attributes:
+        runs: one behind the other.
+        outer, inner: where axes were merged, (outer, channels, inner) are one axis: flattened maps [H * W * C] have
+            outer = H * W; a depthwise convolution that makes m channels of each has inner = m.
+    """
+
+    runs: tuple[Run, ...]
+    outer: int = 1
+    inner: int = 1
+
+    @property
+    def size(self) -> int:
+        """Channels that there would be were all kept."""
+        return self.outer * self.inner * sum(run.size for run in self.runs)
+
+    @property
+    def sites(self) -> frozenset[int]:
+        """The sites that decide."""
+        return frozenset(run.site for run in self.runs if run.site >= 0)
+
+    def count(self, widths: Sequence[int]) -> int:
+        """Channels that are kept when site k keeps widths[k]."""
+        return self.outer * self.inner * sum(_count(run, widths) for run in self.runs)
+
+    def is_complete(self, widths: Sequence[int]) -> bool:
+        """Whether all are kept."""
+        return self.count(widths) == self.size
+
+    def indices(self, keep: Sequence[jax.Array], widths: Sequence[int]) -> jax.Array:
+        """Positions of the kept channels among all, int32 [count]."""
+        parts, start = [], 0
+        for run in self.runs:
+            if _count(run, widths) == run.size:
+                parts.append(np.arange(start, start + run.size, dtype=np.int32))
+            elif run.site >= 0:
+                parts.append(start + jnp.asarray(keep[run.site], jnp.int32))
+            start += run.size
+        index = jnp.concatenate([jnp.asarray(part, jnp.int32) for part in parts] or [jnp.zeros(0, jnp.int32)])
+        if self.outer == self.inner == 1:
+            return index
+        blocks, within = jnp.arange(self.outer, dtype=jnp.int32), jnp.arange(self.inner, dtype=jnp.int32)
+        grid = (blocks[:, None, None] * start + index[None, :, None]) * self.inner + within[None, None, :]
+        return grid.reshape(-1)
+
+    def open(self, gates: Sequence[jax.Array]) -> jax.Array | float:
+        """How many channels the gates [B, size] of each site leave, [B]; differentiable."""
+        return self.outer * self.inner * sum(_open(run, gates) for run in self.runs)
+
+    def between(self, start: int, stop: int) -> "Channels | None":
+        """The channels of a slice; None where it cuts a site in two."""
+        if self.outer != 1 or self.inner != 1:
+            return None
+        runs, position = [], 0
+        for run in self.runs:
+            size = min(stop, position + run.size) - max(start, position)
+            if size > 0:
+                if run.site >= 0 and size < run.size:
+                    return None
+                runs.append(Run(run.site, size))
+            position += run.size
+        return join(runs)
+
+    def within(self, before: int, after: int) -> "Channels | None":
+        """These channels as a part of a longer axis of which nothing else is wanted."""
+        if self.outer != 1 or self.inner != 1:
+            return None
+        return join([Run(NONE, before), *self.runs, Run(NONE, after)])
+
+    def union(self, other: "Channels") -> "Channels | None":
+        """The channels that are wanted by the one or the other; None where that is no sequence of runs."""
+        if self == other:
+            return self
+        if self.outer * self.inner * other.outer * other.inner != 1 or self.size != other.size:
+            return None
+        edges = sorted({edge for channels in (self, other) for edge in _edges(channels)})
+        runs = []
+        for start, stop in itertools.pairwise(edges):
+            one, two = self.between(start, stop), other.between(start, stop)
+            if one is None or two is None:
+                return None
+            (one,), (two,) = one.runs, two.runs
+            if one != two and NONE not in (one.site, two.site):
+                return None
+            runs.append(two if one.site == NONE else one)
+        return join(runs)
+
+
+def join(runs: Iterable[Run]) -> Channels:
+    """Channels of runs one behind the other; neighbouring runs of ALL or NONE become one."""
+    joined: list[Run] = []
+    for run in runs:
+        if joined and run.site < 0 and run.site == joined[-1].site:
+            joined[-1] = Run(run.site, joined[-1].size + run.size)
+        elif run.size:
+            joined.append(run)
+    return Channels(tuple(joined))
+
+
+def _count(run: Run, widths: Sequence[int]) -> int:
+    return {ALL: run.size, NONE: 0}.get(run.site, widths[run.site] if run.site >= 0 else 0)
+
+
+def _open(run: Run, gates: Sequence[jax.Array]) -> jax.Array | float:
+    return gates[run.site].sum(-1) if run.site >= 0 else float(run.size if run.site == ALL else 0)
+
+
+def _edges(channels: Channels) -> list[int]:
+    return np.cumsum([0, *(run.size for run in channels.runs)]).tolist()
+
+
+class Layout(NamedTuple):
+    """How an array is held of which not all channels are there.
+
+    Attributes:
+        axis: of the channels.
+        channels: those that are there.
+        absent: what the others are: "zero"; "constant", one value for each channel that depends on parameters only;
+            or "unread", when nothing reads them.
+    """
+
+    axis: int
+    channels: Channels
+    absent: str = "unread"
+
+    def holds(self, other: "Layout") -> bool:
+        """Whether another layout has the same channels."""
+        return self.axis == other.axis and self.channels == other.channels

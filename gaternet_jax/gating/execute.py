@@ -1,0 +1,120 @@
+"""Computes a program in the layouts of its plan."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gaternet_jax.gating.channels import Channels, Layout
+from gaternet_jax.gating.plan import Plan
+from gaternet_jax.gating.program import Ref
+from gaternet_jax.gating.rules import Scaled, Value
+from gaternet_jax.gating.table import rule_of
+
+_DISTINCT = dict(unique_indices=True, mode="promise_in_bounds", wrap_negative_indices=False)  # what kept channels are
+
+
+class Execution:
+    """One computation.
+
+    Args:
+        plan: of the program.
+        keep: of each site, the channels that are kept, int [n], distinct.
+        always_open: sites whose kept channels are not multiplied by their gates.
+    """
+
+    def __init__(self, plan: Plan, keep: Sequence[jax.Array], always_open: Collection[int] = ()):
+        self.plan, self.keep, self.always_open = plan, keep, always_open
+        self.widths = tuple(index.shape[0] for index in keep)
+        self.values: dict[Ref, Value] = {ref: Value(array) for ref, array in plan.program.constants.items()}
+        self._indices: dict[Channels, jax.Array] = {}
+
+    def run(self, inputs: Sequence[Any]) -> list[Any]:
+        """The outputs of the program, whole."""
+        self.values |= {ref: self.held(ref, x) for ref, x in zip(self.plan.program.inputs, inputs, strict=True)}
+        for step in self.plan.program.steps:
+            self.values.update(zip(step.outputs, rule_of(step).run(step, self), strict=True))
+        return [self.full(ref) for ref in self.plan.program.outputs]
+
+    def thin(self, ref: Ref) -> Any:
+        """A value with all its channels; of size 1 along axes that it was broadcast to."""
+        if ref.literal is not None:
+            return ref.literal
+        (array, *_), layout = self.values[ref], self.plan.layout(ref)
+        if layout is None or layout.channels.is_complete(self.widths):
+            return array
+        others = self._along(layout.axis, self.constants(ref, layout.axis), array.ndim)
+        shape = [layout.channels.size if axis == layout.axis else size for axis, size in enumerate(array.shape)]
+        return self._at(jnp.broadcast_to(others, shape), layout.axis, layout.channels).set(array, **_DISTINCT)
+
+    def take(self, ref: Ref, layout: Layout) -> Any:
+        """A value with the channels of a layout; of size 1 along axes that it was broadcast to."""
+        return self._cut(ref, {layout.axis: layout.channels})
+
+    def full(self, ref: Ref, layout: Layout | None = None) -> Any:
+        """A value with all channels, or those of a layout."""
+        return self.cut(ref, {layout.axis: layout.channels} if layout else {})
+
+    def cut(self, ref: Ref, cuts: dict[int, Channels]) -> Any:
+        """A value with the given channels along some axes."""
+        array = jnp.asarray(self._cut(ref, cuts))
+        shape = tuple(cuts[axis].count(self.widths) if axis in cuts else size for axis, size in enumerate(ref.shape))
+        return array if array.shape == shape else jnp.broadcast_to(array, shape)
+
+    def _cut(self, ref: Ref, cuts: dict[int, Channels]) -> Any:
+        own = self.plan.layout(ref)
+        if own is not None and cuts.get(own.axis) == own.channels:
+            array, cuts = self.values[ref].array, {axis: cut for axis, cut in cuts.items() if axis != own.axis}
+        else:
+            array = self.thin(ref)
+        for axis, channels in cuts.items():
+            if axis < np.ndim(array) and array.shape[axis] == channels.size:
+                array = self._gather(array, axis, channels)
+        return array
+
+    def constants(self, ref: Ref, axis: int) -> jax.Array:
+        """What the absent channels of a value are, [C]."""
+        fill = self.values[ref].fill
+        return jnp.zeros(ref.shape[axis], ref.aval.dtype) if fill is None else fill
+
+    def absent(self, ref: Ref) -> jax.Array:
+        """What the absent channels of a value are, and zeros for those that are there, [C]."""
+        layout = self.plan.layout(ref)
+        assert layout is not None
+        return self._at(self.constants(ref, layout.axis), 0, layout.channels).set(0, **_DISTINCT)
+
+    def fill(self, ref: Ref, layout: Layout) -> Any:
+        """What absent channels of an operand are, as an array that varies along the layout's axis only."""
+        if ref in self.plan.have:
+            return self._along(layout.axis, self.constants(ref, layout.axis), len(ref.shape))
+        return self.thin(ref)
+
+    def held(
+        self, ref: Ref, array: Any, channels: Channels | None = None, fill: Any = None, scaled: Scaled | None = None
+    ) -> Value:
+        """A result that has the given channels, or all, in the layout of the plan."""
+        layout = self.plan.layout(ref)
+        if layout is None or layout.channels == channels:
+            return Value(array, fill, scaled)
+        return Value(self._gather(array, layout.axis, layout.channels), fill)
+
+    def add(self, wide: Any, narrow: Any, layout: Layout) -> Any:
+        """Adds what is there into a whole array."""
+        if layout.channels.is_complete(self.widths):
+            return wide + narrow
+        shape = [narrow.shape[axis] if axis == layout.axis else size for axis, size in enumerate(wide.shape)]
+        return self._at(wide, layout.axis, layout.channels).add(jnp.broadcast_to(narrow, shape), **_DISTINCT)
+
+    @staticmethod
+    def _along(axis: int, vector: jax.Array, rank: int) -> jax.Array:
+        return vector.reshape([-1 if place == axis else 1 for place in range(rank)])
+
+    def _gather(self, array: Any, axis: int, channels: Channels) -> Any:
+        return array if channels.is_complete(self.widths) else self._at(array, axis, channels).get(**_DISTINCT)
+
+    def _at(self, array: Any, axis: int, channels: Channels) -> Any:
+        if channels not in self._indices:
+            self._indices[channels] = channels.indices(self.keep, self.widths)
+        return jnp.asarray(array).at[(slice(None),) * axis + (self._indices[channels],)]

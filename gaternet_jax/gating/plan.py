@@ -1,0 +1,96 @@
+"""Which channels of which values are there, and which are wanted: decided once, from the program alone.
+
+Forward: a gate leaves the channels of its site, the others are zero; what per-channel operations make of them is known
+too. Backward: of a value that only goes to a gate, only the channels of its site are wanted. Both ask the rule of each
+primitive (rules.py); where there is none, all channels are there and all are wanted.
+"""
+
+import collections
+from typing import Any
+
+import numpy as np
+
+from gaternet_jax.gating.channels import ALL, Layout
+from gaternet_jax.gating.program import Program, Ref, Step
+from gaternet_jax.gating.table import rule_of
+
+
+class Plan:
+    """How each value of a program is held.
+
+    Args:
+        program: with gates.
+        parameters: paths of those of its inputs that are known before the images come; constants are known besides.
+
+    Attributes:
+        have: layouts that follow from closed gates.
+        want: layouts that follow from what reads a value; None: all is read.
+        names: of known values that are parameters, or made of one: its path.
+        reasons: why all of a value is computed that might have been wanted in part.
+        uses: how often a value is read.
+    """
+
+    def __init__(self, program: Program, parameters: dict[Ref, str]):
+        self.program, self.names = program, dict(parameters)
+        self.uses = collections.Counter(ref for step in program.steps for ref in step.inputs)
+        self.uses.update(program.outputs)
+        self.have: dict[Ref, Layout] = {}
+        self.want: dict[Ref, Layout | None] = dict.fromkeys(program.outputs)
+        self.reasons: dict[Ref, str] = dict.fromkeys(program.outputs, "read whole: it is a result")
+        self._known = {*parameters, *program.constants}
+        self._numbers: dict[Ref, Any] = {}
+        self._varying: dict[Ref, frozenset[int]] = {}
+        for step in program.steps:
+            if all(self.is_known(ref) for ref in step.inputs):
+                self._learn(step)
+            elif layout := rule_of(step).have(step, self):
+                self.have[step.outputs[0]] = layout
+        for step in reversed(program.steps):
+            for ref, layout in zip(step.inputs, rule_of(step).want(step, self), strict=True):
+                if not self.is_known(ref):
+                    self._demand(ref, layout, step)
+
+    def layout(self, ref: Ref) -> Layout | None:
+        """How a value is held; None: all channels are there."""
+        return self.have.get(ref) or self.want.get(ref)
+
+    def is_known(self, ref: Ref) -> bool:
+        """Whether it depends on parameters and numbers only."""
+        return ref.literal is not None or ref in self._known
+
+    def number(self, ref: Ref) -> Any:
+        """The number that all elements are, where the program says so; else None."""
+        return ref.literal if ref.literal is not None and np.ndim(ref.literal) == 0 else self._numbers.get(ref)
+
+    def varying(self, ref: Ref) -> frozenset[int]:
+        """The axes along which a known value may vary."""
+        return self._varying.get(ref, frozenset(axis for axis, size in enumerate(ref.shape) if size != 1))
+
+    def _learn(self, step: Step) -> None:
+        """Learns of a known value its name, its number, and along which axes it varies."""
+        self._known.update(step.outputs)
+        output, named = step.outputs[0], [self.names[ref] for ref in step.inputs if ref in self.names]
+        if len(named) == 1:
+            self.names[output] = named[0]
+        if step.name not in ("broadcast_in_dim", "convert_element_type", "reshape"):
+            return
+        if (number := self.number(step.inputs[0])) is not None:
+            self._numbers[output], self._varying[output] = number, frozenset()
+        elif step.name == "broadcast_in_dim":
+            places = step.params["broadcast_dimensions"]
+            self._varying[output] = frozenset(places[axis] for axis in self.varying(step.inputs[0]))
+        elif step.name == "convert_element_type":
+            self._varying[output] = self.varying(step.inputs[0])
+
+    def _demand(self, ref: Ref, layout: Layout | None, step: Step) -> None:
+        """Notes what one more reader wants: a value is held so that all find what they want."""
+        if layout is None:
+            self.reasons.setdefault(ref, f"read whole by {step}")
+            self.want[ref] = None
+        elif ref not in self.want:
+            self.want[ref] = Layout(layout.axis, layout.channels)
+        elif (before := self.want[ref]) is not None:
+            both = before.channels.union(layout.channels) if before.axis == layout.axis else None
+            if both is None:
+                self.reasons.setdefault(ref, "read with other channels, by several gates")
+            self.want[ref] = Layout(layout.axis, both) if both and {run.site for run in both.runs} != {ALL} else None

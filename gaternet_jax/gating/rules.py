@@ -1,0 +1,203 @@
+"""What each primitive does with channels: the rules of gates and of elementwise operations.
+
+A rule says three things of its primitive: what its result has, given what its operands have (`have`); what is wanted of
+its operands, given what is wanted of its result (`want`); and how to compute it so (`run`). An operation without a rule
+computes whole arrays from whole arrays.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from gaternet_jax.gating.channels import Layout, Run, join
+from gaternet_jax.gating.program import Ref, Step
+
+if TYPE_CHECKING:
+    from gaternet_jax.gating.execute import Execution
+    from gaternet_jax.gating.plan import Plan
+
+
+class Scaled(NamedTuple):
+    """How to compute a product times a constant per output channel: by scaling its kernel.
+
+    Attributes:
+        axis: of the output channels.
+        by: from the constants, a number or an array that varies along `axis`, to the array.
+    """
+
+    axis: int
+    by: Callable[[Any], Any]
+
+
+class Value(NamedTuple):
+    """A value as it is held.
+
+    Attributes:
+        array: the channels that are there, in the layout of the plan; of size 1 along axes that it was broadcast to.
+        fill: where absent channels are constants: those, [C]; what it says of the others is not read.
+        scaled: where BatchNorm can be folded into it.
+    """
+
+    array: Any
+    fill: jax.Array | None = None
+    scaled: Scaled | None = None
+
+
+class Rule:
+    """Whole arrays: for what has no rule."""
+
+    def have(self, step: Step, plan: "Plan") -> Layout | None:
+        """The layout of the result; None: whole."""
+
+    def want(self, step: Step, plan: "Plan") -> Sequence[Layout | None]:
+        """What is wanted of each operand; None: all."""
+        return [None] * len(step.inputs)
+
+    def run(self, step: Step, ex: "Execution") -> list[Value]:
+        """Computes the results in the layouts of the plan."""
+        results = step.bind([ex.full(ref) for ref in step.inputs])
+        return [ex.held(ref, result) for ref, result in zip(step.outputs, results, strict=True)]
+
+
+class Gate(Rule):
+    """Leaves the channels of its site; the others are zero."""
+
+    def have(self, step, plan):
+        return self.want(step, plan)[0]
+
+    def want(self, step, plan):
+        assert step.site is not None
+        channels = join([Run(step.site, step.inputs[1].shape[1])])
+        return [Layout(len(step.inputs[0].shape) - 1, channels, "zero"), Layout(1, channels, "zero")]
+
+    def run(self, step, ex):
+        maps, gates = (ex.take(ref, layout) for ref, layout in zip(step.inputs, self.want(step, ex.plan), strict=True))
+        if step.site in ex.always_open:
+            return [Value(maps)]
+        return [Value(maps * lax.expand_dims(gates, range(1, len(step.inputs[0].shape) - 1)).astype(maps.dtype))]
+
+
+_ZERO_AT_ZERO = """abs add add_any and asin asinh atan atanh cbrt ceil convert_element_type copy erf erf_inv expm1
+floor gt integer_pow log1p lt max min mul ne neg or reduce_precision round select_n sign sin sinh sqrt square
+stop_gradient sub tan tanh xor"""  # f(0, ..., 0) = 0
+_OTHERS = """acos acosh atan2 clamp cos cosh div eq erfc exp exp2 ge is_finite le log logistic not pow rem rsqrt"""
+ZERO_AT_ZERO = frozenset(_ZERO_AT_ZERO.split())
+ELEMENTWISE = ZERO_AT_ZERO | frozenset(_OTHERS.split())
+
+
+class Elementwise(Rule):
+    """Works on the channels that are there; zero times anything stays zero; a sum adds into the wider operand."""
+
+    def have(self, step, plan):
+        operands = [plan.have[ref] for ref in step.inputs if ref in plan.have]
+        if not operands:
+            return None
+        if zero := self._annihilates(step, plan):
+            return zero
+        layout = operands[0]
+        if not all(layout.holds(other) for other in operands):
+            return None
+        if not all(ref in plan.have or is_per_channel(ref, layout.axis, plan) for ref in step.inputs):
+            return None
+        numbers = [0.0 if is_zero(ref, plan) else plan.number(ref) for ref in step.inputs]
+        return Layout(layout.axis, layout.channels, "zero" if self._is_zero(step, numbers) else "constant")
+
+    @staticmethod
+    def _annihilates(step: Step, plan: "Plan") -> Layout | None:
+        """The layout of a zero operand that makes the result zero whatever the others are."""
+        deciding = {"mul": step.inputs, "and": step.inputs, "div": step.inputs[:1], "rem": step.inputs[:1]}
+        if step.name == "select_n" and all(is_zero(ref, plan) for ref in step.inputs[1:]):
+            deciding = {"select_n": step.inputs[1:]}
+        zeros = (ref for ref in deciding.get(step.name, ()) if ref in plan.have and is_zero(ref, plan))
+        return next((plan.have[ref] for ref in zeros), None)
+
+    @staticmethod
+    def _is_zero(step: Step, numbers: list[Any]) -> bool:
+        """Whether the operation makes 0 of these numbers; None stands for one that is not known."""
+        if any(number is None for number in numbers):
+            return False
+        if step.name in ("max", "min"):
+            return (max if step.name == "max" else min)(numbers) == 0
+        if step.name == "clamp":
+            return min(max(numbers[0], numbers[1]), numbers[2]) == 0
+        return step.name in ZERO_AT_ZERO and not any(numbers) and step.params.get("y", 1) > 0
+
+    def want(self, step, plan):
+        layout = plan.layout(step.outputs[0])
+        if layout is None:
+            return super().want(step, plan)
+        size, shapes = layout.channels.size, [ref.shape for ref in step.inputs]
+        return [layout if len(shape) > layout.axis and shape[layout.axis] == size else None for shape in shapes]
+
+    def run(self, step, ex):
+        layout = ex.plan.layout(step.outputs[0])
+        if layout is None and (added := self._add_into(step, ex)) is not None:
+            return [Value(added)]
+        operands = [ex.take(ref, layout) if layout else ex.thin(ref) for ref in step.inputs]
+        scaled, fill = self._scaled(step, operands, ex), None
+        folded = scaled if step.name in ("mul", "div") else None
+        result = folded.by(1) if folded else self._bind(step, operands)
+        if layout is not None and layout.absent == "constant":
+            constants = self._bind(step, [ex.fill(ref, layout) for ref in step.inputs])
+            fill = jnp.broadcast_to(jnp.reshape(constants, -1), (layout.channels.size,))
+        return [Value(result, fill, scaled)]
+
+    @staticmethod
+    def _bind(step: Step, operands: list[Any]) -> Any:
+        if step.name in ("select_n", "clamp"):  # others broadcast axes of size 1 by themselves
+            shape = jnp.broadcast_shapes(*map(np.shape, operands))
+            operands = [x if np.ndim(x) == 0 else jnp.broadcast_to(x, shape) for x in operands]
+        return step.bind(operands)[0]
+
+    @staticmethod
+    def _add_into(step: Step, ex: "Execution") -> Any:
+        """wide + narrow, or wide - narrow: by adding into the channels that are there. None where it is neither."""
+        if step.name not in ("add", "add_any", "sub") or step.inputs[0].shape != step.inputs[1].shape:
+            return None
+        one, two = step.inputs
+        for wide, narrow in ((one, two), (two, one)) if step.name != "sub" else ((one, two),):
+            if is_zero(narrow, ex.plan) and (layout := ex.plan.layout(narrow)):
+                x = ex.take(narrow, layout)
+                return ex.add(ex.full(wide), -x if step.name == "sub" else x, layout)
+        return None
+
+    @staticmethod
+    def _scaled(step: Step, operands: list[Any], ex: "Execution") -> Scaled | None:
+        """How the result is computed times a constant per channel; None where that takes more than another kernel."""
+        products = ((i, ex.values[ref].scaled) for i, ref in enumerate(step.inputs) if ref.literal is None)
+        at, scaled = next((pair for pair in products if pair[1]), (0, None))
+        if scaled is None or ex.plan.uses[step.inputs[at]] > 1 or len(operands) > 2:
+            return None
+        axis, by = scaled
+        if not all(is_per_channel(ref, axis, ex.plan) for i, ref in enumerate(step.inputs) if i != at):
+            return None
+        other, dtype = operands[1 - at] if len(operands) == 2 else None, step.outputs[0].aval.dtype
+        match step.name, at:
+            case "mul", _:
+                return Scaled(axis, lambda scale: by(scale * other))
+            case "div", 0:
+                return Scaled(axis, lambda scale: by(scale / other))
+            case "add", _:
+                return Scaled(axis, lambda scale: by(scale) + scale * other)
+            case "sub", 0:
+                return Scaled(axis, lambda scale: by(scale) - scale * other)
+            case "convert_element_type", _ if jnp.issubdtype(dtype, jnp.floating):
+                return Scaled(axis, lambda scale: by(scale).astype(dtype))
+        return None
+
+
+def is_zero(ref: Ref, plan: "Plan") -> bool:
+    """Whether a value is the number zero, or has absent channels that are zero."""
+    if ref in plan.have:
+        return plan.have[ref].absent == "zero"
+    number = plan.number(ref)
+    return number is not None and number == 0
+
+
+def is_per_channel(ref: Ref, axis: int, plan: "Plan") -> bool:
+    """Whether a value is a known constant for each channel."""
+    return plan.is_known(ref) and plan.varying(ref) <= {axis}

@@ -1,0 +1,211 @@
+"""Skips closed channels in any function that gates: the transform.
+
+    program = skip_closed(backbone, params, images, gates)     # traced once
+    prepared = program.prepare(params, keep)                   # which channels of each site are kept
+    logits = program(prepared, images, gates)                  # as backbone(params, images, gates)
+
+What a network is made of does not matter: its jaxpr is looked at, primitive by primitive (rules.py). Convolutions and
+products lose inputs that are absent and outputs that are not wanted; what depends on parameters only, BatchNorm folded
+into convolutions and kernels without closed channels among it, is computed in `prepare`.
+
+How many channels a site keeps is static; which, is an array: one compiled program serves all selections of the same
+widths. Prepared once, that is a compacted network or a specialist; prepared anew for each batch, within one `jax.jit`
+with the call, execution per image. What has no rule gets whole arrays: slow, never wrong; `explain` says where.
+"""
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.core import Tracer
+
+from gaternet_jax.gating.execute import Execution
+from gaternet_jax.gating.explain import Explanation, explain
+from gaternet_jax.gating.gate import Site
+from gaternet_jax.gating.plan import Plan
+from gaternet_jax.gating.program import Ref, evaluate, flatten, shaped, split
+
+Keep = Sequence[Any] | Mapping[str, Any] | None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What a program needs besides its inputs: a pytree of arrays.
+
+    Attributes:
+        arrays: kernels and constants without the channels that are not kept, and the positions of those that are.
+        widths: of each site, how many channels are kept; static.
+        always_open: numbers of the sites that need no gates; static.
+    """
+
+    arrays: list[Any]
+    widths: tuple[int, ...] = dataclasses.field(metadata=dict(static=True))
+    always_open: tuple[int, ...] = dataclasses.field(metadata=dict(static=True))
+
+
+class SkipClosed:
+    """A function that skips closed channels; `skip_closed` makes one.
+
+    Attributes:
+        sites: its gates, in the order of the program.
+    """
+
+    def __init__(self, function: Callable[..., Any], params: Any, *args: Any):
+        self._function, self._params, self._args = function, shaped(params), shaped(args)
+        self._plans: dict[Any, Plan] = {}
+        self._parts: dict[Any, Any] = {}
+        self.sites: tuple[Site, ...] = self._plan(self._args).program.sites
+        self._prepare, self._run = jax.jit(self._prepare_now, static_argnums=2), jax.jit(self._run_now)
+
+    def prepare(self, params: Any, keep: Keep = None, always_open: Collection[str] = ()) -> Prepared:
+        """Computes what depends on parameters and on the kept channels only.
+
+        Args:
+            params: as given to `skip_closed`.
+            keep: of each site, in order or by name, the channels that are kept: distinct integers [n], in any order,
+                concrete or traced; None, for a site or for all: every channel. Nothing else decides what is computed.
+            always_open: names of sites whose kept channels are open for every image, so that they need no gates.
+
+        Raises:
+            ValueError: channels that a site does not have, or parameters of another shape.
+        """
+        indices = check_keep(self.sites, keep)
+        if unknown := set(always_open) - {site.name for site in self.sites}:
+            raise ValueError(f"no gates are named {sorted(unknown)}; there are {[site.name for site in self.sites]}")
+        given, traced = ({_path(path): leaf.shape for path, leaf in _leaves(x)} for x in (shaped(params), self._params))
+        if differing := [path for path in {**given, **traced} if given.get(path) != traced.get(path)]:
+            raise ValueError(f"parameters differ from those that were traced: {', '.join(differing[:3])}")
+        opened = tuple(number for number, site in enumerate(self.sites) if site.name in always_open)
+        return self._prepare(params, indices, opened)
+
+    def __call__(self, prepared: Prepared, *args: Any) -> Any:
+        """Computes what the function computes where gates outside `keep` are closed.
+
+        Exact but for rounding. A gate outside `keep` counts as closed, whatever it is: the caller must know. Within
+        `keep`, gates are multiplied as ever. A closed channel that is infinite or NaN is NaN times zero in the
+        function and 0 here.
+
+        Args:
+            prepared: see `prepare`.
+            *args: the function's remaining arguments; batches of another size than the example's are traced anew.
+        """
+        return self._run(prepared, *args)
+
+    def explain(self, widths: Sequence[int] | None = None) -> Explanation:
+        """Says of every convolution and product what is skipped, and of every gate whether it only masks, and why.
+
+        Args:
+            widths: of each site, how many channels are kept; half of them if not given.
+        """
+        plan = self._plan(self._args)
+        return explain(plan, tuple(widths) if widths is not None else tuple(-(-site.size // 2) for site in self.sites))
+
+    def _plan(self, args: Any) -> Plan:
+        key = _key(args)
+        if key not in self._plans:
+            self._plans[key] = plan_of(self._function, self._params, *args)
+        return self._plans[key]
+
+    def _split(self, args: Any, widths: tuple[int, ...], always_open: tuple[int, ...]) -> Any:
+        """The two halves of the program that skips: what is prepared, and what remains."""
+        key = (_key(args), widths, always_open)
+        if key not in self._parts:
+            plan = self._plan(args)
+            keep = [jax.ShapeDtypeStruct((width,), np.int32) for width in widths]
+
+            def run(params: Any, keep: list[Any], *args: Any) -> list[Any]:
+                return Execution(plan, keep, always_open).run(jax.tree.leaves((params, args)))
+
+            program = flatten(run, self._params, keep, *args)
+            ahead = program.inputs[: len(jax.tree.leaves((self._params, keep)))]
+            self._parts[key] = (program, ahead, *split(program, ahead), plan.program.tree)
+        return self._parts[key]
+
+    def _prepare_now(self, params: Any, keep: list[Any], always_open: tuple[int, ...]) -> Prepared:
+        widths = tuple(index.shape[0] for index in keep)
+        program, ahead, steps, handed_over, *_ = self._split(self._args, widths, always_open)
+        values = dict(program.constants) | dict(zip(ahead, jax.tree.leaves((params, keep)), strict=True))
+        return Prepared(evaluate(steps, values, handed_over), widths, always_open)
+
+    def _run_now(self, prepared: Prepared, *args: Any) -> Any:
+        program, ahead, _, handed_over, steps, tree = self._split(shaped(args), prepared.widths, prepared.always_open)
+        given, wanted = [np.shape(x) for x in prepared.arrays], [ref.shape for ref in handed_over]
+        if given != wanted:
+            raise ValueError(
+                "what was prepared is not for inputs of this shape; call skip_closed with an example of it"
+            )
+        values: dict[Ref, Any] = dict(program.constants) | dict(zip(handed_over, prepared.arrays, strict=True))
+        values |= dict(zip(program.inputs[len(ahead) :], jax.tree.leaves(args), strict=True))
+        return jax.tree.unflatten(tree, evaluate(steps, values, program.outputs))
+
+
+def skip_closed(function: Callable[..., Any], params: Any, *args: Any) -> SkipClosed:
+    """Finds what closed gates save in a function; see this module.
+
+    Args:
+        function: of (params, *args), with calls of `gate` in it; pure, of pytrees of arrays.
+        params: what is known before the images come: arrays, or `jax.ShapeDtypeStruct`s in their place. Gates that are
+            the same for all images may be among them.
+        *args: examples of the other arguments, arrays or shapes.
+
+    Example:
+        >>> def network(kernel, x, gates):
+        ...     return gate(x @ kernel, gates) @ kernel.T
+        >>> kernel, x = jnp.arange(6.0).reshape(2, 3), jnp.ones((1, 2))
+        >>> program = skip_closed(network, kernel, x, jnp.ones((1, 3)))
+        >>> program(program.prepare(kernel, [jnp.array([2])]), x, jnp.array([[0.0, 0.0, 1.0]]))
+        Array([[14., 35.]], dtype=float32)
+    """
+    return SkipClosed(function, params, *args)
+
+
+def plan_of(function: Callable[..., Any], params: Any, *args: Any) -> Plan:
+    """Traces a function and decides which of its channels are there; arguments as of `skip_closed`."""
+    program = flatten(function, params, *args)
+    paths = [_path(path) for path, _ in _leaves(params)]
+    return Plan(program, dict(zip(program.inputs, paths, strict=False)))
+
+
+def check_keep(sites: Sequence[Site], keep: Keep) -> list[Any]:
+    """The kept channels of each site, as int32 arrays.
+
+    Raises:
+        ValueError: they are not channels of these sites.
+    """
+    if isinstance(keep, Mapping):
+        if unknown := set(keep) - {site.name for site in sites}:
+            raise ValueError(f"no gates are named {sorted(unknown)}; there are {[site.name for site in sites]}")
+        keep = [keep.get(site.name) for site in sites]
+    keep = [None] * len(sites) if keep is None else list(keep)
+    if len(keep) != len(sites):
+        raise ValueError(f"the network has {len(sites)} gated sites, but the channels of {len(keep)} were given")
+    return [_check(site, index) for site, index in zip(sites, keep, strict=True)]
+
+
+def _check(site: Site, index: Any) -> Any:
+    if index is None:
+        return np.arange(site.size, dtype=np.int32)
+    wanted = f"'{site.name}' keeps some of its {site.size} channels: distinct integers below that, at least one"
+    if not isinstance(index, Tracer):
+        index = np.asarray(index)
+        if index.size and (index.min() < 0 or index.max() >= site.size or np.unique(index).size != index.size):
+            raise ValueError(f"{wanted}; got {index.tolist()}")
+    if index.ndim != 1 or not 0 < index.size <= site.size or not np.issubdtype(index.dtype, np.integer):
+        raise ValueError(f"{wanted}; got {index.dtype} of shape {list(index.shape)}")
+    return index.astype(np.int32)
+
+
+def _leaves(tree: Any) -> Any:
+    return jax.tree_util.tree_flatten_with_path(tree)[0]
+
+
+def _path(path: Any) -> str:
+    return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def _key(args: Any) -> Any:
+    leaves, tree = jax.tree.flatten(args)
+    return tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves)

@@ -1,0 +1,238 @@
+"""Whole networks: the logits of the masked one, whatever is kept and whatever is open within it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gaternet_jax.gating import gate, skip_closed
+from gaternet_jax.models.functional import merge_model, split_model
+from tests.gating.foreign import foreign
+from tests.helpers import model_config, random_model
+from tests.models.test_macs import SMALL
+
+SIZE = 16  # pixels
+SLOW = {("shake", "residual"), ("imagenet", "residual"), ("bottleneck", "residual")}  # as the same with all gates
+
+
+def backbone(name, width, gating="all", **overrides):
+    """A backbone as a function of (arrays, images, gates), its arrays, and the number of gates."""
+    model = random_model(model_config(backbone=name, width=width, gating=gating, **overrides))
+    graphdef, params, stats = split_model(model)
+    gates = sum(site.size for site in model.gate_sites)
+    return lambda arrays, x, gates: merge_model(graphdef, *arrays).backbone(x, gates), (params, stats), gates
+
+
+def selection(sites, seed=0):
+    """Sites keep 0, 25, 50, 75 and 100% in turn; of 0%, one channel whose gate is closed. Unordered channels."""
+    rng = np.random.default_rng(seed)
+    shares = [(number + seed) % 5 / 4 for number in range(len(sites))]
+    keep = [
+        rng.permutation(site.size)[: max(round(share * site.size), 1)]
+        for site, share in zip(sites, shares, strict=True)
+    ]
+    return keep, [
+        np.zeros(site.size, bool) if share == 0 else np.isin(np.arange(site.size), index)
+        for site, share, index in zip(sites, shares, keep, strict=True)
+    ]
+
+
+def differences(function, params, num_gates, batch=3, dtype=jnp.float32):
+    """Largest difference of logits, of images that open all, none and some of the kept channels."""
+    rng = np.random.default_rng(1)
+    x = jnp.asarray(rng.normal(size=(batch, SIZE, SIZE, 3)), dtype)
+    program = skip_closed(function, params, x, jnp.zeros((batch, num_gates)))
+    keep, may_open = selection(program.sites)
+    share = np.array([[1.0], [0.0], [0.6]])[:batch]
+    gates = np.concatenate(may_open) & (rng.random((batch, num_gates)) < share)
+    assert gates[0].any() and not gates.all()
+    gates = jnp.asarray(gates, jnp.float32)
+    both = jax.jit(lambda params, keep, *args: (program(program.prepare(params, keep), *args), function(params, *args)))
+    out, wanted = both(params, keep, x, gates)
+    assert out.dtype == wanted.dtype and np.abs(np.asarray(wanted)).max() > 0.1
+    return np.abs(np.asarray(out - wanted)).max()
+
+
+@pytest.mark.parametrize(
+    ("family", "gating"),
+    [
+        pytest.param(family, gating, marks=pytest.mark.slow if (family, gating) in SLOW else ())
+        for family in SMALL
+        for gating in ("residual", "all")
+    ],
+)
+def test_every_family_gives_the_logits_of_the_masked_network(family, gating):
+    assert differences(*backbone(*SMALL[family], gating)) <= 1e-4
+
+
+@pytest.mark.parametrize("family", ["basic", "densenet", pytest.param("shake", marks=pytest.mark.slow)])
+def test_families_with_squeeze_and_excitation(family):
+    assert differences(*backbone(*SMALL[family], squeeze_ratio=2)) <= 1e-4
+
+
+def test_a_foreign_network_gives_the_logits_of_the_masked_one():
+    assert differences(*foreign()) <= 1e-4
+    assert differences(*foreign(), batch=1) <= 1e-4
+
+
+@pytest.mark.parametrize("network", [lambda: foreign(jnp.bfloat16), lambda: backbone("resnet8", 4, dtype="bfloat16")])
+def test_bfloat16_differs_by_its_rounding(network):
+    """Kernels are rounded after BatchNorm was folded in, not before: logits of about 3, roundings of 2^-8."""
+    assert differences(*network()) <= 3e-2
+
+
+def test_closed_channels_are_not_computed():
+    """Work that is left, and what explain() says of it."""
+    function, params, num_gates = backbone("densenet10", 4)
+    shapes = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32), jax.ShapeDtypeStruct((1, num_gates), jnp.float32)
+    program = skip_closed(function, params, *shapes)
+    widths = [site.size // 4 for site in program.sites]
+    prepared = jax.eval_shape(lambda params: program.prepare(params, [np.arange(width) for width in widths]), params)
+    closed = jax.make_jaxpr(program)(prepared, *shapes)
+    done = [
+        np.prod(equation.outvars[0].aval.shape[:-1]) * np.prod(equation.invars[1].aval.shape)
+        for equation in closed.eqns[0].params["jaxpr"].eqns
+        if equation.primitive.name in ("conv_general_dilated", "dot_general")
+    ]
+    explained = program.explain(widths)
+    np.testing.assert_allclose(sum(done), sum(layer.macs * layer.left(widths) for layer in explained.layers))
+    text = str(explained)
+    assert "0.backbone.block1_layer1.conv2" in text and "gate block1_layer1.conv1: skips outputs of" in text
+
+
+def test_one_compiled_program_serves_all_selections_of_the_same_widths():
+    function, params, num_gates = backbone("resnet8", 4)
+    x = jnp.ones((2, SIZE, SIZE, 3))
+    traced = []
+
+    def counted(*args):
+        traced.append(args)
+        return function(*args)
+
+    program = skip_closed(counted, params, x, jnp.zeros((2, num_gates)))
+    outputs = []
+    for seed in (0, 5):  # the same widths
+        keep, may_open = selection(program.sites, seed)
+        gates = jnp.tile(jnp.asarray(np.concatenate(may_open), jnp.float32), (2, 1))
+        outputs.append(
+            program(
+                program.prepare(params, dict(zip([site.name for site in program.sites], keep, strict=True))), x, gates
+            )
+        )
+        np.testing.assert_allclose(outputs[-1], function(params, x, gates), atol=1e-5)
+    assert len(traced) == 1 and program._run._cache_size() == program._prepare._cache_size() == 1
+    assert np.abs(outputs[0] - outputs[1]).max() > 0
+
+
+def affine(params, x, gates):
+    return gate(x @ params["in"], gates, "hidden") @ params["out"]
+
+
+AFFINE = {"in": jnp.arange(6.0).reshape(2, 3), "out": jnp.ones((3, 2))}
+
+
+def small_program():
+    return skip_closed(affine, AFFINE, jnp.ones((2, 2)), jnp.ones((2, 3)))
+
+
+def test_batches_of_other_sizes_take_what_was_prepared():
+    program = small_program()
+    prepared = program.prepare(AFFINE, {"hidden": [2, 0]})
+    for batch in (1, 3):
+        x, gates = jnp.arange(2.0 * batch).reshape(batch, 2), jnp.tile(jnp.array([[0.5, 0, 1]]), (batch, 1))
+        np.testing.assert_allclose(program(prepared, x, gates), affine(AFFINE, x, gates))
+    np.testing.assert_allclose(program(program.prepare(AFFINE), x, gates), affine(AFFINE, x, gates))
+
+
+def test_a_batch_of_any_size_can_be_exported():
+    (batch,) = jax.export.symbolic_shape("b")
+    shapes = [jax.ShapeDtypeStruct((batch, size), jnp.float32) for size in (2, 3)]
+    program = skip_closed(affine, AFFINE, *shapes)
+    prepared = program.prepare(AFFINE, [np.array([1])])
+    exported = jax.export.export(jax.jit(lambda *args: program(prepared, *args)))(*shapes)
+    x, gates = jnp.ones((4, 2)), jnp.tile(jnp.array([[0, 1.0, 0]]), (4, 1))
+    np.testing.assert_allclose(exported.call(x, gates), affine(AFFINE, x, gates))
+
+
+def test_gates_outside_what_is_kept_count_as_closed():
+    x, gates = jnp.ones((1, 2)), jnp.ones((1, 3))
+    program = small_program()
+    out = program(program.prepare(AFFINE, [np.array([1])]), x, gates)
+    np.testing.assert_allclose(out, affine(AFFINE, x, jnp.array([[0, 1.0, 0]])))
+
+
+def test_sites_that_are_always_open_need_no_gates():
+    program = small_program()
+    out = program(
+        program.prepare(AFFINE, [np.array([1, 2])], always_open=["hidden"]), jnp.ones((1, 2)), jnp.zeros((1, 3))
+    )
+    np.testing.assert_allclose(out, affine(AFFINE, jnp.ones((1, 2)), jnp.array([[0, 1.0, 1.0]])))
+
+
+def test_nan_in_a_closed_channel_is_skipped():
+    """NaN times zero is NaN where closed channels are multiplied by their gates."""
+    params = AFFINE | {"in": AFFINE["in"].at[:, 0].set(jnp.nan)}
+    x, gates = jnp.ones((1, 2)), jnp.array([[0, 1.0, 1.0]])
+    program = small_program()
+    assert np.isnan(affine(params, x, gates)).all()
+    kept = program(program.prepare(params, [np.array([1, 2])]), x, gates)
+    np.testing.assert_allclose(kept, affine(AFFINE, x, gates))
+    assert np.isnan(program(program.prepare(params), x, gates)).all(), "a kept channel is multiplied by its gate"
+
+
+def test_gradients_pass():
+    x, gates = jnp.ones((1, 2)), jnp.array([[0, 0.5, 1.0]])
+    program = small_program()
+
+    def skipping(params, gates):
+        return (program(program.prepare(params, [np.array([2, 1])]), x, gates) ** 2).sum()
+
+    ours = jax.grad(skipping, (0, 1))(AFFINE, gates)
+    theirs = jax.grad(lambda params, gates: (affine(params, x, gates) ** 2).sum(), (0, 1))(AFFINE, gates)
+    np.testing.assert_allclose(ours[0]["out"], theirs[0]["out"])
+    np.testing.assert_allclose(ours[1][:, 1:], theirs[1][:, 1:])
+    assert ours[1][0, 0] == 0, "the gate of a channel that is not kept has no influence"
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ([[0], [1]], "1 gated sites, but the channels of 2 were given"),
+        ([[3]], r"'hidden' keeps some of its 3 channels.*got \[3\]"),
+        ([[-1]], r"got \[-1\]"),
+        ([[1, 1]], r"distinct integers.*got \[1, 1\]"),
+        ([[]], "at least one"),
+        ([[0.5]], "float"),
+        ([[True, False, True]], "distinct integers.*True"),
+        ([[[0]]], r"of shape \[1, 1\]"),
+        ({"other": [0]}, r"no gates are named \['other'\]; there are \['hidden'\]"),
+    ],
+)
+def test_channels_that_do_not_exist_are_refused(keep, message):
+    with pytest.raises(ValueError, match=message):
+        small_program().prepare(AFFINE, keep)
+
+
+def test_other_parameters_are_refused():
+    with pytest.raises(ValueError, match="differ from those that were traced: out"):
+        small_program().prepare(AFFINE | {"out": jnp.ones((3, 1))})
+    with pytest.raises(ValueError, match="no gates are named"):
+        small_program().prepare(AFFINE, always_open=["other"])
+
+
+def test_explain_says_which_gates_only_mask():
+    def function(kernel, x, gates):
+        def body(x, _):
+            return gate(x, gates, "looped"), None
+
+        x = jax.lax.scan(body, x, None, 2)[0]
+        x = jax.vmap(lambda x, gates: gate(x, gates, "mapped"), (1, None), 1)(x[:, None], gates)[:, 0]
+        return gate(jnp.sort(x @ kernel, -1), gates, "sorted") @ kernel
+
+    shapes = jnp.ones((3, 3)), jnp.ones((2, 3)), jnp.ones((2, 3))
+    program = skip_closed(function, *shapes)
+    text = str(program.explain())
+    assert "gate looped: only masks: it stands within scan" in text
+    assert "gate mapped: only masks: it was changed by vmap" in text
+    assert "gate sorted: what is gated comes from sort (test_skip.py:" in text and "skips inputs of" in text
+    np.testing.assert_allclose(program(program.prepare(shapes[0]), *shapes[1:]), function(*shapes), rtol=1e-6)
