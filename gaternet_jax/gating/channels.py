@@ -4,7 +4,6 @@ Channels are known in the program as runs: all channels of a stretch, none, or t
 a site keeps (its width) is static; which, is an array that the compiled program is given.
 """
 
-import itertools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -99,16 +98,18 @@ class Channels(NamedTuple):
             return self
         if self.outer * self.inner * other.outer * other.inner != 1 or self.size != other.size:
             return None
-        edges = sorted({edge for channels in (self, other) for edge in _edges(channels)})
-        runs = []
-        for start, stop in itertools.pairwise(edges):
-            one, two = self.between(start, stop), other.between(start, stop)
-            if one is None or two is None:
+        runs, mine, theirs = [], list(self.runs[::-1]), list(other.runs[::-1])
+        while mine:
+            one, two = mine.pop(), theirs.pop()
+            size = min(one.size, two.size)
+            for rest, stack in ((one, mine), (two, theirs)):
+                if rest.size > size:
+                    if rest.site >= 0:
+                        return None
+                    stack.append(Run(rest.site, rest.size - size))
+            if one.site != two.site and NONE not in (one.site, two.site):
                 return None
-            (one,), (two,) = one.runs, two.runs
-            if one != two and NONE not in (one.site, two.site):
-                return None
-            runs.append(two if one.site == NONE else one)
+            runs.append(Run(two.site if one.site == NONE else one.site, size))
         return join(runs)
 
 
@@ -129,10 +130,6 @@ def _count(run: Run, widths: Sequence[int]) -> int:
 
 def _open(run: Run, gates: Sequence[jax.Array]) -> jax.Array | float:
     return gates[run.site].sum(-1) if run.site >= 0 else float(run.size if run.site == ALL else 0)
-
-
-def _edges(channels: Channels) -> list[int]:
-    return np.cumsum([0, *(run.size for run in channels.runs)]).tolist()
 
 
 class Layout(NamedTuple):

@@ -1,0 +1,40 @@
+import jax.numpy as jnp
+import numpy as np
+
+from gaternet_jax.gating.channels import ALL, NONE, Channels, Run, join
+
+KEEP, WIDTHS = [np.array([2, 0]), np.array([1, 0, 2, 3])], [2, 4]
+MIXED = join([Run(0, 3), Run(ALL, 1), Run(ALL, 1), Run(NONE, 2), Run(1, 4)])
+
+
+def test_indices_are_positions_among_all_channels():
+    assert MIXED.size == 11 and MIXED.count(WIDTHS) == 8 and MIXED.sites == {0, 1}
+    np.testing.assert_array_equal(MIXED.indices(KEEP, WIDTHS), [2, 0, 3, 4, 7, 8, 9, 10])  # a whole site in order
+    assert not MIXED.is_complete([3, 4]), "NONE is never there"
+    assert join([Run(0, 3), Run(1, 4)]).is_complete([3, 4])
+
+
+def test_merged_axes():
+    merged = Channels((Run(0, 3),), outer=2, inner=2)
+    assert merged.size == 12 and merged.count([2]) == 8
+    expected = np.arange(12).reshape(2, 3, 2)[:, KEEP[0]].reshape(-1)
+    np.testing.assert_array_equal(merged.indices(KEEP, WIDTHS), expected)
+    np.testing.assert_array_equal(merged.open([jnp.array([[1.0, 0.5, 0]])]), [6.0])
+
+
+def test_parts_follow_the_edges_of_sites():
+    assert MIXED.between(0, 4) == join([Run(0, 3), Run(ALL, 1)])
+    assert MIXED.between(4, 7) == join([Run(ALL, 1), Run(NONE, 2)])
+    assert MIXED.between(0, 2) is None
+    assert MIXED.between(3, 3) == Channels(())
+    assert join([Run(0, 3)]).within(2, 1) == join([Run(NONE, 2), Run(0, 3), Run(NONE, 1)])
+
+
+def test_union_is_what_either_wants():
+    first, second = join([Run(0, 3)]).within(0, 4), join([Run(1, 4)]).within(3, 0)
+    assert first.union(second) == second.union(first) == join([Run(0, 3), Run(1, 4)])
+    assert first.union(first) == first
+    assert first.union(join([Run(NONE, 1), Run(ALL, 6)])) is None, "a part of a site and all of another part"
+    assert first.union(join([Run(NONE, 3), Run(ALL, 4)])) == join([Run(0, 3), Run(ALL, 4)])
+    assert join([Run(0, 3)]).union(join([Run(1, 3)])) is None
+    assert join([Run(0, 3)]).union(join([Run(NONE, 4)])) is None
