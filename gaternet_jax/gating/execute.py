@@ -13,7 +13,8 @@ from gaternet_jax.gating.program import Ref
 from gaternet_jax.gating.rules import Scaled, Value
 from gaternet_jax.gating.table import rule_of
 
-_DISTINCT = dict(unique_indices=True, mode="promise_in_bounds", wrap_negative_indices=False)  # what kept channels are
+# What kept channels are, as indices.
+_DISTINCT: dict[str, Any] = dict(unique_indices=True, mode="promise_in_bounds", wrap_negative_indices=False)
 
 
 class Execution:
@@ -90,6 +91,13 @@ class Execution:
         if ref in self.plan.have:
             return self._along(layout.axis, self.constants(ref, layout.axis), len(ref.shape))
         return self.thin(ref)
+
+    def mask(self, own: Layout, layout: Layout | None, dtype: Any) -> jax.Array:
+        """1 for the channels of `own` and 0 for the others, along the last axis of maps; those of `layout` of them."""
+        mask = self._at(jnp.zeros(own.channels.size, dtype), 0, own.channels).set(1, **_DISTINCT)
+        if layout is not None and layout.axis == own.axis:
+            mask = self._gather(mask, 0, layout.channels)
+        return self._along(own.axis, mask, own.axis + 1)
 
     def held(
         self, ref: Ref, array: Any, channels: Channels | None = None, fill: Any = None, scaled: Scaled | None = None

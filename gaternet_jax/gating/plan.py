@@ -6,6 +6,7 @@ primitive (rules.py); where there is none, all channels are there and all are wa
 """
 
 import collections
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ class Plan:
     Args:
         program: with gates.
         parameters: paths of those of its inputs that are known before the images come; constants are known besides.
+        whole_sites: gates whose maps are computed whole, in kernels with zeros for the channels that are not kept.
 
     Attributes:
         have: layouts that follow from closed gates.
@@ -30,15 +32,14 @@ class Plan:
         uses: how often a value is read.
     """
 
-    def __init__(self, program: Program, parameters: dict[Ref, str]):
-        self.program, self.names = program, dict(parameters)
+    def __init__(self, program: Program, parameters: dict[Ref, str], whole_sites: Collection[int] = ()):
+        self.program, self.names, self.whole_sites = program, dict(parameters), whole_sites
         self.uses = collections.Counter(ref for step in program.steps for ref in step.inputs)
         self.uses.update(program.outputs)
         self.have: dict[Ref, Layout] = {}
         self.want: dict[Ref, Layout | None] = dict.fromkeys(program.outputs)
         self.reasons: dict[Ref, str] = dict.fromkeys(program.outputs, "read whole: it is a result")
         self._known = {*parameters, *program.constants}
-        self._numbers: dict[Ref, Any] = {}
         self._varying: dict[Ref, frozenset[int]] = {}
         for step in program.steps:
             if all(self.is_known(ref) for ref in step.inputs):
@@ -60,22 +61,20 @@ class Plan:
 
     def number(self, ref: Ref) -> Any:
         """The number that all elements are, where the program says so; else None."""
-        return ref.literal if ref.literal is not None and np.ndim(ref.literal) == 0 else self._numbers.get(ref)
+        return ref.literal if ref.literal is not None and np.ndim(ref.literal) == 0 else self.program.numbers.get(ref)
 
     def varying(self, ref: Ref) -> frozenset[int]:
         """The axes along which a known value may vary."""
         return self._varying.get(ref, frozenset(axis for axis, size in enumerate(ref.shape) if size != 1))
 
     def _learn(self, step: Step) -> None:
-        """Learns of a known value its name, its number, and along which axes it varies."""
+        """Learns of a known value its name, and along which axes it varies."""
         self._known.update(step.outputs)
         output, named = step.outputs[0], [self.names[ref] for ref in step.inputs if ref in self.names]
         if len(named) == 1:
             self.names[output] = named[0]
-        if step.name not in ("broadcast_in_dim", "convert_element_type", "reshape"):
-            return
-        if (number := self.number(step.inputs[0])) is not None:
-            self._numbers[output], self._varying[output] = number, frozenset()
+        if output in self.program.numbers:
+            self._varying[output] = frozenset()
         elif step.name == "broadcast_in_dim":
             places = step.params["broadcast_dimensions"]
             self._varying[output] = frozenset(places[axis] for axis in self.varying(step.inputs[0]))

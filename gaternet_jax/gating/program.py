@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.extend import core
 
 from gaternet_jax.gating.gate import Site, is_site, marked_name
@@ -80,6 +81,7 @@ class Program(NamedTuple):
         constants: arrays that the function captured.
         sites: its gates.
         masked: gates that are multiplications and nothing more, and why.
+        numbers: of values all of whose elements are one number that the program says.
         tree: the structure of the result.
     """
 
@@ -89,6 +91,7 @@ class Program(NamedTuple):
     constants: dict[Ref, Any]
     sites: tuple[Site, ...]
     masked: list[tuple[str, str]]
+    numbers: dict[Ref, Any]
     tree: Any
 
 
@@ -104,12 +107,13 @@ class _Flattening:
         self.constants: dict[Ref, Any] = {}
         self.sites: list[Site] = []
         self.masked: list[tuple[str, str]] = []
+        self.numbers: dict[Ref, Any] = {}  # values that are one number
 
     def program(self, closed: core.ClosedJaxpr, tree: Any) -> Program:
         inputs = [Ref(variable.aval) for variable in closed.jaxpr.invars]
         outputs = self.inline(closed.jaxpr, closed.consts, inputs)
         steps = needed(self.steps, outputs)
-        return Program(steps, inputs, outputs, self.constants, tuple(self.sites), self.masked, tree)
+        return Program(steps, inputs, outputs, self.constants, tuple(self.sites), self.masked, self.numbers, tree)
 
     def inline(self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Ref], where: str = "") -> list[Ref]:
         refs: dict[Any, Ref] = dict(zip(jaxpr.invars, inputs, strict=True))
@@ -143,17 +147,23 @@ class _Flattening:
             for inner in core.jaxprs_in_params(equation.params):
                 self.masked += [(gate or "a gate", f"it stands within {name}") for gate in _gates_within(inner)]
         outputs = tuple(Ref(variable.aval) for variable in equation.outvars)
-        if name == "split":  # as slices, which the rules know
-            start, axis = 0, equation.params["axis"]
-            for size, output in zip(equation.params["sizes"], outputs, strict=True):
-                starts, limits = [0] * len(output.shape), list(operands[0].shape)
-                starts[axis], limits[axis] = start, start + int(size)
-                start += int(size)
-                params = dict(start_indices=tuple(starts), limit_indices=tuple(limits), strides=None)
-                self.steps.append(Step(jax.lax.slice_p, params, operands, (output,), None, where))
+        if name in ("reshape", "broadcast_in_dim", "convert_element_type"):
+            (first, *_), numbers = operands, self.numbers
+            if first in numbers or (first.literal is not None and np.ndim(first.literal) == 0):
+                numbers[outputs[0]] = numbers.get(first, first.literal)
+        if name == "split":
+            starts = np.cumsum([0, *equation.params["sizes"]]).tolist()
+            for start, output in zip(starts, outputs, strict=False):
+                self.add_slice(operands[0], output, equation.params["axis"], start, where)
         else:
             self.steps.append(Step(equation.primitive, equation.params, operands, outputs, site, where))
         return outputs
+
+    def add_slice(self, operand: Ref, output: Ref, axis: int, start: int, where: str) -> None:
+        starts, limits = [0] * len(output.shape), list(operand.shape)
+        starts[axis], limits[axis] = start, start + output.shape[axis]
+        params = dict(start_indices=tuple(starts), limit_indices=tuple(limits), strides=None)
+        self.steps.append(Step(jax.lax.slice_p, params, (operand,), (output,), None, where))
 
 
 def _gates_within(jaxpr: Any) -> list[str]:
@@ -170,7 +180,7 @@ def _line(equation: Any) -> str:
     """The line of the network's code, as file:line; "" where JAX does not say."""
     frames = getattr(equation.source_info.traceback, "frames", ())
     for frame in frames:
-        if not any(part in frame.file_name for part in ("/jax/", "/flax/", "/gating/gate.py")):
+        if not any(part in frame.file_name for part in ("/jax/_src/", "/flax/", "/gating/gate.py")):
             return f"{frame.file_name.rpartition('/')[2]}:{frame.line_num}"
     return ""
 

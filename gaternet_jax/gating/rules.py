@@ -64,21 +64,35 @@ class Rule:
 
 
 class Gate(Rule):
-    """Leaves the channels of its site; the others are zero."""
+    """Leaves the channels of its site; the others are zero. At a site computed whole, it multiplies those by zeros."""
 
     def have(self, step, plan):
-        return self.want(step, plan)[0]
+        return None if step.site in plan.whole_sites else self._own(step)
+
+    @staticmethod
+    def _own(step: Step) -> Layout:
+        assert step.site is not None
+        return Layout(len(step.inputs[0].shape) - 1, join([Run(step.site, step.inputs[1].shape[1])]), "zero")
 
     def want(self, step, plan):
-        assert step.site is not None
-        channels = join([Run(step.site, step.inputs[1].shape[1])])
-        return [Layout(len(step.inputs[0].shape) - 1, channels, "zero"), Layout(1, channels, "zero")]
+        layout = plan.layout(step.outputs[0])
+        gates = layout and layout.axis == len(step.inputs[0].shape) - 1
+        return [layout, Layout(1, layout.channels) if layout and gates else None]
 
     def run(self, step, ex):
-        maps, gates = (ex.take(ref, layout) for ref, layout in zip(step.inputs, self.want(step, ex.plan), strict=True))
+        wanted = zip(step.inputs, self.want(step, ex.plan), strict=True)
+        maps, gates = (ex.take(ref, layout) if layout else ex.thin(ref) for ref, layout in wanted)
+        if step.site in ex.plan.whole_sites and not self._own(step).channels.is_complete(ex.widths):
+            maps = self._masked(step, maps, ex)
         if step.site in ex.always_open:
             return [Value(maps)]
         return [Value(maps * lax.expand_dims(gates, range(1, len(step.inputs[0].shape) - 1)).astype(maps.dtype))]
+
+    def _masked(self, step: Step, maps: Any, ex: "Execution") -> Any:
+        """The maps with zeros for channels that are not kept; in the kernel before, where there is one."""
+        layout, scaled = ex.plan.layout(step.outputs[0]), ex.values[step.inputs[0]].scaled
+        mask = ex.mask(self._own(step), layout, maps.dtype)
+        return scaled.by(mask) if scaled and ex.plan.uses[step.inputs[0]] == 1 else maps * mask
 
 
 _ZERO_AT_ZERO = """abs add add_any and asin asinh atan atanh cbrt ceil convert_element_type copy erf erf_inv expm1

@@ -25,7 +25,9 @@ from gaternet_jax.gating.execute import Execution
 from gaternet_jax.gating.explain import Explanation, explain
 from gaternet_jax.gating.gate import Site
 from gaternet_jax.gating.plan import Plan
+from gaternet_jax.gating.products import Product
 from gaternet_jax.gating.program import Ref, evaluate, flatten, shaped, split
+from gaternet_jax.gating.table import rule_of
 
 Keep = Sequence[Any] | Mapping[str, Any] | None
 
@@ -53,7 +55,8 @@ class SkipClosed:
         sites: its gates, in the order of the program.
     """
 
-    def __init__(self, function: Callable[..., Any], params: Any, *args: Any):
+    def __init__(self, function: Callable[..., Any], params: Any, *args: Any, whole_sums: bool = False):
+        self._whole_sums = whole_sums
         self._function, self._params, self._args = function, shaped(params), shaped(args)
         self._plans: dict[Any, Plan] = {}
         self._parts: dict[Any, Any] = {}
@@ -106,7 +109,7 @@ class SkipClosed:
     def _plan(self, args: Any) -> Plan:
         key = _key(args)
         if key not in self._plans:
-            self._plans[key] = plan_of(self._function, self._params, *args)
+            self._plans[key] = plan_of(self._function, self._params, *args, whole_sums=self._whole_sums)
         return self._plans[key]
 
     def _split(self, args: Any, widths: tuple[int, ...], always_open: tuple[int, ...]) -> Any:
@@ -142,7 +145,7 @@ class SkipClosed:
         return jax.tree.unflatten(tree, evaluate(steps, values, program.outputs))
 
 
-def skip_closed(function: Callable[..., Any], params: Any, *args: Any) -> SkipClosed:
+def skip_closed(function: Callable[..., Any], params: Any, *args: Any, whole_sums: bool = False) -> SkipClosed:
     """Finds what closed gates save in a function; see this module.
 
     Args:
@@ -150,6 +153,9 @@ def skip_closed(function: Callable[..., Any], params: Any, *args: Any) -> SkipCl
         params: what is known before the images come: arrays, or `jax.ShapeDtypeStruct`s in their place. Gates that are
             the same for all images may be among them.
         *args: examples of the other arguments, arrays or shapes.
+        whole_sums: compute all channels of what is only added to maps of all channels, with zeros in the kernels for
+            those that are not kept, instead of adding into the channels that are. More arithmetic, less moving of
+            data: quicker in ONNX Runtime, slower in XLA.
 
     Example:
         >>> def network(kernel, x, gates):
@@ -159,14 +165,19 @@ def skip_closed(function: Callable[..., Any], params: Any, *args: Any) -> SkipCl
         >>> program(program.prepare(kernel, [jnp.array([2])]), x, jnp.array([[0.0, 0.0, 1.0]]))
         Array([[14., 35.]], dtype=float32)
     """
-    return SkipClosed(function, params, *args)
+    return SkipClosed(function, params, *args, whole_sums=whole_sums)
 
 
-def plan_of(function: Callable[..., Any], params: Any, *args: Any) -> Plan:
+def plan_of(function: Callable[..., Any], params: Any, *args: Any, whole_sums: bool = False) -> Plan:
     """Traces a function and decides which of its channels are there; arguments as of `skip_closed`."""
     program = flatten(function, params, *args)
-    paths = [_path(path) for path, _ in _leaves(params)]
-    return Plan(program, dict(zip(program.inputs, paths, strict=False)))
+    paths = dict(zip(program.inputs, [_path(path) for path, _ in _leaves(params)], strict=False))
+    plan = Plan(program, paths)
+    if not whole_sums:
+        return plan
+    read = [ref for step in program.steps if isinstance(rule_of(step), Product) for ref in step.inputs]
+    saving = {site for ref in read if ref in plan.have for site in plan.have[ref].channels.sites}
+    return Plan(program, paths, frozenset(range(len(program.sites))) - saving)
 
 
 def check_keep(sites: Sequence[Site], keep: Keep) -> list[Any]:

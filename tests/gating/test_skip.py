@@ -37,11 +37,11 @@ def selection(sites, seed=0):
     ]
 
 
-def differences(function, params, num_gates, batch=3, dtype=jnp.float32):
+def differences(function, params, num_gates, batch=3, dtype=jnp.float32, **options):
     """Largest difference of logits, of images that open all, none and some of the kept channels."""
     rng = np.random.default_rng(1)
     x = jnp.asarray(rng.normal(size=(batch, SIZE, SIZE, 3)), dtype)
-    program = skip_closed(function, params, x, jnp.zeros((batch, num_gates)))
+    program = skip_closed(function, params, x, jnp.zeros((batch, num_gates)), **options)
     keep, may_open = selection(program.sites)
     share = np.array([[1.0], [0.0], [0.6]])[:batch]
     gates = np.concatenate(may_open) & (rng.random((batch, num_gates)) < share)
@@ -73,6 +73,25 @@ def test_families_with_squeeze_and_excitation(family):
 def test_a_foreign_network_gives_the_logits_of_the_masked_one():
     assert differences(*foreign()) <= 1e-4
     assert differences(*foreign(), batch=1) <= 1e-4
+
+
+@pytest.mark.parametrize("network", [foreign, lambda: backbone("resnet11_bottleneck", 4)])
+def test_sums_of_whole_maps_are_as_exact(network):
+    assert differences(*network(), whole_sums=True) <= 1e-4
+
+
+def test_sums_of_whole_maps_leave_no_scatter():
+    function, params, num_gates = backbone("resnet8", 4, "all")
+    shapes = jax.ShapeDtypeStruct((2, SIZE, SIZE, 3), jnp.float32), jax.ShapeDtypeStruct((2, num_gates), jnp.float32)
+    found = []
+    for whole in (False, True):
+        program = skip_closed(function, params, *shapes, whole_sums=whole)
+        keep = [np.arange(site.size // 2) for site in program.sites]
+        closed = jax.make_jaxpr(program)(jax.eval_shape(lambda params: program.prepare(params, keep), params), *shapes)  # noqa: B023
+        names = [equation.primitive.name for equation in closed.eqns[0].params["jaxpr"].eqns]
+        outputs = [layer.outputs is not None for layer in program.explain().layers if ".conv2" in layer.name]
+        found.append((names.count("scatter-add"), names.count("mul"), all(outputs), any(outputs)))
+    assert found == [(3, 6, True, True), (0, 6, False, False)], "zeros are in the kernels"
 
 
 @pytest.mark.parametrize("network", [lambda: foreign(jnp.bfloat16), lambda: backbone("resnet8", 4, dtype="bfloat16")])
