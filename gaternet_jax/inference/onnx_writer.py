@@ -1,0 +1,70 @@
+"""Writes a function as an ONNX model, operation by operation.
+
+The function is traced and flattened (gating/program.py), so that what is written are some sixty primitives. With a
+prepared program of `skip_closed` in it, its kernels are the initialisers:
+
+    write_onnx(lambda images, gates: program(prepared, images, gates), {"images": ..., "gates": ...}, ["logits"])
+
+Relu is written as Relu, so that ONNX Runtime fuses it with the convolution before; with `skip_closed(...,
+whole_sums=True)` it fuses the sum of a residual block as well.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from onnx import checker, helper  # pyright: ignore[reportAttributeAccessIssue] until onnx.py here goes
+
+from gaternet_jax.gating.program import Step, flatten, needed
+from gaternet_jax.inference.onnx_graph import BATCH, Graph, Stored, is_of_batch, is_static, natural
+from gaternet_jax.inference.onnx_operations import OPERATIONS
+
+
+def write_onnx(
+    function: Callable[..., Any], inputs: dict[str, jax.ShapeDtypeStruct], outputs: Sequence[str], **metadata: str
+) -> bytes:
+    """Writes a function of arrays as a serialised ONNX model.
+
+    Args:
+        function: of the inputs, in order; its result has as many leaves as there are outputs.
+        inputs: name, shape and type of each. The first axis is the batch, whose size does not matter.
+        outputs: names of the leaves.
+        **metadata: entries of the model.
+
+    Raises:
+        UserError: an operation that is not written; it names the line of the network.
+    """
+    batches = (jax.ShapeDtypeStruct((BATCH, *given.shape[1:]), given.dtype) for given in inputs.values())
+    program = flatten(function, *batches)
+    graph = Graph(list(inputs), program.constants)
+    graph.values |= {ref: Stored(name, natural(ref)) for name, ref in zip(inputs, program.inputs, strict=True)}
+    for step in needed(program.steps, program.outputs):
+        _add(graph, step)
+    for name, ref in zip(outputs, program.outputs, strict=True):
+        graph.node("Identity", [graph.read(ref, natural(ref), full=True)], name)
+    pairs = (inputs, program.inputs), (outputs, program.outputs)
+    model = graph.model(*(dict(zip(names, refs, strict=True)) for names, refs in pairs))
+    helper.set_model_props(model, metadata)
+    checker.check_model(model)
+    return model.SerializeToString()
+
+
+def _add(graph: Graph, step: Step) -> None:
+    """Writes an operation, or computes it where it does not depend on the inputs."""
+    if any(ref.literal is not None and is_of_batch(ref.literal) for ref in step.inputs):
+        graph.refuse(step, "a number that depends on the size of the batch")
+    arrays = [array for ref in step.inputs if (array := graph.known(ref)) is not None]
+    if arrays and step.name == "broadcast_in_dim":
+        shape = [1] * len(step.outputs[0].shape)
+        for place, size in zip(step.params["broadcast_dimensions"], arrays[0].shape, strict=True):
+            shape[place] = size
+        graph.arrays[step.outputs[0]] = arrays[0].reshape(shape)
+    elif len(arrays) == len(step.inputs) and all(map(is_static, step.outputs)):
+        full = [np.broadcast_to(array, ref.shape) for array, ref in zip(arrays, step.inputs, strict=True)]
+        with jax.ensure_compile_time_eval():
+            graph.arrays |= {ref: np.asarray(x) for ref, x in zip(step.outputs, step.bind(full), strict=True)}
+    elif step.name in OPERATIONS:
+        graph.values[step.outputs[0]] = OPERATIONS[step.name](graph, step)
+    else:
+        graph.refuse(step)

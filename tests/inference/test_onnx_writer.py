@@ -1,0 +1,142 @@
+"""What is written computes in ONNX Runtime what JAX computes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+from gaternet_jax.errors import UserError  # noqa: E402
+from gaternet_jax.gating import skip_closed  # noqa: E402
+from gaternet_jax.inference.onnx_writer import write_onnx  # noqa: E402
+from tests.gating.foreign import foreign  # noqa: E402
+from tests.gating.test_skip import SIZE, backbone, selection  # noqa: E402
+
+RNG = np.random.default_rng(0)
+
+
+def weights(*shape):
+    return jnp.asarray(RNG.normal(size=shape), jnp.float32)
+
+
+def shapes_of(**arrays):
+    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in arrays.items()}
+
+
+def run(serialized, **arrays):
+    session = onnxruntime.InferenceSession(serialized, providers=["CPUExecutionProvider"])
+    return session.run(None, {name: np.asarray(x) for name, x in arrays.items()})
+
+
+def kinds(serialized):
+    return [node.op_type for node in onnx.load_from_string(serialized).graph.node]
+
+
+CONV = ("NHWC", "HWIO", "NHWC")
+KERNEL, DEPTHWISE, MATRIX, VECTOR = weights(3, 3, 6, 4), weights(3, 2, 1, 12), weights(6, 5), weights(6)
+INDEX = np.array([4, 0, 3])
+OPERATIONS = {
+    "convolution": lambda x: lax.conv_general_dilated(x, KERNEL, (2, 1), ((1, 0), (2, 1)), dimension_numbers=CONV),
+    "dilated": lambda x: lax.conv_general_dilated(
+        x, KERNEL, (1, 1), "SAME", rhs_dilation=(2, 1), dimension_numbers=CONV
+    ),
+    "depthwise": lambda x: lax.conv_general_dilated(
+        x, DEPTHWISE, (1, 1), "VALID", feature_group_count=6, dimension_numbers=CONV
+    ),
+    "product": lambda x: x @ MATRIX,
+    "einsum": lambda x: jnp.einsum("bhwc,bhvc,cd->bwvd", x, x, MATRIX),
+    "relu": jax.nn.relu,
+    "activations": lambda x: jax.nn.gelu(x) + jax.nn.silu(x) * jax.nn.elu(x) - jax.nn.softplus(x) / 2 + jax.nn.relu6(x),
+    "numbers": lambda x: jnp.sqrt(jnp.abs(x)) + lax.rsqrt(x * x + 1) + jnp.sign(x) * x**3 + jnp.round(x) + jnp.expm1(x),
+    "comparisons": lambda x: jnp.where((x > 0) & ~(x >= 1) | (x != x), x, -x).clip(-1, 2).astype(jnp.int32),
+    "per channel": lambda x: jnp.maximum(x * VECTOR[None, None, None] - VECTOR[None, None, None], 0),
+    "softmax": lambda x: jax.nn.softmax(x, -1),
+    "log-softmax over space": lambda x: jax.nn.log_softmax(x, (1, 2)),
+    "reductions": lambda x: x.mean((1, 2)) + x.max((1, 2)) - x.min(1).prod(1),
+    "argmax": lambda x: x.argmax(-1),
+    "max-pooling": lambda x: lax.reduce_window(
+        x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (0, 1), (0, 0))
+    ),
+    "average pooling": lambda x: lax.reduce_window(x, 0.0, lax.add, (1, 2, 3, 1), (1, 2, 1, 1), "SAME"),
+    "shapes": lambda x: jnp.squeeze(x[:, ::2, 1:3, None].transpose(0, 2, 3, 1, 4)[:, :1], 1).reshape(x.shape[0], -1),
+    "concatenate": lambda x: jnp.concatenate([x[..., :2], jnp.flip(x, -1), jnp.ones_like(x)], -1),
+    "pad": lambda x: jnp.pad(x, ((0, 0), (1, 2), (0, 1), (0, 3)), constant_values=2.0),
+    "channels": lambda x: x.at[..., INDEX].get(mode="promise_in_bounds"),
+    "add channels": lambda x: x.at[..., INDEX].add(x[..., :3], unique_indices=True, mode="promise_in_bounds"),
+    "channels of a convolution": lambda x: x.at[..., INDEX].add(
+        lax.conv_general_dilated(x, KERNEL, (1, 1), "SAME", dimension_numbers=CONV)[..., :3]
+    ),
+    "broadcast": lambda x: jnp.broadcast_to(x.mean((1, 2))[:, None, :, None], (x.shape[0], 2, 6, 3)),
+    "constants": lambda x: jnp.stack([jnp.arange(6.0), VECTOR]).sum(0)[None, None, None] + x,
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations(name):
+    """Traced for another batch than those that run."""
+    x = weights(3, 5, 4, 6)
+    serialized = write_onnx(OPERATIONS[name], shapes_of(x=x[:1]), ["y"])
+    for batch in (3, 1):
+        (out,) = run(serialized, x=x[:batch])
+        wanted = OPERATIONS[name](x[:batch])
+        assert out.dtype == wanted.dtype
+        np.testing.assert_allclose(out, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_several_inputs_and_outputs_and_metadata():
+    images, scale = np.arange(24, dtype=np.uint8).reshape(2, 3, 4), np.ones((2, 1, 4), np.float32)
+    serialized = write_onnx(
+        lambda images, scale: {"y": images.astype(jnp.float32) * scale, "z": images},
+        shapes_of(images=images, scale=scale),
+        ["y", "z"],
+        labels="[]",
+    )
+    y, z = run(serialized, images=images, scale=scale)
+    np.testing.assert_array_equal(y, images)
+    np.testing.assert_array_equal(z, images)
+    assert onnx.load_from_string(serialized).metadata_props[0].key == "labels"
+
+
+@pytest.mark.parametrize("whole_sums", [False, True])
+@pytest.mark.parametrize(
+    "network", [foreign, lambda: backbone("resnet11_bottleneck", 4), lambda: backbone("densenet10", 4, squeeze_ratio=2)]
+)
+def test_networks_without_their_closed_channels(network, whole_sums):
+    function, params, num_gates = network()
+    x = weights(3, SIZE, SIZE, 3)
+    program = skip_closed(function, params, x, jnp.zeros((3, num_gates)), whole_sums=whole_sums)
+    keep, may_open = selection(program.sites)
+    gates = jnp.asarray(np.concatenate(may_open) & (RNG.random((3, num_gates)) < 0.7), jnp.float32)
+    prepared = program.prepare(params, keep)
+    serialized = write_onnx(lambda *args: program(prepared, *args), shapes_of(x=x, gates=gates), ["logits"])
+    (out,) = run(serialized, x=x, gates=gates)
+    np.testing.assert_allclose(out, jax.jit(function)(params, x, gates), atol=1e-4)
+
+
+def test_relu_is_written_as_relu_and_maps_keep_their_layout():
+    function, params, num_gates = backbone("resnet8", 4)
+    x, gates = weights(1, SIZE, SIZE, 3), jnp.ones((1, num_gates))
+    program = skip_closed(function, params, x, gates, whole_sums=True)
+    prepared = program.prepare(params, always_open=[site.name for site in program.sites])
+    written = kinds(write_onnx(lambda *args: program(prepared, *args), shapes_of(x=x, gates=gates), ["logits"]))
+    assert written.count("Transpose") == 1, "of the images"
+    assert (written.count("Relu"), written.count("Conv"), written.count("Mul"), written.count("Max")) == (7, 9, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: jnp.sort(x, -1), r"sort \(test_onnx_writer.py:\d+\) is not written as ONNX"),
+        (lambda x: jnp.fft.fft(x).real, "fft"),
+        (lambda x: lax.conv_general_dilated(x, KERNEL, (1, 1), [(1, 1)] * 2, (2, 2), dimension_numbers=CONV), "holes"),
+        (lambda x: x - x.max(0, keepdims=True), "the images of a batch together"),
+        (lambda x: x / x.shape[0], "a number that depends on the size of the batch"),
+        (lambda x: jnp.arange(x.shape[0]), "iota"),
+    ],
+)
+def test_what_is_not_written_is_refused(function, message):
+    with pytest.raises(UserError, match=message):
+        write_onnx(function, shapes_of(x=weights(1, 5, 4, 6)), ["y"])
