@@ -251,6 +251,20 @@ def split(program: Program, known: Iterable[Ref]) -> tuple[list[Step], list[Ref]
     return needed(ahead, handed), handed, [*again, *late]
 
 
+def signature(steps: Iterable[Step], inputs: Iterable[Ref], outputs: Iterable[Ref]) -> list[Any]:
+    """What is computed, in a form that can be compared: equal ones compute the same of the same inputs."""
+    numbers = {ref: number for number, ref in enumerate(inputs)}
+
+    def number(ref: Ref) -> Any:
+        return numbers.setdefault(ref, len(numbers)) if ref.literal is None else str(ref.literal)
+
+    lines: list[Any] = []
+    for step in steps:
+        refs = [number(ref) for ref in (*step.inputs, *step.outputs)]
+        lines.append((step.name, refs, [ref.shape for ref in step.outputs], str(step.params)))
+    return [*lines, [number(ref) for ref in outputs]]
+
+
 def shaped(tree: Any) -> Any:
     """Shapes and types in place of arrays."""
     return jax.eval_shape(lambda leaves: leaves, tree)

@@ -26,7 +26,7 @@ from gaternet_jax.gating.explain import Explanation, explain
 from gaternet_jax.gating.gate import Site
 from gaternet_jax.gating.plan import Plan
 from gaternet_jax.gating.products import Product
-from gaternet_jax.gating.program import Ref, evaluate, flatten, shaped, split
+from gaternet_jax.gating.program import Ref, evaluate, flatten, shaped, signature, split
 from gaternet_jax.gating.table import rule_of
 
 Keep = Sequence[Any] | Mapping[str, Any] | None
@@ -134,11 +134,14 @@ class SkipClosed:
         return Prepared(evaluate(steps, values, handed_over), widths, always_open)
 
     def _run_now(self, prepared: Prepared, *args: Any) -> Any:
-        program, ahead, _, handed_over, steps, tree = self._split(shaped(args), prepared.widths, prepared.always_open)
-        given, wanted = [np.shape(x) for x in prepared.arrays], [ref.shape for ref in handed_over]
-        if given != wanted:
+        choice = prepared.widths, prepared.always_open
+        program, ahead, before, handed_over, steps, tree = self._split(shaped(args), *choice)
+        (_, own, prepared_by, arrays, *_) = self._split(self._args, *choice)
+        if signature(before, ahead, handed_over) != signature(prepared_by, own, arrays):
+            shapes = [leaf.shape for leaf in jax.tree.leaves(shaped(args))]
             raise ValueError(
-                "what was prepared is not for inputs of this shape; call skip_closed with an example of it"
+                f"for inputs of the shapes {shapes} other constants are needed than were prepared; call skip_closed "
+                "with an example of these shapes"
             )
         values: dict[Ref, Any] = dict(program.constants) | dict(zip(handed_over, prepared.arrays, strict=True))
         values |= dict(zip(program.inputs[len(ahead) :], jax.tree.leaves(args), strict=True))

@@ -80,6 +80,19 @@ def test_sums_of_whole_maps_are_as_exact(network):
     assert differences(*network(), whole_sums=True) <= 1e-4
 
 
+@pytest.mark.parametrize("fold", [True, False])
+def test_sums_of_whole_maps_leave_out_what_is_not_kept(fold):
+    def function(params, x, gates):
+        maps = x @ params if fold else jnp.sin(x)
+        return x + gate(maps, gates, "sum")
+
+    params, x, gates = jnp.arange(9.0).reshape(3, 3), jnp.ones((1, 3)), jnp.ones((1, 3))
+    program = skip_closed(function, params, x, gates, whole_sums=True)
+    wanted = function(params, x, jnp.array([[0, 1.0, 0]]))
+    for always_open in ([], ["sum"]):
+        np.testing.assert_allclose(program(program.prepare(params, [[1]], always_open), x, gates), wanted)
+
+
 def test_sums_of_whole_maps_leave_no_scatter():
     function, params, num_gates = backbone("resnet8", 4, "all")
     shapes = jax.ShapeDtypeStruct((2, SIZE, SIZE, 3), jnp.float32), jax.ShapeDtypeStruct((2, num_gates), jnp.float32)
@@ -161,6 +174,21 @@ def test_batches_of_other_sizes_take_what_was_prepared():
         x, gates = jnp.arange(2.0 * batch).reshape(batch, 2), jnp.tile(jnp.array([[0.5, 0, 1]]), (batch, 1))
         np.testing.assert_allclose(program(prepared, x, gates), affine(AFFINE, x, gates))
     np.testing.assert_allclose(program(program.prepare(AFFINE), x, gates), affine(AFFINE, x, gates))
+
+
+def test_inputs_that_need_other_constants_are_refused():
+    """The positional table of each image size is made of the parameters."""
+
+    def function(params, x, gates):
+        return gate(x + jnp.cumsum(jnp.broadcast_to(params, x.shape[1:]), 0)[None], gates)
+
+    params = jnp.arange(3.0)
+    program = skip_closed(function, params, jnp.ones((2, 4, 3)), jnp.ones((2, 3)))
+    prepared = program.prepare(params)
+    x = jnp.ones((1, 4, 3))
+    np.testing.assert_allclose(program(prepared, x, jnp.ones((1, 3))), function(params, x, jnp.ones((1, 3))))
+    with pytest.raises(ValueError, match=r"shapes \[\(2, 5, 3\), \(2, 3\)\] other constants are needed"):
+        program(prepared, jnp.ones((2, 5, 3)), jnp.ones((2, 3)))
 
 
 def test_a_batch_of_any_size_can_be_exported():
