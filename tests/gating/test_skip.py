@@ -70,6 +70,24 @@ def test_families_with_squeeze_and_excitation(family):
     assert differences(*backbone(*SMALL[family], squeeze_ratio=2)) <= 1e-4
 
 
+@pytest.mark.parametrize("scope", ["global", "local"])
+def test_whole_models_that_decide_their_gates(scope):
+    """The heads compute the kept gates only, in one place or in each block."""
+    model = random_model(model_config(backbone="resnet8", gating="all", **{"gater.scope": scope}))
+    graphdef, params, stats = split_model(model)
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(2, SIZE, SIZE, 3)), jnp.float32)
+    wanted = jax.jit(lambda arrays, x: merge_model(graphdef, *arrays)(x))((params, stats), x)
+    program = skip_closed(lambda arrays, x: merge_model(graphdef, *arrays)(x).logits, (params, stats), x)
+    opened = np.asarray(wanted.gates).any(0)
+    keep = [np.flatnonzero(opened[site.gates]) if opened[site.gates].any() else np.array([1]) for site in program.sites]
+    assert 0 < opened.mean() < 1
+    logits = program(program.prepare((params, stats), keep), x)
+    np.testing.assert_allclose(logits, wanted.logits, atol=1e-4)
+    widths = [len(index) for index in keep]
+    heads = [layer for layer in program.explain(widths).layers if layer.name.endswith("scores")]
+    assert sum(layer.outputs.count(widths) for layer in heads) == sum(widths)
+
+
 def test_a_foreign_network_gives_the_logits_of_the_masked_one():
     assert differences(*foreign()) <= 1e-4
     assert differences(*foreign(), batch=1) <= 1e-4
