@@ -97,6 +97,8 @@ def _before(plan: Plan, ref: Ref) -> str:
     """Why what is gated is computed whole: where the demand for a few channels ends."""
     producers = {output: step for step in plan.program.steps for output in step.outputs}
     while (step := producers.get(ref)) is not None:
+        if ref in plan.have:
+            return "what is gated has the channels that another gate leaves"
         if plan.layout(ref) is None or rule_of(step) is WHOLE:
             return f"what is gated comes from {step}" + (f", {plan.reasons[ref]}" if ref in plan.reasons else "")
         ref = next((operand for operand in step.inputs if not plan.is_known(operand)), step.inputs[0])

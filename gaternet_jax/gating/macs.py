@@ -71,8 +71,8 @@ def count_macs(function: Callable[..., Any], params: Any, *args: Any) -> MacCoun
     Example:
         >>> def network(kernel, x, gates):
         ...     return gate(x @ kernel, gates) @ kernel.T
-        >>> macs = count_macs(network, jnp.ones((2, 3)), jnp.ones((1, 2)), jnp.ones((1, 3)))
-        >>> macs.dense, macs.count(jnp.array([[1.0, 0.0, 0.0]]))
-        (12, Array([4.], dtype=float32))
+        >>> macs = count_macs(network, jnp.ones((2, 4)), jnp.ones((1, 2)), jnp.ones((1, 4)))
+        >>> macs.dense, macs.count(jnp.array([[1.0, 0.0, 0.0, 0.0]]))
+        (16, Array([4.], dtype=float32))
     """
     return MacCount(plan_of(function, params, *args))

@@ -285,6 +285,14 @@ def test_other_parameters_are_refused():
         small_program().prepare(AFFINE, always_open=["other"])
 
 
+def test_explain_says_where_one_gate_meets_another():
+    function, state, num_gates = foreign()
+    text = str(skip_closed(function, state, jnp.zeros((1, SIZE, SIZE, 3)), jnp.zeros((1, num_gates))).explain())
+    assert "gate stem: skips outputs of stem, depthwise; whole again at dot_general (foreign.py" in text
+    assert "gate depthwise: what is gated has the channels that another gate leaves; skips inputs of project" in text
+    assert "gate gate3: skips outputs of left; whole again at conv_general_dilated (foreign.py" in text
+
+
 def test_explain_says_which_gates_only_mask():
     def function(kernel, x, gates):
         def body(x, _):
