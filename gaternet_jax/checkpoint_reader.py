@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import sys
 import time
 import warnings
@@ -147,6 +148,7 @@ def _quietly(read: Callable[[], Any]) -> Any:
     except Exception as error:
         # What Orbax leaves behind would go on complaining, in hundreds of lines, from threads of TensorStore.
         warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         while error.__cause__ is not None:
             error = error.__cause__
         raise DamagedError(str(error).strip().partition("\n")[0][:200] or type(error).__name__) from None
