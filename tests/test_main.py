@@ -115,7 +115,7 @@ def test_first_interrupt_ends_with_a_checkpoint_and_the_command_goes_on(tmp_path
         (["--config=README.md"], "the file that --config names cannot be read"),
         (
             ["--config=configs/nothing.py"],
-            "the file that --config names cannot be read; run cards here: configs/cifar10.py",
+            "No such file or directory: 'configs/nothing.py'); run cards here: configs/cifar10.py",
         ),
         (["--config=configs/digits.py", "--config.model.backbone=vgg"], "unknown model 'vgg'; known models: resnet18"),
         (["--config=configs/digits.py", "--config.data.name=x"], "unknown dataset 'x'"),

@@ -4,7 +4,6 @@ import shutil
 
 import pytest
 
-from configs.digits import get_config
 from gaternet_jax.data.batches import Share
 from gaternet_jax.data.datasets import find_run_dataset
 from gaternet_jax.data.prepare import prepare_folder
@@ -47,7 +46,7 @@ def test_record_survives_its_file(tmp_path):
 
 
 def test_run_without_a_record_is_told_by_its_labels(tmp_path):
-    save_config(get_config(), ["a", "b"], tmp_path)
+    save_config(digits_config(**{"model.num_classes": 2}), ["a", "b"], tmp_path)
     assert load_dataset(tmp_path) == DatasetRecord("digits", "", ("a", "b"), {}, "")
 
 
@@ -84,7 +83,7 @@ def test_version_of_the_run_is_taken_while_it_is_there(pets, capsys):
 
 
 def test_run_without_a_dataset_says_so(tmp_path):
-    save_config(digits_config(**{"data.name": ""}), ["a"], tmp_path)
+    save_config(digits_config(**{"data.name": "", "model.num_classes": 1}), ["a"], tmp_path)
     with pytest.raises(UserError, match="does not tell which dataset its model is for"):
         open_run_split(tmp_path, load_config(tmp_path), "test", ALONE)
 

@@ -81,5 +81,5 @@ def test_what_cannot_be_analysed_is_explained(workdir, tmp_path, monkeypatch):
     assert "is a plain resnet8: it has no gates" in message and "--config.model.gating=all" in message
     assert message == refused(f"--workdir={workdir}", f"--compare={plain}")
     gateless = SimpleNamespace(gate_sites=())
-    monkeypatch.setattr("gaternet_jax.analysis.observe.load_model", lambda workdir: gateless)  # of a compaction
+    monkeypatch.setattr("gaternet_jax.analysis.observe.load_model", lambda workdir, tell: gateless)  # of a compaction
     assert "has no gates left, because compaction found them always open" in refused(f"--workdir={workdir}")
