@@ -42,6 +42,7 @@ def default() -> Config:
                 bottleneck=8,  # units between features and gate scores [C]; in local scope: in each block's head
                 pretrained="",  # workdir of a plain run of the extractor to start from (an option of [P], unconfirmed)
                 batch_norm=False,  # before the bottleneck's ReLU: False [C], True [P]
+                initial_bias=0.0,  # of the gate scores, before training: 3.0 opens all gates; assumed, paper silent
             ),
         )
     )

@@ -157,6 +157,7 @@ def test_every_field_has_a_comment():
         ("data.eval_crop", 1.5, "data.eval_crop=1.5 must be greater than 0 and at most 1"),
         ("optimizer.momentum", 1.0, "optimizer.momentum=1.0 must be at least 0 and less than 1"),
         ("train.ema_decay", 1.0, "train.ema_decay=1.0 must be at least 0 and less than 1"),
+        ("model.gater.initial_bias", float("nan"), r"model.gater.initial_bias=nan must be finite \(in float32\)"),
         ("loss.gate", "l2", "loss.gate='l2' must be one of l1, target, macs"),
         ("loss.gate_target", 0.0, "loss.gate_target=0.0 must be greater than 0 and at most 1"),
         ("optimizer.learning_rate", -0.1, "optimizer.learning_rate=-0.1 must be at least 0"),

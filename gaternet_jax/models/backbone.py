@@ -19,6 +19,7 @@ class BackboneOptions:
         width: filters of the first stage (DenseNet: growth rate); None takes the family's own.
         gating: "none", "residual" (the convolution that ends each block) or "all".
         local_bottleneck: hidden units of each block's own gate head; 0: gates are given from outside.
+        local_bias: of these heads' gate scores, before training.
         squeeze_ratio: of squeeze-and-excitation in each block; 0: none.
         zero_init_residual: start the scale of each block's last BatchNorm at zero.
         dtype: compute type of the convolutions.
@@ -30,6 +31,7 @@ class BackboneOptions:
     width: int | None
     gating: str
     local_bottleneck: int
+    local_bias: float
     squeeze_ratio: int
     zero_init_residual: bool
     dtype: jnp.dtype

@@ -87,7 +87,8 @@ def local_head(in_channels: int, sites: tuple[GateSite | None, ...], options: Ba
     gated = tuple(site for site in sites if site)
     if not options.local_bottleneck or not gated:
         return None
-    return LocalHead(in_channels, options.local_bottleneck, gated, rngs=options.rngs)
+    bottleneck, bias = options.local_bottleneck, options.local_bias
+    return LocalHead(in_channels, bottleneck, gated, initial_bias=bias, rngs=options.rngs)
 
 
 def decide_locally(head: LocalHead | None, x: jax.Array, gates: Gates) -> None:

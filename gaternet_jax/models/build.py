@@ -44,6 +44,7 @@ def build_model(config: Config, seed: int = 0) -> GaterNet:
         width=match_width(config) if config.as_many_parameters_as else config.width or None,
         gating=config.gating,
         local_bottleneck=config.gater.bottleneck if locally else 0,
+        local_bias=config.gater.initial_bias,
         squeeze_ratio=config.squeeze_ratio,
         zero_init_residual=config.zero_init_residual,
         dtype=jnp.dtype(config.dtype),
@@ -64,6 +65,7 @@ def build_model(config: Config, seed: int = 0) -> GaterNet:
         config.gater.bottleneck,
         num_gates,
         batch_norm=config.gater.batch_norm,
+        initial_bias=config.gater.initial_bias,
         rngs=options.rngs,
     )
     return GaterNet(backbone, Gater(extractor, head))

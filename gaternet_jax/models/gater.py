@@ -14,10 +14,19 @@ class GaterHead(nnx.Module):
     (GaterNet section 3.2). Always float32: a gate is a threshold on its score.
     """
 
-    def __init__(self, num_features: int, bottleneck: int, num_gates: int, *, batch_norm: bool, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        num_features: int,
+        bottleneck: int,
+        num_gates: int,
+        *,
+        batch_norm: bool,
+        initial_bias: float,
+        rngs: nnx.Rngs,
+    ):
         self.bottleneck = linear(num_features, bottleneck, rngs=rngs)
         self.bn = BatchNorm(bottleneck, rngs=rngs) if batch_norm else None
-        self.scores = linear(bottleneck, num_gates, rngs=rngs)
+        self.scores = linear(bottleneck, num_gates, initial_bias=initial_bias, rngs=rngs)
 
     def __call__(self, features: jax.Array) -> jax.Array:
         hidden = self.bottleneck(features)

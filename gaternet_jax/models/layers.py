@@ -89,9 +89,10 @@ def conv(in_channels: int, out_channels: int, kernel: int, options: BackboneOpti
     )
 
 
-def linear(in_features: int, out_features: int, *, rngs: nnx.Rngs) -> Linear:
-    """A float32 fully connected layer with zero bias (released code)."""
-    return Linear(in_features, out_features, kernel_init=LINEAR_UNIFORM, rngs=rngs)
+def linear(in_features: int, out_features: int, *, initial_bias: float = 0.0, rngs: nnx.Rngs) -> Linear:
+    """A float32 fully connected layer; biases start at zero (released code) unless told otherwise."""
+    bias_init = nnx.initializers.constant(initial_bias)
+    return Linear(in_features, out_features, kernel_init=LINEAR_UNIFORM, bias_init=bias_init, rngs=rngs)
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:

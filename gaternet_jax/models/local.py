@@ -16,10 +16,18 @@ from gaternet_jax.models.semhash import binary_gates, sampled_gates
 class LocalHead(nnx.Module):
     """A block's pooled input [B, C] -> the gate scores of the block's sites, through a hidden layer (two FCs)."""
 
-    def __init__(self, in_channels: int, bottleneck: int, sites: tuple[GateSite, ...], *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        in_channels: int,
+        bottleneck: int,
+        sites: tuple[GateSite, ...],
+        *,
+        initial_bias: float = 0.0,
+        rngs: nnx.Rngs,
+    ):
         self.sites = sites
         self.bottleneck = linear(in_channels, bottleneck, rngs=rngs)
-        self.scores = linear(bottleneck, sum(site.size for site in sites), rngs=rngs)
+        self.scores = linear(bottleneck, sum(site.size for site in sites), initial_bias=initial_bias, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         pooled = at_least_float32(x).mean((1, 2))

@@ -189,6 +189,15 @@ def test_gater_head(batch_norm):
     np.testing.assert_allclose(head(features), head.scores(jax.nn.relu(hidden)), atol=1e-5)
 
 
+@pytest.mark.parametrize("scope", ["global", "local"])
+def test_initial_bias_opens_the_gates_before_training(scope):
+    model = build_model(model_config(**{"gater.scope": scope, "gater.initial_bias": 3.0, "gating": "all"}))
+    model.eval()
+    outputs = model(images())
+    np.testing.assert_array_equal(outputs.gates, 1)
+    assert abs(float(outputs.gate_scores.mean()) - 3.0) < 0.5
+
+
 def test_bfloat16_computes_near_float32_with_float32_parameters():
     single, half = (build_model(model_config(gating="all", dtype=dtype)) for dtype in ("float32", "bfloat16"))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(nnx.state(half, nnx.Param, nnx.BatchStat)))
