@@ -28,7 +28,7 @@ from gaternet_jax.parallel import (
     to_devices,
 )
 from gaternet_jax.step import make_eval_step, with_images
-from gaternet_jax.workdir import load_config
+from gaternet_jax.workdir import INITIAL_ONLY, load_config
 
 HARDLY_ANY = 0.01  # of the gates; assumed
 LAG = 2  # steps that are started before the sums of one are fetched
@@ -44,7 +44,6 @@ MAY_OVERRIDE = (
 )
 DECIDING = ("data.name", "data.image_size", "data.resize", "data.eval_crop", "data.mean", "data.std")  # and model.*
 FROM_DATASET = ("data.name", "model.num_classes")
-INITIAL_ONLY = ("model.gater.pretrained", "model.zero_init_residual")
 
 
 def make_evaluation(

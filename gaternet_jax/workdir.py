@@ -34,6 +34,9 @@ REPLACED = ".replaced"  # ends the name of a checkpoint that gives way to a new 
 BUCKETS = (("gs",), ("s3",), ("az",), ("hf",))  # folders of / that etils.epath, which Orbax uses, takes for buckets
 COMPACTION = "compaction.json"  # which filters a compacted model kept (inference/compact.py)
 
+# Fields of the model that only say where training begins.
+INITIAL_ONLY = ("model.gater.initial_bias", "model.gater.pretrained", "model.zero_init_residual")
+
 # Fields that a resumed run may change. All others decide what the run computes.
 MAY_CHANGE = (
     "data.data_dir",
@@ -252,6 +255,8 @@ def load_config(workdir: str | Path) -> Config:
 
 def _decides_outputs(field: str) -> bool:
     """Whether the same parameters compute something else with another value of this field."""
+    if field in INITIAL_ONLY:
+        return False
     return field.startswith("model.") or field in ("data.name", "data.image_size", "data.mean", "data.std")
 
 

@@ -252,6 +252,8 @@ def test_config_of_another_version(tmp_path, capsys):
     loaded = load_config(change(lambda content: (content["data"].pop("stall_seconds"), content.pop("checkpoint"))))
     assert dict(flatten(loaded)) == dict(flatten(cifar10.get_config("resnet56"))) and loaded.is_locked
     assert "defaults of this one stand for checkpoint.every_steps, checkpoint.keep_" in capsys.readouterr().err
+    load_config(change(lambda content: content["model"]["gater"].pop("initial_bias")))
+    assert "stand for model.gater.initial_bias" in capsys.readouterr().err, "it says where training begins, no more"
     loaded = load_config(change(lambda content: content["train"].update(spikes=3, beats={"a": [1]})))
     assert dict(flatten(loaded)) == dict(flatten(cifar10.get_config("resnet56")))
     load_config(tmp_path)

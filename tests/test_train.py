@@ -159,17 +159,16 @@ def test_lines_after_the_checkpoint_are_computed_again(finished, tmp_path, use_d
     assert read_metrics(tmp_path) == read_metrics(workdir)
 
 
-def test_one_two_and_eight_devices_agree(tmp_path, use_devices):
+def test_one_and_eight_devices_agree(tmp_path, use_devices):
     results = {}
-    for devices in (1, 2, 8):
+    for devices in (1, 8):
         use_devices(devices)
         workdir = tmp_path / str(devices)
         train(digits_config(), workdir, stop_at=6)
         results[devices] = read_state(workdir, 6)["model"], read_metrics(workdir)[0]["loss"]
-    for devices in (2, 8):
-        for one, several in zip(*(jax.tree.leaves(results[n][0]) for n in (1, devices)), strict=True):
-            np.testing.assert_allclose(one, several, atol=2e-5)
-        np.testing.assert_allclose(results[1][1], results[devices][1], rtol=1e-5)
+    for one, several in zip(*(jax.tree.leaves(results[n][0]) for n in (1, 8)), strict=True):
+        np.testing.assert_allclose(one, several, atol=2e-5)
+    np.testing.assert_allclose(results[1][1], results[8][1], rtol=1e-5)
 
 
 def test_latest_few_and_best_checkpoints_are_kept(tmp_path, use_devices, monkeypatch):

@@ -34,7 +34,7 @@ def run(results: Results, scratch: Path, data_dir: str, tiny: bool) -> None:
             archive.extractall(scratch, filter="data")
     minutes = (results.seconds_left() - SPARE) / 60
     try:
-        study(choose("tiny" if tiny else "cifar10"), scratch, minutes, ledger, data_dir)
+        study(choose("tiny", "*gated*") if tiny else choose("cifar10"), scratch, minutes, ledger, data_dir)
     finally:
         write_json(entries, load(ledger))
         _pack(scratch, unfinished)

@@ -33,7 +33,7 @@ def test_all_sections_are_measured_once_and_written(tmp_path, monkeypatch, use_d
     infer = sections["infer.json"]["tiny"]
     for mode in ("compact", "dynamic", "specialists", "dense"):
         assert infer[f"{mode}, ms"] > 0 and infer[f"{mode}, difference"] <= 1e-5 * infer["largest_logit"], mode
-    assert [entry["test_images"] for entry in sections["study.json"]] == [64, 64]
+    assert [entry["test_images"] for entry in sections["study.json"]] == [64]
     capsys.readouterr()
     again = run(monkeypatch, tmp_path)
     assert again == found
