@@ -1,27 +1,57 @@
 """GaterNet in JAX/Flax: a global gater selects, per image, the filters of a CNN."""
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gaternet_jax.checkpoint import load_model
+    from gaternet_jax.gating import count_macs, find_sites, gate, skip_closed
+    from gaternet_jax.inference.onnx_writer import write_onnx as write_onnx
     from gaternet_jax.models.build import build_model
     from gaternet_jax.models.gaternet import GaterNet, Outputs
     from gaternet_jax.models.gates import GateSite
+    from gaternet_jax.models.semhash import sem_hash
 
-__all__ = ["GateSite", "GaterNet", "Outputs", "build_model", "load_model"]
+    __version__: str
+
+__all__ = [  # without write_onnx, which needs the package onnx
+    "GateSite",
+    "GaterNet",
+    "Outputs",
+    "__version__",
+    "build_model",
+    "count_macs",
+    "find_sites",
+    "gate",
+    "load_model",
+    "sem_hash",
+    "skip_closed",
+]
 
 _MODULES = {
     "GateSite": "gaternet_jax.models.gates",
     "GaterNet": "gaternet_jax.models.gaternet",
     "Outputs": "gaternet_jax.models.gaternet",
     "build_model": "gaternet_jax.models.build",
+    "count_macs": "gaternet_jax.gating",
+    "find_sites": "gaternet_jax.gating",
+    "gate": "gaternet_jax.gating",
     "load_model": "gaternet_jax.checkpoint",
+    "sem_hash": "gaternet_jax.models.semhash",
+    "skip_closed": "gaternet_jax.gating",
+    "write_onnx": "gaternet_jax.inference.onnx_writer",
 }
 
 
 def __getattr__(name: str) -> Any:
     """Imports on first use: processes that only read images start without JAX."""
+    if name == "__version__":
+        return importlib.metadata.version("gaternet-jax")
     if name not in _MODULES:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES, "__version__"})

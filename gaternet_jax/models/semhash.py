@@ -68,3 +68,20 @@ def sampled_gates(scores: jax.Array, noise_key: jax.Array, mix_key: jax.Array) -
     values = saturating_sigmoid(noisy)
     take_binary = jax.random.bernoulli(mix_key, 0.5, (scores.shape[0], 1))
     return jnp.where(take_binary, straight_through_threshold(values), values)
+
+
+def sem_hash(scores: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    """Makes gates of scores: noisy ones with a key, for training; 0 or 1 without one, for evaluation.
+
+    Args:
+        scores: float32 [B, G].
+        key: typed PRNG key; see `sampled_gates`. None: see `binary_gates`.
+
+    Returns:
+        Gates in [0, 1], float32 [B, G].
+
+    Example:
+        >>> sem_hash(jnp.array([[-1.0, 0.0, 2.0]]))
+        Array([[0., 1., 1.]], dtype=float32)
+    """
+    return binary_gates(scores) if key is None else sampled_gates(scores, *jax.random.split(key))

@@ -70,3 +70,11 @@ def test_types_and_shapes():
     chex.assert_shape(gates, (4, 6))
     chex.assert_type(gates, jnp.float32)
     assert float(gates.min()) >= 0 and float(gates.max()) <= 1
+
+
+def test_sem_hash_samples_with_a_key_only():
+    scores, key = jnp.linspace(-2, 2, 12).reshape(4, 3), jax.random.key(3)
+    np.testing.assert_array_equal(semhash.sem_hash(scores), semhash.binary_gates(scores))
+    sampled = semhash.sampled_gates(scores, *jax.random.split(key))
+    np.testing.assert_array_equal(semhash.sem_hash(scores, key), sampled)
+    assert not np.array_equal(sampled, semhash.binary_gates(scores))
