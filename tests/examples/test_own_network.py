@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
+import onnxruntime
 
 from examples import own_network
 
@@ -23,7 +23,6 @@ def test_a_network_of_ones_own(capsys):
     printed = capsys.readouterr().out
     assert "gate block1: skips outputs of block1.expand, block1.depthwise; skips inputs of block1.project" in printed
     assert "always closed" in printed and "no rule" not in printed and "only masks" not in printed
-    onnxruntime = pytest.importorskip("onnxruntime")
     session = onnxruntime.InferenceSession(files["ONNX"], providers=["CPUExecutionProvider"])
     images = np.random.default_rng(0).random((3, 8, 8, 1), np.float32)
     np.testing.assert_allclose(session.run(None, {"images": images})[0], exported.call(images), atol=1e-4)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import onnxruntime
 import pytest
 from flax import nnx
 
@@ -208,7 +209,6 @@ def test_labels_must_be_those_of_the_classes(tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_onnx_runtime_computes_what_the_model_computes(kind, tmp_path):
     pytest.importorskip("jax2onnx")
-    onnxruntime = pytest.importorskip("onnxruntime")
     model, config = make(kind)
     path = tmp_path / "model.onnx"
     export_onnx(model, config, LABELS, path)

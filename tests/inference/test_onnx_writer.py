@@ -3,17 +3,16 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 from jax import lax
 
-onnx = pytest.importorskip("onnx")
-onnxruntime = pytest.importorskip("onnxruntime")
-
-from gaternet_jax.errors import UserError  # noqa: E402
-from gaternet_jax.gating import skip_closed  # noqa: E402
-from gaternet_jax.inference.onnx_writer import write_onnx  # noqa: E402
-from tests.gating.foreign import foreign  # noqa: E402
-from tests.gating.test_skip import SIZE, backbone, selection  # noqa: E402
+from gaternet_jax.errors import UserError
+from gaternet_jax.gating import skip_closed
+from gaternet_jax.inference.onnx_writer import write_onnx
+from tests.gating.foreign import foreign
+from tests.gating.test_skip import SIZE, backbone, selection
 
 RNG = np.random.default_rng(0)
 
