@@ -26,7 +26,7 @@ def counts(size, **overrides):
     return traced, MacCounter(model, size)
 
 
-@pytest.mark.parametrize("gating", ["residual", "all"])
+@pytest.mark.parametrize("gating", [pytest.param("residual", marks=pytest.mark.slow), "all"])
 @pytest.mark.parametrize("family", SMALL)
 def test_count_is_that_of_the_table_of_sites(family, gating):
     name, width = SMALL[family]

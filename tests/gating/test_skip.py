@@ -12,7 +12,8 @@ from tests.helpers import model_config, random_model
 from tests.models.test_macs import SMALL
 
 SIZE = 16  # pixels
-SLOW = {("shake", "residual"), ("imagenet", "residual"), ("bottleneck", "residual")}  # as the same with all gates
+# Others are of the same operations; bottlenecks and the foreign network are tested with sums of whole maps, too.
+QUICK = ("basic", "densenet")
 
 
 def backbone(name, width, gating="all", **overrides):
@@ -53,19 +54,17 @@ def differences(function, params, num_gates, batch=3, dtype=jnp.float32, **optio
     return np.abs(np.asarray(out - wanted)).max()
 
 
+@pytest.mark.parametrize("gating", [pytest.param("residual", marks=pytest.mark.slow), "all"])
 @pytest.mark.parametrize(
-    ("family", "gating"),
-    [
-        pytest.param(family, gating, marks=pytest.mark.slow if (family, gating) in SLOW else ())
-        for family in SMALL
-        for gating in ("residual", "all")
-    ],
+    "family", [pytest.param(family, marks=() if family in QUICK else pytest.mark.slow) for family in SMALL]
 )
 def test_every_family_gives_the_logits_of_the_masked_network(family, gating):
     assert differences(*backbone(*SMALL[family], gating)) <= 1e-4
 
 
-@pytest.mark.parametrize("family", ["basic", "densenet", pytest.param("shake", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "family", ["basic", *(pytest.param(name, marks=pytest.mark.slow) for name in ("densenet", "shake"))]
+)
 def test_families_with_squeeze_and_excitation(family):
     assert differences(*backbone(*SMALL[family], squeeze_ratio=2)) <= 1e-4
 
@@ -125,7 +124,13 @@ def test_sums_of_whole_maps_leave_no_scatter():
     assert found == [(3, 6, True, True), (0, 6, False, False)], "zeros are in the kernels"
 
 
-@pytest.mark.parametrize("network", [lambda: foreign(jnp.bfloat16), lambda: backbone("resnet8", 4, dtype="bfloat16")])
+@pytest.mark.parametrize(
+    "network",
+    [
+        lambda: foreign(jnp.bfloat16),
+        pytest.param(lambda: backbone("resnet8", 4, dtype="bfloat16"), marks=pytest.mark.slow),
+    ],
+)
 def test_bfloat16_differs_by_its_rounding(network):
     """Kernels are rounded after BatchNorm was folded in, not before: logits of about 3, roundings of 2^-8."""
     assert differences(*network()) <= 3e-2
