@@ -148,7 +148,7 @@ def analytic_flops(model: GaterNet, image_size: int, images: int) -> float:
     Forward, gradient of the weights, gradient of the input; not the last for the layers that see the images. Taps on
     padding are left out, as XLA leaves them out.
     """
-    modules = {".".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
+    modules: dict[str, Any] = {".".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
     total, parts = 0.0, set()
     for layer in MacCounter(model, image_size).layers:
         module, part = modules[layer.name], layer.name.partition(".")[0]
