@@ -148,11 +148,12 @@ def analytic_flops(model: GaterNet, image_size: int, images: int) -> float:
     Forward, gradient of the weights, gradient of the input; not the last for the layers that see the images. Taps on
     padding are left out, as XLA leaves them out.
     """
-    modules = {".".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
+    modules: dict[str, Any] = {".".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
     total, parts = 0.0, set()
     for layer in MacCounter(model, image_size).layers:
         module, part = modules[layer.name], layer.name.partition(".")[0]
-        share = share_off_padding(module, layer.positions) if isinstance(module, Conv) else 1.0
+        positions = layer.macs // (module.in_features * module.out_features)  # of the output, times the kernel's
+        share = share_off_padding(module, positions) if isinstance(module, Conv) else 1.0
         total += (3 if part in parts else 2) * layer.macs * share
         parts.add(part)  # the first layer of gater or backbone is done
     return 2 * images * total

@@ -5,7 +5,7 @@ a site keeps (its width) is static; which, is an array that the compiled program
 """
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,11 @@ class Channels(NamedTuple):
         """The sites that decide."""
         return frozenset(run.site for run in self.runs if run.site >= 0)
 
-    def count(self, widths: Sequence[int]) -> int:
+    @overload
+    def count(self, widths: Sequence[int]) -> int: ...
+    @overload
+    def count(self, widths: Sequence[float]) -> float: ...
+    def count(self, widths: Sequence[float]) -> float:
         """Channels that are kept when site k keeps widths[k]."""
         return self.outer * self.inner * sum(_count(run, widths) for run in self.runs)
 
@@ -67,10 +71,6 @@ class Channels(NamedTuple):
         blocks, within = jnp.arange(self.outer, dtype=jnp.int32), jnp.arange(self.inner, dtype=jnp.int32)
         grid = (blocks[:, None, None] * start + index[None, :, None]) * self.inner + within[None, None, :]
         return grid.reshape(-1)
-
-    def open(self, gates: Sequence[jax.Array]) -> jax.Array | float:
-        """How many channels the gates [B, size] of each site leave, [B]; differentiable."""
-        return self.outer * self.inner * sum(_open(run, gates) for run in self.runs)
 
     def between(self, start: int, stop: int) -> "Channels | None":
         """The channels of a slice; None where it cuts a site in two."""
@@ -124,12 +124,8 @@ def join(runs: Iterable[Run]) -> Channels:
     return Channels(tuple(joined))
 
 
-def _count(run: Run, widths: Sequence[int]) -> int:
+def _count(run: Run, widths: Sequence[float]) -> float:
     return {ALL: run.size, NONE: 0}.get(run.site, widths[run.site] if run.site >= 0 else 0)
-
-
-def _open(run: Run, gates: Sequence[jax.Array]) -> jax.Array | float:
-    return gates[run.site].sum(-1) if run.site >= 0 else float(run.size if run.site == ALL else 0)
 
 
 class Layout(NamedTuple):

@@ -25,7 +25,7 @@ class Layer:
     inputs: Channels | None
     outputs: Channels | None
 
-    def left(self, widths: Sequence[int]) -> float:
+    def left(self, widths: Sequence[float]) -> float:
         """The fraction of multiply-accumulates that is left when site k keeps widths[k] channels."""
         inputs, outputs = (cut.count(widths) / cut.size if cut else 1.0 for cut in (self.inputs, self.outputs))
         return inputs * outputs

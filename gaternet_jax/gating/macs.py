@@ -6,32 +6,50 @@ what `skip_closed` skips for it: the channel itself where it is computed for tha
 layer that reads it, also where it comes as a constant (through BatchNorm and ReLU, in a DenseNet).
 """
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from gaternet_jax.gating.explain import layers_of
+from gaternet_jax.gating.channels import Channels
+from gaternet_jax.gating.explain import Layer, layers_of
 from gaternet_jax.gating.gate import Site
-from gaternet_jax.gating.plan import Plan
 from gaternet_jax.gating.skip import plan_of
 
 
 class MacCount:
     """Counts multiply-accumulates; `count_macs` makes one.
 
-    Attributes:
+    Args:
         sites: the gates, in order.
-        layers: the convolutions and products, in the order in which they run.
+        layers: the convolutions and products to count.
+
+    Attributes:
+        sites, layers: as given.
         dense: multiply-accumulates with all gates open.
     """
 
-    def __init__(self, plan: Plan):
-        self.sites: tuple[Site, ...] = plan.program.sites
-        self.layers = layers_of(plan)
-        self.dense = sum(layer.macs for layer in self.layers)
+    def __init__(self, sites: Sequence[Site], layers: Sequence[Layer]):
+        self.sites, self.layers = tuple(sites), tuple(layers)
+        self.dense = sum(layer.macs for layer in layers)
+        self._inputs = self._cuts([layer.inputs for layer in layers])
+        self._outputs = self._cuts([layer.outputs for layer in layers])
+        self._share = np.array([layer.macs / max(self.dense, 1) for layer in layers], np.float32)
+
+    def _cuts(self, cuts: Sequence[Channels | None]) -> tuple[np.ndarray, np.ndarray]:
+        """Of each layer, the fraction of channels that there is with open gates, [layers], and what one closed gate of
+        each site takes of it, [sites, layers]."""
+        whole, of_gate = np.ones(len(cuts), np.float32), np.zeros((len(self.sites), len(cuts)), np.float32)
+        everything = [site.size for site in self.sites]
+        for number, cut in enumerate(cuts):
+            if cut is not None:
+                whole[number] = cut.count(everything) / cut.size
+                for site in cut.sites:
+                    times = sum(run.site == site for run in cut.runs)
+                    of_gate[site, number] = times * cut.outer * cut.inner / cut.size
+        return whole, of_gate
 
     def fraction(self, gates: jax.Array) -> jax.Array:
         """Multiply-accumulates with these gates relative to the dense ones; differentiable.
@@ -48,16 +66,23 @@ class MacCount:
             raise ValueError(
                 f"the network has {total} gates, so that gates are [batch, {total}]; got {list(gates.shape)}"
             )
-        of_site = [gates[:, site.gates].astype(jnp.float32) for site in self.sites]
-        saved = jnp.zeros(gates.shape[0], jnp.float32)
-        for layer in self.layers:
-            shares = [cut.open(of_site) / cut.size for cut in (layer.inputs, layer.outputs) if cut]
-            saved = saved + (1 - math.prod(shares)) * (layer.macs / self.dense)
-        return 1 - saved
+        if not total:
+            return jnp.ones(gates.shape[0], jnp.float32)
+        open_gates = [gates[:, site.gates].astype(jnp.float32).sum(-1) for site in self.sites]
+        closed = jnp.stack([site.size - count for site, count in zip(self.sites, open_gates, strict=True)], -1)
+        inputs, outputs = (
+            whole[None] - jnp.matmul(closed, of_gate, precision=jax.lax.Precision.HIGHEST)  # these are counts
+            for whole, of_gate in (self._inputs, self._outputs)
+        )
+        return 1 - (self._share[None] * (1 - inputs * outputs)).sum(-1)
 
     def count(self, gates: jax.Array) -> jax.Array:
         """Multiply-accumulates with these gates [B, G], float32 [B]."""
         return float(self.dense) * self.fraction(gates)
+
+    def left(self, widths: Sequence[float]) -> float:
+        """Multiply-accumulates when site k keeps widths[k] channels; as `count`, of numbers."""
+        return sum(layer.macs * layer.left(widths) for layer in self.layers)
 
 
 def count_macs(function: Callable[..., Any], params: Any, *args: Any) -> MacCount:
@@ -75,4 +100,5 @@ def count_macs(function: Callable[..., Any], params: Any, *args: Any) -> MacCoun
         >>> macs.dense, macs.count(jnp.array([[1.0, 0.0, 0.0, 0.0]]))
         (16, Array([4.], dtype=float32))
     """
-    return MacCount(plan_of(function, params, *args))
+    plan = plan_of(function, params, *args)
+    return MacCount(plan.program.sites, layers_of(plan))

@@ -18,9 +18,9 @@ from flax import nnx
 
 from gaternet_jax.inference.parts import Parts
 from gaternet_jax.models.convolution import PACKED, convolution, only
+from gaternet_jax.models.functional import merge_model, split_model
 from gaternet_jax.models.gaternet import GaterNet
-from gaternet_jax.models.layers import Conv, add_into
-from gaternet_jax.models.macs import trace_layers
+from gaternet_jax.models.layers import Conv, LayerCall, add_into, record_layers
 
 # Where each algorithm ever paid; elsewhere it is not measured.
 PACKED_FILTERS = {"packed 1x2": 64, "packed 2x2": 32}  # at most
@@ -183,6 +183,25 @@ def conv_shapes(model: GaterNet, image_size: int) -> dict[str, ConvShape]:
         for name, call in trace_layers(model, image_size)
         if isinstance(call.layer, Conv)
     }
+
+
+def trace_layers(model: GaterNet, image_size: int) -> list[tuple[str, LayerCall]]:
+    """The convolutions and linear layers of a model, by path, in the order in which an image passes them."""
+    tracing = nnx.clone(model)  # the caller's model keeps its mode
+    tracing.eval()
+    graphdef, params, stats = split_model(tracing)
+    traced: list[tuple[str, LayerCall]] = []
+
+    def forward(params, stats, images):
+        merged = merge_model(graphdef, params, stats)
+        names = {id(module): ".".join(map(str, path)) for path, module in nnx.iter_modules(merged)}
+        with record_layers() as calls:
+            merged(images)
+        traced.extend((names[id(call.layer)], call) for call in calls)
+
+    shape = (1, image_size, image_size, model.backbone.channels)
+    jax.eval_shape(forward, params, stats, jax.ShapeDtypeStruct(shape, jnp.float32))
+    return traced
 
 
 def choose_algorithms(model: GaterNet, image_size: int, times: ConvTimes | None) -> GaterNet:

@@ -117,8 +117,15 @@ def match_width(config: Config) -> int:
     widths = [own, own + max(own // 4, 2), 2 * own]
     a, b, c = np.polyfit(widths, [plain_count(width) for width in widths], 2)
     solution = int((-b + np.sqrt(b * b - 4 * a * (c - target))) / (2 * a))
-    counts = {width: plain_count(width) for width in range(max(solution - 1, 1), solution + 3)}
-    return min(counts, key=lambda width: abs(counts[width] - target))
+    # It grows with the width: the nearest is the last width that stays below the target, or the next.
+    below = max(solution, 1)
+    counts = {below: plain_count(below)}
+    while counts[below] > target and below > 1:
+        below -= 1
+        counts[below] = plain_count(below)
+    while max(counts.values()) <= target:
+        counts[max(counts) + 1] = plain_count(max(counts) + 1)
+    return min(sorted(counts), key=lambda width: abs(counts[width] - target))
 
 
 def _changed(config: Config, **fields) -> Config:

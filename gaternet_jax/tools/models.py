@@ -11,7 +11,6 @@ and with half of each layer's gates open.
 import argparse
 import sys
 
-import jax.numpy as jnp
 from tqdm import tqdm
 
 from gaternet_jax.command_line import command_line
@@ -45,7 +44,6 @@ def describe(variant: str) -> tuple[str, ...]:
     macs = MacCounter(model, size)
     gates = sum(site.size for site in model.gate_sites)
     backbone, gater = count_parameters(model.backbone), count_parameters(model.gater)
-    half_open = macs.gater + float(macs.count(jnp.full((1, gates), 0.5))[0])
     return (
         variant,
         f"{backbone:,}",
@@ -53,7 +51,7 @@ def describe(variant: str) -> tuple[str, ...]:
         f"{gates:,}" if gates else "-",
         millions(macs.dense),
         millions(macs.gater + macs.dense),
-        millions(half_open) if gates else "-",
+        millions(macs.gater + macs.evenly(0.5)) if gates else "-",
     )
 
 

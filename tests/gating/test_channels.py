@@ -1,4 +1,3 @@
-import jax.numpy as jnp
 import numpy as np
 
 from gaternet_jax.gating.channels import ALL, NONE, Channels, Run, join
@@ -19,7 +18,6 @@ def test_merged_axes():
     assert merged.size == 12 and merged.count([2]) == 8
     expected = np.arange(12).reshape(2, 3, 2)[:, KEEP[0]].reshape(-1)
     np.testing.assert_array_equal(merged.indices(KEEP, WIDTHS), expected)
-    np.testing.assert_array_equal(merged.open([jnp.array([[1.0, 0.5, 0]])]), [6.0])
 
 
 def test_parts_follow_the_edges_of_sites():

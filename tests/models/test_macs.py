@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from gaternet_jax.inference.narrow import narrow_model
+from gaternet_jax.inference.selection import select
 from gaternet_jax.models.build import abstract_model, build_model
 from gaternet_jax.models.functional import merge_model, split_model
 from gaternet_jax.models.macs import MacCounter
@@ -51,7 +53,8 @@ def test_count_agrees_with_the_compiler(name):
     counted = 0
     for layer in MacCounter(model, size).layers:
         module = module_at(model, layer.name)
-        counted += layer.macs * (share_off_padding(module, layer.positions) if isinstance(module, nnx.Conv) else 1)
+        positions = layer.macs // (module.in_features * module.out_features)
+        counted += layer.macs * (share_off_padding(module, positions) if isinstance(module, nnx.Conv) else 1)
     model.eval()
     graphdef, params, stats = split_model(model)
     forward = jax.jit(lambda params, stats, x: merge_model(graphdef, params, stats)(x).logits)
@@ -64,7 +67,7 @@ def test_count_agrees_with_the_compiler(name):
 def test_gated_count_equals_that_of_a_network_without_the_closed_filters(family, gating):
     """Brute force: per layer, output filters left times input channels left."""
     name, width = SMALL[family]
-    model = build_model(model_config(backbone=name, width=width, gating=gating))
+    model = abstract_model(model_config(backbone=name, width=width, gating=gating))
     counter = MacCounter(model, 16)
     size = sum(site.size for site in model.gate_sites)
     gates = np.random.default_rng(0).integers(0, 2, (3, size))
@@ -74,16 +77,72 @@ def test_gated_count_equals_that_of_a_network_without_the_closed_filters(family,
         for layer in counter.layers:
             if not layer.name.startswith("backbone."):
                 continue
-            path, inputs, outputs = layer.name.removeprefix("backbone."), layer.in_channels, layer.out_channels
+            path, module = layer.name.removeprefix("backbone."), module_at(model, layer.name)
+            inputs, outputs = module.in_features, module.out_features
+            positions = layer.macs // (inputs * outputs)
             for site in model.gate_sites:
                 closed = int((row[site.gates] == 0).sum())
                 outputs -= closed * (site.name == path)
                 inputs -= closed * (path in site.feeds)
-            assert 0 <= inputs <= layer.in_channels and 0 <= outputs <= layer.out_channels
-            expected += layer.positions * inputs * outputs
+            assert 0 <= inputs <= module.in_features and 0 <= outputs <= module.out_features
+            expected += positions * inputs * outputs
         np.testing.assert_allclose(counted, expected, rtol=1e-5)
     np.testing.assert_allclose(counter.fraction(jnp.ones((1, size))), 1.0, rtol=1e-6)
-    assert 0 < float(counter.fraction(jnp.zeros((1, size)))[0]) < 1
+    closed, half = counter.fraction(jnp.stack([jnp.zeros(size), jnp.full(size, 0.5)])).tolist()
+    assert counter.least == pytest.approx(closed, rel=1e-5) and 0 < closed < 1
+    assert counter.evenly(0.5) == pytest.approx(half * counter.dense, rel=1e-5)
+
+
+def test_counting_is_differentiable():
+    model = abstract_model(model_config(gating="all"))
+    counter, size = MacCounter(model, 16), sum(site.size for site in model.gate_sites)
+    gates = jnp.asarray(np.random.default_rng(0).random((1, size)), jnp.float32)
+    gradient = jax.grad(lambda gates: counter.fraction(gates)[0])(gates)[0]
+    # Linear in each gate: a site's gradient is what one more open filter costs.
+    for site in model.gate_sites:
+        opened, closed = (counter.fraction(gates.at[0, site.offset].set(gate))[0] for gate in (1.0, 0.0))
+        np.testing.assert_allclose(gradient[site.gates], opened - closed, rtol=1e-2)
+        assert opened > closed
+
+
+def test_who_decides_the_gates_is_never_spared():
+    """A block's own head scores closed gates, too; a gater is no part of the backbone."""
+    local = model_config(gating="all")
+    local.gater.scope = "local"
+    model, given = abstract_model(local), abstract_model(model_config(gating="all"))
+    counter, without = MacCounter(model, 16), MacCounter(given, 16)
+    heads = [layer for layer in counter.layers if ".local." in layer.name]
+    assert heads and all(layer.inputs is None and layer.outputs is None for layer in heads)
+    macs = sum(layer.macs for layer in heads)
+    assert (counter.gater, counter.dense) == (0, without.dense + macs)
+    assert counter.least * counter.dense == pytest.approx(without.least * without.dense + macs)
+
+
+def test_closed_filters_are_spared_in_squeeze_and_excitation():
+    """fc1 loses the inputs that the last gate of a block closes, fc2 the outputs that only they would be scaled by."""
+    model = abstract_model(model_config(gating="residual", squeeze_ratio=4))
+    layers = {layer.name: layer for layer in MacCounter(model, 16).layers}
+    for name in ("stage1.block1", "stage2.block1", "stage3.block1"):
+        conv, fc1, fc2 = (layers[f"backbone.{name}.{part}"] for part in ("conv2", "squeeze.fc1", "squeeze.fc2"))
+        assert conv.outputs == fc1.inputs == fc2.outputs and conv.outputs is not None
+
+
+def test_filters_without_gates_stay_in_a_compacted_model():
+    model = build_model(model_config(gating="all"))
+    keep = np.ones(sum(site.size for site in model.gate_sites), bool)
+    ungated = keep.copy()
+    for site in model.gate_sites:
+        keep[site.offset], ungated[site.offset + 1] = False, False
+    compacted = narrow_model(model, select(model.gate_sites, keep, ungated & keep))
+    counter, dense = MacCounter(compacted, 16), MacCounter(model, 16)
+    size = sum(site.size for site in compacted.gate_sites)
+    assert 0 < size < keep.sum()
+    gates = np.zeros((2, len(keep)), np.float32)
+    gates[0, keep] = gates[1, keep & ~ungated] = 1
+    np.testing.assert_allclose(
+        counter.count(jnp.stack([jnp.ones(size), jnp.zeros(size)])), dense.count(jnp.asarray(gates)), rtol=1e-5
+    )
+    assert counter.least * counter.dense == pytest.approx(float(dense.count(jnp.asarray(gates))[1]), rel=1e-5)
 
 
 @pytest.mark.parametrize("family", ["basic", "bottleneck", "imagenet", "shake"])
