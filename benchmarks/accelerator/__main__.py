@@ -1,6 +1,7 @@
 """Measures what an accelerator can tell, in the order of its worth, within the time there is.
 
     python -m benchmarks.accelerator --minutes=14 --out=DIR [--data_dir=DIR] [--only=parity,train,infer,study] [--tiny]
+    python -m benchmarks.accelerator --minutes=4 --out=DIR --only=train --tasks 'resnet20*128*' 'PyTorch*20*128*'
 
 parity: outputs and a training step against the CPU. train: images a second of training, beside PyTorch. infer: every
 mode of inference, beside PyTorch. study: runs of `benchmarks.study`, entered in DIR/study.json.
@@ -12,6 +13,7 @@ end in time is not begun. DIR has at most six files. --tiny is a form for CPUs, 
 """
 
 import argparse
+import fnmatch
 import itertools
 import shutil
 import sys
@@ -33,6 +35,7 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, default=Path("runs/accelerator"), help="folder of the study's runs")
     parser.add_argument("--data_dir", default="", help="folder of prepared datasets")
     parser.add_argument("--only", default=",".join(NAMES), help="comma-separated sections (default: all)")
+    parser.add_argument("--tasks", nargs="+", default=["*"], help="patterns of the measurements' names (default: all)")
     parser.add_argument("--tiny", action="store_true", help="small networks and few rounds: sees that all works")
     arguments = parser.parse_args()
     chosen = arguments.only.split(",")
@@ -46,7 +49,9 @@ def main() -> None:
         join_parts(arguments.data_dir)
         for name, (tasks, share) in SECTIONS.items():
             if name in chosen:
-                results.measure(name, tasks(arguments.tiny, arguments.data_dir), share)
+                made = tasks(arguments.tiny, arguments.data_dir)
+                wanted = (task for task in made if any(fnmatch.fnmatch(task.name, some) for some in arguments.tasks))
+                results.measure(name, wanted, 1.0 if chosen == [name] else share)
         if "study" in chosen:
             study.run(results, arguments.scratch, arguments.data_dir, arguments.tiny)
     except UserError as error:

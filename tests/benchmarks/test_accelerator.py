@@ -41,6 +41,14 @@ def test_all_sections_are_measured_once_and_written(tmp_path, monkeypatch, use_d
     assert "parity" not in said and "train tiny:" not in said and "Compiling" not in said
 
 
+def test_patterns_choose_measurements(tmp_path, monkeypatch, use_devices):
+    use_devices(1)
+    made = [Task(name, dict, 0.0) for name in ("a, batch 1", "a, batch 2", "b, batch 1")]
+    monkeypatch.setitem(module.SECTIONS, "train", (lambda *_: made, 0.5))
+    found = run(monkeypatch, tmp_path, "--only=train", "--tasks", "a*1", "b*")
+    assert list(json.loads(found["train.json"])) == ["a, batch 1", "b, batch 1"]
+
+
 def test_what_was_interrupted_goes_on(tmp_path):
     made = []
 
