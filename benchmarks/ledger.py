@@ -21,8 +21,7 @@ from pathlib import Path
 from benchmarks.runs import ROOT, Run, parse_settings
 from gaternet_jax.config import Config, default, flatten
 from gaternet_jax.distributed import is_primary
-from gaternet_jax.errors import UserError
-from gaternet_jax.metrics import NonFiniteError
+from gaternet_jax.errors import NonFiniteError, UserError
 from gaternet_jax.models.build import abstract_model, count_parameters
 from gaternet_jax.models.macs import MacCounter
 from gaternet_jax.starts import load_starts

@@ -36,6 +36,7 @@ import jax
 from benchmarks.hlo import find_collectives
 from benchmarks.train_step import images
 from gaternet_jax import distributed
+from gaternet_jax.command_line import positive
 from gaternet_jax.config import default, validate
 from gaternet_jax.errors import UserError
 from gaternet_jax.losses import make_gate_loss
@@ -47,7 +48,6 @@ from gaternet_jax.parallel import make_mesh, replicate, replicated, split_by_bat
 from gaternet_jax.progress import progress_bar
 from gaternet_jax.state import init_state
 from gaternet_jax.step import jit_step, make_train_step
-from gaternet_jax.tools.predict import positive
 
 ROOT = Path(__file__).parents[1]
 LAYOUTS = ((1, 1), (1, 2), (1, 4), (2, 1), (2, 2))  # processes, devices of each

@@ -131,7 +131,7 @@ def lower_step(config: Config, devices: Sequence[Any]) -> tuple[jax.stages.Lower
 def find_config(variant: str) -> Config:
     """The config of "resnet50" (of configs/imagenet.py) or of "cifar10:resnet20"."""
     card, _, of_card = variant.rpartition(":")
-    return importlib.import_module(f"configs.{card or 'imagenet'}").get_config(of_card)
+    return importlib.import_module(f"gaternet_jax.configs.{card or 'imagenet'}").get_config(of_card)
 
 
 def share_off_padding(conv: Conv, positions: int) -> float:

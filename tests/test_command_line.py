@@ -81,7 +81,7 @@ DIGITS = "--config=configs/digits.py"
             [DIGITS, "--config.train.batchsize=3"],
             "the config cannot be used: 'batchsize'. Did you mean",
         ),
-        ([DIGITS, "--epochs=3"], "Unknown command line flag 'epochs'; --helpshort lists the flags"),
+        ([DIGITS, "--epochs=3"], "Unknown command line flag 'epochs'; --help lists the flags"),
         ([DIGITS, "--mode=test"], r"flag --mode=test: value should be one of <train\|evaluate>"),
         ([DIGITS, "--debug_nans", "true"], "'true' is no flag; flags are --FLAG=VALUE"),
         (["configs/digits.py"], "'configs/digits.py' is no flag"),

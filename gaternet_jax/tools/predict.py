@@ -11,17 +11,9 @@ import argparse
 import sys
 from pathlib import Path
 
-import jax
-import numpy as np
-
-from gaternet_jax.checkpoint import load_model
-from gaternet_jax.command_line import command_line
-from gaternet_jax.data.images import read_files
+from gaternet_jax.command_line import command_line, positive
 from gaternet_jax.errors import UserError
-from gaternet_jax.inference.calibration import read_split
-from gaternet_jax.inference.predictor import MODES, Predictor
 from gaternet_jax.paths import expand_arguments
-from gaternet_jax.workdir import load_config, load_labels
 
 BATCH_SIZE = 64
 CALIBRATION_IMAGES = 1000  # of the run's training split
@@ -33,6 +25,15 @@ def predict(workdir: Path, paths: list[Path], top: int, mode: str = "dense") -> 
     Returns:
         How many files could not be read; each is named on standard error.
     """
+    import jax
+    import numpy as np
+
+    from gaternet_jax.checkpoint import load_model
+    from gaternet_jax.data.images import read_files
+    from gaternet_jax.inference.calibration import read_split
+    from gaternet_jax.inference.predictor import Predictor
+    from gaternet_jax.workdir import load_config, load_labels
+
     config, labels = load_config(workdir), load_labels(workdir)
     model = load_model(workdir, tell=True)
     calibration = None
@@ -66,20 +67,13 @@ def predict(workdir: Path, paths: list[Path], top: int, mode: str = "dense") -> 
     return unreadable
 
 
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
-
-
 @command_line()
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files")
     parser.add_argument("--workdir", type=Path, required=True, help="of a training run or a conversion")
     parser.add_argument("--top", type=positive, default=5, help="classes shown per image (default: 5)")
-    parser.add_argument("--mode", choices=MODES, default="dense", help="see inference/predictor.py (default: dense)")
+    parser.add_argument("--mode", default="dense", help="of the Predictor, see docs/inference.md (default: dense)")
     arguments = parser.parse_args(expand_arguments(argv))
     unreadable, images = predict(arguments.workdir, arguments.images, arguments.top, arguments.mode), arguments.images
     if unreadable:
