@@ -1,7 +1,7 @@
 """Errors meant for the person at the keyboard."""
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """Something the user gave cannot be used.
 
     The message says what was given, what was expected and what to do. The command lines print it without a

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import tensorflow_datasets as tfds
 
-from gaternet_jax.data import image_files
+from gaternet_jax.data import image_files, tfrecord
 from gaternet_jax.data.datasets import class_names, find_dataset
 from gaternet_jax.data.image_files import to_store
 from gaternet_jax.data.prepare import prepare_folder
@@ -286,7 +286,7 @@ def test_stock_that_cannot_be_prepared(tensorflow, tmp_path, monkeypatch):
 def test_convert(tmp_path, monkeypatch, capfd):
     folder = prepare_folder(make_folder(tmp_path / "images"), tmp_path, "pets", workers=1)
     seen = []
-    monkeypatch.setattr(prepare, "convert_tfrecords", lambda *args, **options: seen.append((args, options)) or folder)
+    monkeypatch.setattr(tfrecord, "convert_tfrecords", lambda *args, **options: seen.append((args, options)) or folder)
     prepare.main(["convert", "--source=some/folder", f"--data_dir={tmp_path}", "--workers=3"])
     assert seen == [((Path("some/folder"), tmp_path), {"workers": 3})]
     assert "pets/1.0.0: 8 train, 4 test images" in capfd.readouterr().out
