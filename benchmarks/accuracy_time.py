@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 
 from benchmarks.inference import masked, medians
 from gaternet_jax.checkpoint import load_model
+from gaternet_jax.command_line import command_line
 from gaternet_jax.data.augment import normalize
-from gaternet_jax.errors import UserError
 from gaternet_jax.inference.calibration import read_split, run_model
 from gaternet_jax.inference.predictor import Predictor
 from gaternet_jax.models.gaternet import GaterNet
@@ -48,6 +48,7 @@ def mean_macs(model: GaterNet, gates: Any, image_size: int) -> float:
     return counter.gater + float(np.mean(counter.count(gates))) if model.gate_sites else counter.dense
 
 
+@command_line()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdirs", type=Path, nargs="+", required=True, help="of finished runs")
@@ -57,27 +58,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("accuracy_time.png"), help="the figure")
     arguments = parser.parse_args()
     runs, rows, images = {}, [], np.empty(0)
-    try:
-        for workdir in arguments.workdirs:
-            config = load_config(workdir)
-            config.data.data_dir = arguments.data_dir or config.data.data_dir
-            model, data = load_model(workdir, tell=True), config.data
-            seen, _ = read_split(workdir, config, data.train_split, LIMIT)
-            unseen, labels = read_split(workdir, config, data.eval_split, LIMIT)
-            images = np.resize(unseen, (arguments.batch_size, *unseen.shape[1:]))
-            expected = run_model(model, unseen, data)
-            macs = mean_macs(model, expected.gates, data.image_size)
-            baseline = masked(model)
-            runs[workdir.name, "masked"] = lambda x, run=baseline, data=data: run(normalize(x, data))
-            rows.append((workdir.name, "masked", expected.logits, expected, labels, macs, "masked"))
-            for mode, predictor in predictors(model, data, seen, arguments.batch_size).items():
-                print(f"{workdir.name}: {mode} ...", file=sys.stderr, flush=True)
-                found = predictor(unseen)
-                runs[workdir.name, mode] = functools.partial(Predictor.__call__, predictor)
-                chosen = predictor.chosen[arguments.batch_size]
-                rows.append((workdir.name, mode, found.logits, expected, labels, macs, chosen))
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    for workdir in arguments.workdirs:
+        config = load_config(workdir)
+        config.data.data_dir = arguments.data_dir or config.data.data_dir
+        model, data = load_model(workdir, tell=True), config.data
+        seen, _ = read_split(workdir, config, data.train_split, LIMIT)
+        unseen, labels = read_split(workdir, config, data.eval_split, LIMIT)
+        images = np.resize(unseen, (arguments.batch_size, *unseen.shape[1:]))
+        expected = run_model(model, unseen, data)
+        macs = mean_macs(model, expected.gates, data.image_size)
+        baseline = masked(model)
+        runs[workdir.name, "masked"] = lambda x, run=baseline, data=data: run(normalize(x, data))
+        rows.append((workdir.name, "masked", expected.logits, expected, labels, macs, "masked"))
+        for mode, predictor in predictors(model, data, seen, arguments.batch_size).items():
+            print(f"{workdir.name}: {mode} ...", file=sys.stderr, flush=True)
+            found = predictor(unseen)
+            runs[workdir.name, mode] = functools.partial(Predictor.__call__, predictor)
+            chosen = predictor.chosen[arguments.batch_size]
+            rows.append((workdir.name, mode, found.logits, expected, labels, macs, chosen))
     seconds = medians(runs, images, arguments.rounds)
     print(f"| run | mode | ms per batch of {arguments.batch_size} | speed-up | top-1 | MACs, M | largest difference |")
     print("|--|--|--:|--:|--:|--:|--:|")

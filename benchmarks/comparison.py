@@ -12,17 +12,16 @@ table (OUT/table.md) and a figure (OUT/comparison.png). Fields of all runs are s
 import argparse
 import dataclasses
 import statistics
-import sys
 from pathlib import Path
 
 import jax
 
 from benchmarks.ledger import FOLDER, run_and_enter
 from benchmarks.runs import Run, parse_settings
+from gaternet_jax.command_line import command_line, positive
 from gaternet_jax.config import validate
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.build import abstract_model
-from gaternet_jax.tools.predict import positive
 
 VARIANTS = ("plain", "wider", "se", "local", "gated")
 COLOURS = dict(zip(VARIANTS, ("#8da0cb", "#66a61e", "#e6ab02", "#7570b3", "#d95f02"), strict=True))
@@ -53,7 +52,7 @@ def run_study(arguments: argparse.Namespace, settings: dict[str, object]) -> lis
             seeded = dataclasses.replace(run, settings=run.settings | {"seed": seed})
             entry = run_and_enter(seeded, workdir, arguments.ledger)
             if entry is None:
-                sys.exit("Interrupted; the same command goes on.")
+                raise KeyboardInterrupt
             entries.append(entry)
         finished = [entry for entry in entries if not entry["diverged"]]
         rows.append(
@@ -115,6 +114,7 @@ def draw(rows: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+@command_line(interrupted="Interrupted; the same command goes on.")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="a run card, configs/X.py")
@@ -125,12 +125,7 @@ def main() -> None:
     parser.add_argument("--ledger", type=Path, default=FOLDER, help="folder of the entries (default: results)")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of all runs")
     arguments = parser.parse_args()
-    try:
-        rows = run_study(arguments, parse_settings(arguments.set))
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nEnded at once; the same command goes on.")
+    rows = run_study(arguments, parse_settings(arguments.set))
     text = table(rows)
     (arguments.out / "table.md").write_text(text + "\n", encoding="utf-8")
     print(f"\n{text}\n\nWrote {arguments.out}/table.md")

@@ -26,15 +26,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from configs.imagenet import get_config
+from gaternet_jax.command_line import positive
 from gaternet_jax.config import Config
+from gaternet_jax.configs.imagenet import get_config
 from gaternet_jax.data.batches import Share
 from gaternet_jax.data.datasets import find_dataset
 from gaternet_jax.data.images import BOX_NUMBERS, random_box, read_box
 from gaternet_jax.data.jpeg import parse_jpeg
 from gaternet_jax.data.reader import Reader
 from gaternet_jax.data.stream import StreamSplit
-from gaternet_jax.tools.predict import positive
 
 CORES = os.cpu_count() or 1
 SETTLE_SECONDS = 1.0  # in which pipelines fill their buffers after a turn

@@ -15,14 +15,13 @@ import argparse
 import hashlib
 import itertools
 import json
-import sys
 from pathlib import Path
 
 from benchmarks.runs import ROOT, Run, parse_settings
+from gaternet_jax.command_line import command_line
 from gaternet_jax.config import Config, default, flatten
 from gaternet_jax.distributed import is_primary
-from gaternet_jax.errors import UserError
-from gaternet_jax.metrics import NonFiniteError
+from gaternet_jax.errors import NonFiniteError, UserError
 from gaternet_jax.models.build import abstract_model, count_parameters
 from gaternet_jax.models.macs import MacCounter
 from gaternet_jax.starts import load_starts
@@ -232,6 +231,7 @@ def _lines(content: dict) -> str:
     return "{\n" + ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in content.items()) + "\n}\n"
 
 
+@command_line()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, help="of a finished run")
@@ -240,18 +240,15 @@ def main() -> None:
     parser.add_argument("--entries", type=Path, help="study.json of benchmarks.accelerator: enter all of it")
     parser.add_argument("--ledger", type=Path, default=FOLDER, help="folder of the entries (default: results)")
     arguments = parser.parse_args()
-    try:
-        if arguments.entries:
-            for entry in json.loads(arguments.entries.read_text(encoding="utf-8")):
-                write(entry, arguments.ledger)
-            return
-        if not (arguments.workdir and arguments.config):
-            raise UserError("say which run: --workdir and --config, or --entries")
-        card, _, variant = arguments.config.partition(":")
-        run = Run(card, variant, parse_settings(arguments.set))
-        write(make_entry(run, arguments.workdir, arguments.ledger), arguments.ledger)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    if arguments.entries:
+        for entry in json.loads(arguments.entries.read_text(encoding="utf-8")):
+            write(entry, arguments.ledger)
+        return
+    if not (arguments.workdir and arguments.config):
+        raise UserError("say which run: --workdir and --config, or --entries")
+    card, _, variant = arguments.config.partition(":")
+    run = Run(card, variant, parse_settings(arguments.set))
+    write(make_entry(run, arguments.workdir, arguments.ledger), arguments.ledger)
 
 
 if __name__ == "__main__":

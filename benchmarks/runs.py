@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gaternet_jax.config import Config, flatten
+from gaternet_jax.configs import card_names, find_card
 from gaternet_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -18,7 +19,7 @@ class Run:
     """One run.
 
     Attributes:
-        card: a run card, relative to the repository or the working directory: "configs/cifar10.py".
+        card: a run card, "cifar10", or its file, relative to the repository or the working directory.
         variant: of the card.
         settings: fields that differ from it, e.g. {"train.epochs": 30.0, "seed": 1}.
         label: stands for the variant in the run's name, where the settings say more.
@@ -67,10 +68,11 @@ def load_card(path: str, variant: str) -> Config:
     Raises:
         UserError: no such card or variant.
     """
-    file = Path(path) if Path(path).is_file() else ROOT / path
+    found = Path(find_card(path))
+    file = found if found.is_file() else ROOT / found
     spec = importlib.util.spec_from_file_location("card", file)
     if spec is None or spec.loader is None or not file.is_file():
-        raise UserError(f"--config={path} is no run card; give one of configs/*.py")
+        raise UserError(f"--config={path} is no run card; give one of {', '.join(card_names())}, or a file")
     card = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(card)
     return card.get_config(variant)

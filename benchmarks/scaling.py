@@ -36,8 +36,8 @@ import jax
 from benchmarks.hlo import find_collectives
 from benchmarks.train_step import images
 from gaternet_jax import distributed
+from gaternet_jax.command_line import command_line, positive
 from gaternet_jax.config import default, validate
-from gaternet_jax.errors import UserError
 from gaternet_jax.losses import make_gate_loss
 from gaternet_jax.models.build import build_model
 from gaternet_jax.models.functional import split_model
@@ -47,7 +47,6 @@ from gaternet_jax.parallel import make_mesh, replicate, replicated, split_by_bat
 from gaternet_jax.progress import progress_bar
 from gaternet_jax.state import init_state
 from gaternet_jax.step import jit_step, make_train_step
-from gaternet_jax.tools.predict import positive
 
 ROOT = Path(__file__).parents[1]
 LAYOUTS = ((1, 1), (1, 2), (1, 4), (2, 1), (2, 2))  # processes, devices of each
@@ -189,6 +188,7 @@ def table(medians: dict[tuple[int, int], dict[str, float]], exchanged: dict[tupl
     return "\n".join(lines)
 
 
+@command_line()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="resnet20")
@@ -202,11 +202,8 @@ def main() -> None:
         return
     config = default()
     config.model.backbone, config.train.batch_size = arguments.backbone, arguments.batch
-    try:
-        for processes, devices in LAYOUTS:
-            validate(config, processes * devices)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    for processes, devices in LAYOUTS:
+        validate(config, processes * devices)
 
     exchanged, turns = {}, {layout: [] for layout in LAYOUTS}
     with contextlib.ExitStack() as stack:

@@ -15,7 +15,6 @@ import contextlib
 import fnmatch
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from typing import Any
 
 from benchmarks.ledger import FOLDER, difference, find, load, run_and_enter
 from benchmarks.runs import Run
+from gaternet_jax.command_line import command_line
 from gaternet_jax.data.datasets import find_dataset
 from gaternet_jax.errors import UserError
 from gaternet_jax.starts import describe_machine, load_starts
@@ -215,6 +215,7 @@ def minutes(text: str) -> float:
     return value
 
 
+@command_line(interrupted="Ended at once; the same command goes on.")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", default="cifar10", help=f"one of {', '.join(STUDIES)} (default: cifar10)")
@@ -227,16 +228,11 @@ def main() -> None:
     parser.add_argument("--ledger", type=Path, default=FOLDER, help="folder of the entries (default: results)")
     parser.add_argument("--list", action="store_true", help="print what is done and what is to do, and end")
     arguments = parser.parse_args()
-    try:
-        runs = choose(arguments.study, arguments.only)
-        if arguments.list:
-            print_list(runs, arguments.out, arguments.ledger)
-        elif study(runs, arguments.out, arguments.minutes, arguments.ledger, arguments.data_dir):
-            print(f"All {len(runs)} runs are in {arguments.ledger}.")
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nEnded at once; the same command goes on.")
+    runs = choose(arguments.study, arguments.only)
+    if arguments.list:
+        print_list(runs, arguments.out, arguments.ledger)
+    elif study(runs, arguments.out, arguments.minutes, arguments.ledger, arguments.data_dir):
+        print(f"All {len(runs)} runs are in {arguments.ledger}.")
 
 
 if __name__ == "__main__":

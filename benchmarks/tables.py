@@ -9,7 +9,6 @@ published.py; the rest of a page is written by hand. A test fails when they diff
 import json
 import re
 import statistics
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from benchmarks import ledger, study
 from benchmarks.published import PAPER_GATES, PLAIN, TABLE_1
 from benchmarks.runs import ROOT
+from gaternet_jax.command_line import command_line
 from gaternet_jax.errors import UserError
 from gaternet_jax.workdir import write_file
 
@@ -223,18 +223,16 @@ def table(header: Iterable[str], rows: Iterable[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+@command_line()
 def main() -> None:
-    try:
-        results = Results(ledger.FOLDER)
-        for name in PAGES:
-            path = ROOT / name
-            before = path.read_text(encoding="utf-8")
-            after = fill(before, results)
-            if after != before:
-                write_file(path, after)
-            print(f"{name}: {'written' if after != before else 'up to date'}")
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    results = Results(ledger.FOLDER)
+    for name in PAGES:
+        path = ROOT / name
+        before = path.read_text(encoding="utf-8")
+        after = fill(before, results)
+        if after != before:
+            write_file(path, after)
+        print(f"{name}: {'written' if after != before else 'up to date'}")
 
 
 if __name__ == "__main__":

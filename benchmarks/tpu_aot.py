@@ -33,6 +33,7 @@ from flax import nnx
 from jax.experimental import topologies
 
 from benchmarks.hlo import Array, Collective, find_collectives, hbm_traffic
+from gaternet_jax.command_line import command_line
 from gaternet_jax.config import Config, validate
 from gaternet_jax.dispatch import StepLoop
 from gaternet_jax.errors import UserError
@@ -131,7 +132,7 @@ def lower_step(config: Config, devices: Sequence[Any]) -> tuple[jax.stages.Lower
 def find_config(variant: str) -> Config:
     """The config of "resnet50" (of configs/imagenet.py) or of "cifar10:resnet20"."""
     card, _, of_card = variant.rpartition(":")
-    return importlib.import_module(f"configs.{card or 'imagenet'}").get_config(of_card)
+    return importlib.import_module(f"gaternet_jax.configs.{card or 'imagenet'}").get_config(of_card)
 
 
 def share_off_padding(conv: Conv, positions: int) -> float:
@@ -291,6 +292,7 @@ def report(rows: list[dict[str, Any]]) -> str:
     )
 
 
+@command_line()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--topologies", default="v5e:2x2,v5e:4x8,v4:2x2x1", help="comma-separated")
@@ -304,21 +306,18 @@ def main() -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     programs = [(t, m) for t in arguments.topologies.split(",") for m in arguments.models.split(",")]
     rows = []
-    try:
-        for topology, variant in programs:  # wrong names end it before minutes have gone
-            find_chip(topology)
-            find_devices(topology)
-            find_config(variant)
-        with progress_bar("Compiling", len(programs), unit="program") as bar:
-            for topology, variant in programs:
-                bar.write(f"{variant} for {topology} ...", file=sys.stderr)
-                rows.append(examine(topology, variant, arguments.images_per_chip))
-                if arguments.json:
-                    Path(arguments.json).write_text(json.dumps(rows, indent=1) + "\n")
-                jax.clear_caches()
-                bar.update()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    for topology, variant in programs:  # wrong names end it before minutes have gone
+        find_chip(topology)
+        find_devices(topology)
+        find_config(variant)
+    with progress_bar("Compiling", len(programs), unit="program") as bar:
+        for topology, variant in programs:
+            bar.write(f"{variant} for {topology} ...", file=sys.stderr)
+            rows.append(examine(topology, variant, arguments.images_per_chip))
+            if arguments.json:
+                Path(arguments.json).write_text(json.dumps(rows, indent=1) + "\n")
+            jax.clear_caches()
+            bar.update()
     print(f"jax {jax.__version__}, {arguments.images_per_chip} images a chip\n")
     print(report([row for row in rows if "memory" in row]))
     for name in dict.fromkeys(topology.partition(":")[0] for topology, _ in programs):

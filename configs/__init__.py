@@ -1,1 +1,1 @@
-"""Run cards: one short file per dataset, each a difference over gaternet_jax.config.default()."""
+"""The run cards of gaternet_jax/configs/, by file in a checkout."""

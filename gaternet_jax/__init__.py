@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gaternet_jax.checkpoint import load_model
+    from gaternet_jax.errors import UserError
     from gaternet_jax.gating import count_macs, find_sites, gate, skip_closed
     from gaternet_jax.inference.onnx_writer import write_onnx as write_onnx
     from gaternet_jax.models.build import build_model
     from gaternet_jax.models.gaternet import GaterNet, Outputs
     from gaternet_jax.models.gates import GateSite
     from gaternet_jax.models.semhash import sem_hash
+    from gaternet_jax.run import Run, load_run
 
     __version__: str
 
@@ -19,12 +21,15 @@ __all__ = [  # without write_onnx, which needs the package onnx
     "GateSite",
     "GaterNet",
     "Outputs",
+    "Run",
+    "UserError",
     "__version__",
     "build_model",
     "count_macs",
     "find_sites",
     "gate",
     "load_model",
+    "load_run",
     "sem_hash",
     "skip_closed",
 ]
@@ -33,11 +38,14 @@ _MODULES = {
     "GateSite": "gaternet_jax.models.gates",
     "GaterNet": "gaternet_jax.models.gaternet",
     "Outputs": "gaternet_jax.models.gaternet",
+    "Run": "gaternet_jax.run",
+    "UserError": "gaternet_jax.errors",
     "build_model": "gaternet_jax.models.build",
     "count_macs": "gaternet_jax.gating",
     "find_sites": "gaternet_jax.gating",
     "gate": "gaternet_jax.gating",
     "load_model": "gaternet_jax.checkpoint",
+    "load_run": "gaternet_jax.run",
     "sem_hash": "gaternet_jax.models.semhash",
     "skip_closed": "gaternet_jax.gating",
     "write_onnx": "gaternet_jax.inference.onnx_writer",

@@ -95,6 +95,8 @@ class CheckpointWriter:
     def _explained(self) -> Iterator[None]:
         try:
             yield
+        except UserError:  # of `_read_back`: it says already what to do
+            raise
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise UserError(

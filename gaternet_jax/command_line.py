@@ -1,48 +1,66 @@
 """What all command lines have in common: how they end, and that they can print any name.
 
 Exit code: 0 done; 1 a crash, which a restart may mend; 2 an error that it cannot: every mistake in flags, configs and
-files, told in a sentence.
+files, told in a sentence; 130 after Ctrl-C. Nothing else in this project chooses one.
 """
 
+import argparse
 import contextlib
 import io
+import os
 import sys
 from collections.abc import Iterator
 from typing import NoReturn
 
-from gaternet_jax.errors import UserError
+from gaternet_jax.errors import NonFiniteError, UserError
 
 
 @contextlib.contextmanager
-def command_line() -> Iterator[None]:
-    """Ends the program with exit code 2 and a sentence where what is done in this context raises a `UserError`.
+def command_line(interrupted: str = "Interrupted.") -> Iterator[None]:
+    """Ends the program with an exit code and a sentence where what is done in this context raises an error.
 
     What the terminal cannot print of a name is printed as an escape.
+
+    Args:
+        interrupted: what to say after Ctrl-C.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         yield
-    except UserError as error:
-        refuse(str(error))
-    except (RuntimeError, AssertionError):
+    except (UserError, NonFiniteError, FloatingPointError) as error:
+        end(2, f"error: {error}")
+    except KeyboardInterrupt:
+        end(130, f"\n{interrupted}")
+    except (RuntimeError, AssertionError) as error:
         if explained := explain_missing_backend():
-            refuse(explained)
+            end(2, f"error: {explained}")
+        if explained := explain_lost_processes(error):
+            end(1, f"error: {explained}")
         raise
 
 
-def refuse(message: str) -> NoReturn:
-    """Ends the program with exit code 2 and a message."""
-    message = f"error: {message}"
+def end(code: int, message: str) -> NoReturn:
+    """Ends the program with an exit code and a message."""
     print(message, file=sys.stderr, flush=True)
+    if "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
+        os._exit(code)  # an orderly end would wait for the other processes
     ending = SystemExit(message)  # the message is for callers: with a code that is a number, Python prints nothing
-    ending.code = 2
+    ending.code = code
     raise ending from None
 
 
+def positive(text: str) -> int:
+    """Parses an argument that counts something."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
 def explain_missing_backend() -> str:
-    """What to do where JAX finds no device of the kind that was asked for; "" where it finds one.
+    """Says what to do where JAX finds no device of the kind that was asked for; "" where it finds one.
 
     To be asked after an error: JAX's own is an assertion, or names a backend, or comes from a plugin.
     """
@@ -57,3 +75,12 @@ def explain_missing_backend() -> str:
         found = f" ({reason})" if reason else ""
         return f"{asked}{found}; look at the driver and at the installed JAX (jax[cuda13], jax[tpu]), or unset it"
     return ""
+
+
+def explain_lost_processes(error: Exception) -> str:
+    """Says what to do where an error is that of a process which cannot reach the others; "" of any other."""
+    import jax
+
+    if not isinstance(error, jax.errors.JaxRuntimeError) or jax.process_count() == 1:
+        return ""
+    return f"process {jax.process_index()} lost the others: {error}\nStart all of them again to go on."

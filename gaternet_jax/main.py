@@ -1,8 +1,10 @@
 """Trains or evaluates a GaterNet.
 
-    python -m gaternet_jax.main --config=configs/digits.py
-    python -m gaternet_jax.main --config=configs/cifar10.py:resnet56 --data_dir=DIR --config.train.epochs=100
-    python -m gaternet_jax.main --workdir=runs/digits --mode=evaluate
+    gaternet train --config=digits
+    gaternet train --config=cifar10:resnet56 --data_dir=DIR --config.train.epochs=100
+    gaternet evaluate --workdir=runs/digits
+
+`python -m gaternet_jax.main` does the same, with --mode=evaluate to evaluate.
 
 The same command again goes on from the latest checkpoint. On several hosts, start it on each: JAX detects Cloud TPU,
 SLURM, Kubernetes and Open MPI (launch/ has scripts); elsewhere give --coordinator, --num_processes and --process_id.
@@ -18,26 +20,35 @@ import threading
 import traceback
 from pathlib import Path
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from gaternet_jax import distributed
-from gaternet_jax.checkpoint import Checkpoints
-from gaternet_jax.command_line import command_line, explain_missing_backend
+from gaternet_jax.command_line import command_line
+from gaternet_jax.configs import card_names, find_card
 from gaternet_jax.errors import UserError
-from gaternet_jax.evaluate import check_fits, describe, evaluate, note_on_gates
-from gaternet_jax.metrics import NonFiniteError
 from gaternet_jax.paths import expand_arguments
-from gaternet_jax.profiling import parse_steps
-from gaternet_jax.progress import silence
-from gaternet_jax.train import train
+
+# All that computes is imported where it is used: --help and mistakes in flags are answered without JAX.
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "A run card, configs/X.py or configs/X.py:VARIANT; override fields by --config.FIELD=VALUE.",
+    "A run card, NAME or DIR/NAME.py, and after a colon its variant; override fields by --config.FIELD=VALUE.",
 )
+
+
+class _CardParser(flags.ArgumentParser):
+    """Parses the name or the file of a run card."""
+
+    def __init__(self, files: flags.ArgumentParser):
+        super().__init__()
+        self._files = files
+
+    def parse(self, argument: str):
+        return self._files.parse(find_card(argument))
+
+
+flags.FLAGS["config"].parser = _CardParser(flags.FLAGS["config"].parser)
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run: checkpoints, metrics. Default: runs/X or runs/X-VARIANT."
 )
@@ -58,26 +69,20 @@ _DATA_DIR = flags.DEFINE_string(
 
 
 def main(_) -> None:
-    try:
-        set_up()
-        if _MODE.value == "evaluate":
-            run_evaluation()
-        else:
-            run_training()
-    except (UserError, NonFiniteError, FloatingPointError) as error:
-        end(2, f"error: {error}")
-    except KeyboardInterrupt:
-        end(130, "\nEnded at once. The same command goes on from the latest checkpoint.")
-    except (RuntimeError, AssertionError) as error:
-        if explained := explain_missing_backend():
-            end(2, f"error: {explained}")
-        if not isinstance(error, jax.errors.JaxRuntimeError) or jax.process_count() == 1:
-            raise
-        end(1, f"error: process {jax.process_index()} lost the others: {error}\nStart all of them again to go on.")
+    set_up()
+    if _MODE.value == "evaluate":
+        run_evaluation()
+    else:
+        run_training()
 
 
 def set_up() -> None:
-    """What must be done before anything touches a device."""
+    """Does what must be done before anything touches a device."""
+    import jax
+
+    from gaternet_jax import distributed
+    from gaternet_jax.progress import silence
+
     distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if _COMPILATION_CACHE.value:
         jax.config.update("jax_compilation_cache_dir", _COMPILATION_CACHE.value)
@@ -94,18 +99,11 @@ def _report_thread_error(args: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(args)
 
 
-def end(code: int, message: str) -> None:
-    """Ends with an exit code: 2 for what a restart cannot mend, 1 for what it can."""
-    print(message, file=sys.stderr, flush=True)
-    if jax.distributed.is_initialized():
-        os._exit(code)  # an orderly end would wait for the other processes
-    sys.exit(code)
-
-
 def run_training() -> None:
+    from gaternet_jax.profiling import parse_steps
+    from gaternet_jax.train import train
+
     config = _CONFIG.value
-    if config is None:
-        raise UserError("say what to train: --config=configs/X.py (see configs/)")
     if _DATA_DIR.value:
         config.data.data_dir = _DATA_DIR.value
     workdir = get_workdir()
@@ -116,8 +114,8 @@ def run_training() -> None:
 
 
 def run_evaluation() -> None:
-    if _WORKDIR.value is None and _CONFIG.value is None:
-        raise UserError("say what to evaluate: --workdir=DIR of a training run or a conversion")
+    from gaternet_jax.evaluate import check_fits, describe, evaluate, note_on_gates
+
     overrides = config_flags.get_override_values(flags.FLAGS["config"]) if _CONFIG.value else {}
     if _CONFIG.value:
         check_fits(get_workdir(), _CONFIG.value, overrides)
@@ -135,13 +133,16 @@ def get_workdir() -> Path:
 
 
 def workdir_of(config_name: str) -> str:
-    """configs/cifar10.py:resnet56 -> runs/cifar10-resnet56"""
+    """Names the folder of a run: configs/cifar10.py:resnet56 or cifar10:resnet56 -> runs/cifar10-resnet56."""
     card, _, variant = config_name.partition(":")
     return f"runs/{Path(card).stem}" + (f"-{variant}" if variant else "")
 
 
 def summary(workdir: Path, metrics: dict) -> str:
-    """What a person wants to know when the run has ended."""
+    """Tells what a person wants to know when the run has ended."""
+    from gaternet_jax.checkpoint import Checkpoints
+    from gaternet_jax.evaluate import note_on_gates
+
     if not metrics["finished"]:
         return f"\nInterrupted after step {metrics['step']}; saved in {workdir}. The same command goes on from there."
     # The interpreter of this run, by the shortest name: after `make demo` no virtual environment is active.
@@ -172,36 +173,50 @@ def summary(workdir: Path, metrics: dict) -> str:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the command line.
+    """Parses the command line; --help prints it and ends.
 
     Raises:
         UserError: a mistake in it, or a run card that cannot be used.
     """
     argv = expand_arguments(argv)
+    if {"--help", "-help", "-h", "--helpshort"} & set(argv[1:]):
+        print(f"{__doc__}\n{flags.FLAGS.module_help(sys.modules[__name__])}")
+        sys.exit()
     try:
         remaining = flags.FLAGS(argv)
         if _CONFIG.value is not None:
             _CONFIG.value.lock()  # a config that could not be loaded says so only when it is used
-    except UserError:  # of a run card's get_config
-        raise
     except Exception as error:  # a card is a program: it may raise anything
-        raise UserError(_explain(error)) from None
+        raise _user_error(error) or UserError(_explain(error)) from None
     if len(remaining) > 1:
-        raise UserError(f"'{remaining[1]}' is no flag; flags are --FLAG=VALUE, see --helpshort")
+        raise UserError(f"'{remaining[1]}' is no flag; flags are --FLAG=VALUE, see --help")
+    if _MODE.value == "train" and _CONFIG.value is None:
+        raise UserError(f"say what to train: --config=NAME, one of {', '.join(card_names())}, or --config=DIR/NAME.py")
+    if _WORKDIR.value is None and _CONFIG.value is None:
+        raise UserError("say what to evaluate: --workdir=DIR of a training run or a conversion")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # --verbosity=0 shows what the libraries report
     return remaining
 
 
+def _user_error(error: BaseException | None) -> UserError | None:
+    """Finds what the run card itself said: absl and ml_collections raise others in the place of a ValueError."""
+    found = None
+    while error is not None:
+        found = error if isinstance(error, UserError) else found
+        error = error.__context__
+    return found
+
+
 def _explain(error: Exception) -> str:
-    """What is wrong with the flags or with the run card, in a sentence."""
+    """Says what is wrong with the flags or with the run card, in a sentence."""
     reason = str(error.__cause__ or error).strip().splitlines()[-1].strip() if str(error) else ""
     if isinstance(error, flags.Error):
-        return f"{reason}; --helpshort lists the flags, gaternet_jax/config.py the fields"
+        return f"{reason}; --help lists the flags, gaternet_jax/config.py the fields"
     if isinstance(error, (OSError, SyntaxError)):
-        cards = ", ".join(sorted(str(path) for path in Path("configs").glob("[a-z]*.py")))
         return (
-            f"the file that --config names cannot be read ({reason}); run cards here: {cards or '(no configs/ here)'}"
+            f"the file that --config names cannot be read ({reason}); run cards that need no file: "
+            f"{', '.join(card_names())}"
         )
     if isinstance(error.__context__, KeyError):  # ml_collections says it twice, and quotes it
         error = error.__context__
@@ -213,8 +228,10 @@ def _explain(error: Exception) -> str:
     return f"the run card fails: {what} ({place.filename}, line {place.lineno})"
 
 
-@command_line()
-def run() -> None:
+@command_line(interrupted="Ended at once. The same command goes on from the latest checkpoint.")
+def run(mode: str = "train") -> None:
+    """Runs the command line; `mode` is what it does unless --mode says otherwise."""
+    flags.set_default(_MODE, mode)
     app.run(main, flags_parser=parse_flags)
 
 

@@ -15,12 +15,10 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from gaternet_jax.errors import NonFiniteError
+
 TERMS = ("loss", "gate_loss", "total_loss", "gradient_norm", "parameter_norm")  # in the order of their computation
 GROWN = 10.0  # times its least value: worth telling
-
-
-class NonFiniteError(RuntimeError):
-    """Loss, gradient or parameters became NaN or infinite."""
 
 
 class MetricWriter:

@@ -15,11 +15,11 @@ from gaternet_jax.data.record import check_same_dataset
 from gaternet_jax.data.splits import open_split
 from gaternet_jax.dispatch import StepLoop, choose_steps_per_call, stack_batches
 from gaternet_jax.distributed import is_primary, primary_first, wait_for_all
-from gaternet_jax.errors import UserError
+from gaternet_jax.errors import NonFiniteError, UserError
 from gaternet_jax.evaluate import describe, make_evaluation
 from gaternet_jax.interrupt import interruptible
 from gaternet_jax.losses import make_gate_loss
-from gaternet_jax.metrics import LoopClock, MetricWriter, NonFiniteError, TrainMetrics
+from gaternet_jax.metrics import LoopClock, MetricWriter, TrainMetrics
 from gaternet_jax.models.build import build_model, count_parameters
 from gaternet_jax.models.functional import split_model
 from gaternet_jax.models.macs import MacCounter

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from configs.digits import get_config
 from gaternet_jax.analysis.observe import Observations
 from gaternet_jax.checkpoint import Checkpoints
 from gaternet_jax.config import default
+from gaternet_jax.configs.digits import get_config
 from gaternet_jax.models.build import build_model
 from gaternet_jax.models.functional import merge_model, split_model
 from gaternet_jax.models.gates import GateTable

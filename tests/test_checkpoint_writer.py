@@ -81,6 +81,18 @@ def test_error_in_the_background_comes_up_at_the_next_save(disk, tmp_path):
         writer.close()
 
 
+def test_a_checkpoint_that_cannot_be_read_back_is_said_once(disk, tmp_path, monkeypatch):
+    def unreadable(*_):
+        raise UserError("cannot be read; choose another --workdir")
+
+    monkeypatch.setattr("gaternet_jax.checkpoint_writer._read_back", unreadable)
+    writer = CheckpointWriter(tmp_path, 1, {})
+    writer.save(1, {"model": jnp.float32(0)}, {})
+    disk.go_on.set()
+    with pytest.raises(UserError, match=r"^cannot be read; choose another --workdir$"):
+        writer.close()
+
+
 def test_error_in_the_background_comes_up_at_the_end(disk, tmp_path):
     writer, disk.error = CheckpointWriter(tmp_path, 1, {}), OSError("No space left on device")
     writer.save(1, {"model": jnp.float32(0)}, {})

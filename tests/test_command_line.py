@@ -7,8 +7,9 @@ import jax
 import pytest
 from absl.testing import flagsaver
 
+from benchmarks import comparison, ledger, study
 from gaternet_jax.command_line import command_line
-from gaternet_jax.errors import UserError
+from gaternet_jax.errors import NonFiniteError, UserError
 from gaternet_jax.main import parse_flags
 from gaternet_jax.tools import analyze, compact, convert, export, models, predict, prepare
 
@@ -68,6 +69,38 @@ def test_what_the_terminal_cannot_print_is_escaped(monkeypatch):
     assert err.buffer.getvalue() == b"error: no \\u732b here\n"
 
 
+@pytest.mark.parametrize(
+    ("benchmark", "arguments"),
+    [(ledger, []), (study, ["--only=*vgg*"]), (comparison, ["--config=none", "--models=resnet8", "--out=nothing"])],
+)
+def test_mistakes_given_to_a_benchmark_end_with_2(benchmark, arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
+    with pytest.raises(SystemExit, match=r"^error: ") as ending:
+        benchmark.main()
+    assert ending.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (UserError("no such file"), 2, "error: no such file\n"),
+        (NonFiniteError("loss is nan"), 2, "error: loss is nan\n"),
+        (FloatingPointError("invalid value"), 2, "error: invalid value\n"),
+        (KeyboardInterrupt(), 130, "\nGo on.\n"),
+    ],
+)
+def test_exit_codes(error, code, message, capsys):
+    with pytest.raises(SystemExit) as ending, command_line(interrupted="Go on."):
+        raise error
+    assert ending.value.code == code
+    assert capsys.readouterr().err == message
+
+
+def test_mistakes_are_value_errors():
+    assert issubclass(UserError, ValueError)
+
+
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 DIGITS = "--config=configs/digits.py"
 
@@ -75,13 +108,25 @@ DIGITS = "--config=configs/digits.py"
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ([], "^say what to train: --config=NAME, one of cifar10, .*, or --config=DIR/NAME.py$"),
+        (["--mode=evaluate"], "^say what to evaluate: --workdir=DIR"),
+        (["--config=digits:resnet20-x"], "^unknown part 'x' of the config variant 'resnet20-x'. A variant is MODEL-"),
+        (["--config=mnist"], "^--config=mnist: no run card is called 'mnist'; there are cifar10, cifar100, digits"),
+        (["--config", "mnist"], "^--config=mnist: no run card is called 'mnist'"),
+        (["--config=README.md"], "the file that --config names cannot be read"),
+        (
+            ["--config=configs/nothing.py"],
+            r"No such file or directory: 'configs/nothing.py'\); run cards that need no file: cifar10, ",
+        ),
+        ([DIGITS, "--config.train.epoch=3"], 'Did you mean "epochs" instead of "epoch"?'),
+        ([DIGITS, "--config.train.epochs=many"], "could not convert string to float: 'many'"),
         ([DIGITS, "--config.train.batch_size=8.5"], r"invalid literal for int\(\) with base 10: '8\.5'"),
         ([DIGITS, "--config.model.width.x=3"], r"Attempting to lookup: model\.width\.x"),
         (
             [DIGITS, "--config.train.batchsize=3"],
             "the config cannot be used: 'batchsize'. Did you mean",
         ),
-        ([DIGITS, "--epochs=3"], "Unknown command line flag 'epochs'; --helpshort lists the flags"),
+        ([DIGITS, "--epochs=3"], "Unknown command line flag 'epochs'; --help lists the flags"),
         ([DIGITS, "--mode=test"], r"flag --mode=test: value should be one of <train\|evaluate>"),
         ([DIGITS, "--debug_nans", "true"], "'true' is no flag; flags are --FLAG=VALUE"),
         (["configs/digits.py"], "'configs/digits.py' is no flag"),

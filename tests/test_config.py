@@ -3,8 +3,8 @@ import json
 import ml_collections
 import pytest
 
-from configs import cifar10, cifar100, digits, folder, imagenet
 from gaternet_jax.config import default, flatten, validate
+from gaternet_jax.configs import cifar10, cifar100, digits, folder, imagenet
 from gaternet_jax.errors import UserError
 from gaternet_jax.losses import check_macs_target
 from gaternet_jax.models.build import abstract_model, count_parameters

@@ -13,7 +13,7 @@ from gaternet_jax import parallel
 from gaternet_jax.data.batches import Share
 from gaternet_jax.data.memory import DeviceSplit, MemorySplit
 from gaternet_jax.dispatch import StepLoop, choose_steps_per_call, stack_batches
-from gaternet_jax.metrics import NonFiniteError
+from gaternet_jax.errors import NonFiniteError
 from gaternet_jax.parallel import make_mesh, replicate, split_second_axis, stop_flags, to_devices
 from gaternet_jax.state import init_state
 from gaternet_jax.step import with_images

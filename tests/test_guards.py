@@ -7,8 +7,7 @@ import time
 import jax
 import pytest
 
-from gaternet_jax.errors import UserError
-from gaternet_jax.metrics import NonFiniteError
+from gaternet_jax.errors import NonFiniteError, UserError
 from gaternet_jax.profiling import parse_steps
 from gaternet_jax.train import train
 from gaternet_jax.watchdog import Watchdog

@@ -105,29 +105,14 @@ def test_first_interrupt_ends_with_a_checkpoint_and_the_command_goes_on(tmp_path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "say what to train: --config=configs/X.py"),
-        (["--mode=evaluate"], "say what to evaluate: --workdir=DIR"),
-        (
-            ["--config=configs/digits.py:resnet20-x"],
-            "unknown part 'x' of the config variant 'resnet20-x'. A variant is MODEL-PLACEMENT-BASELINE",
-        ),
         (["--config=configs/digits.py:resnet21"], "no CIFAR ResNet has depth 21; depths are 6n + 2"),
-        (["--config=README.md"], "the file that --config names cannot be read"),
-        (
-            ["--config=configs/nothing.py"],
-            "No such file or directory: 'configs/nothing.py'); run cards here: configs/cifar10.py",
-        ),
         (["--config=configs/digits.py", "--config.model.backbone=vgg"], "unknown model 'vgg'; known models: resnet18"),
         (["--config=configs/digits.py", "--config.data.name=x"], "unknown dataset 'x'"),
-        (["--config=configs/digits.py", "--config.train.epoch=3"], 'Did you mean "epochs" instead of "epoch"?'),
-        (["--config=configs/digits.py", "--config.train.epochs=many"], "could not convert string to float: 'many'"),
     ],
     ids=str,
 )
 def test_mistakes_end_in_a_sentence(arguments, message, tmp_path):
-    if arguments and arguments[0] != "--mode=evaluate":
-        arguments = [*arguments, f"--workdir={tmp_path / 'run'}"]
-    result = run(*arguments)
+    result = run(*arguments, f"--workdir={tmp_path / 'run'}")
     assert result.returncode == 2
     assert message in result.stderr, result.stderr
     assert "Traceback" not in result.stderr
@@ -139,6 +124,7 @@ def test_mistakes_end_in_a_sentence(arguments, message, tmp_path):
     [
         ("configs/cifar10.py:resnet56", "runs/cifar10-resnet56"),
         ("configs/cifar10.py", "runs/cifar10"),
+        ("cifar10:resnet56", "runs/cifar10-resnet56"),
         ("/some/where/digits.py:plain", "runs/digits-plain"),
     ],
 )
@@ -146,15 +132,3 @@ def test_default_workdir(config, workdir):
     from gaternet_jax.main import workdir_of
 
     assert workdir_of(config) == workdir
-
-
-def test_help_helps():
-    result = subprocess.run(
-        [sys.executable, "-m", "gaternet_jax.main", "--helpshort"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
-    for flag in ("--config", "--workdir", "--mode", "--data_dir"):
-        assert flag in result.stdout

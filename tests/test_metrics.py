@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 from tensorboardX.proto import event_pb2
 
-from gaternet_jax.metrics import LoopClock, MetricWriter, NonFiniteError, TrainMetrics
+from gaternet_jax.errors import NonFiniteError
+from gaternet_jax.metrics import LoopClock, MetricWriter, TrainMetrics
 
 
 def values(loss):

@@ -17,9 +17,8 @@ from gaternet_jax.data.augment import normalize
 from gaternet_jax.data.batches import Share
 from gaternet_jax.data.datasets import find_dataset
 from gaternet_jax.data.splits import open_split
-from gaternet_jax.errors import UserError
+from gaternet_jax.errors import NonFiniteError, UserError
 from gaternet_jax.evaluate import evaluate
-from gaternet_jax.metrics import NonFiniteError
 from gaternet_jax.models.build import build_model
 from gaternet_jax.models.functional import split_model
 from gaternet_jax.models.macs import MacCounter

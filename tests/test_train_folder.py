@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs.folder import get_config
 from gaternet_jax import build_model, load_model
+from gaternet_jax.configs.folder import get_config
 from gaternet_jax.errors import UserError
 from gaternet_jax.evaluate import evaluate
 from gaternet_jax.train import train

@@ -16,11 +16,11 @@ import argparse
 import fnmatch
 import itertools
 import shutil
-import sys
 from pathlib import Path
 
 from benchmarks.accelerator import infer, parity, study, train
 from benchmarks.accelerator.results import Results
+from gaternet_jax.command_line import command_line
 from gaternet_jax.errors import UserError
 
 # Each section may take so much of the time that is left when it begins.
@@ -28,6 +28,7 @@ SECTIONS = {"parity": (parity.tasks, 0.2), "train": (train.tasks, 0.5), "infer":
 NAMES = (*SECTIONS, "study")
 
 
+@command_line(interrupted="Interrupted; the same command goes on.")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, required=True, help="the time there is")
@@ -40,24 +41,19 @@ def main() -> None:
     arguments = parser.parse_args()
     chosen = arguments.only.split(",")
     if unknown := set(chosen) - set(NAMES):
-        sys.exit(f"error: --only has unknown sections {', '.join(sorted(unknown))}; known: {', '.join(NAMES)}")
+        raise UserError(f"--only has unknown sections {', '.join(sorted(unknown))}; known: {', '.join(NAMES)}")
     if not arguments.minutes > 0:
-        sys.exit(f"error: --minutes={arguments.minutes:g} must be greater than 0")
+        raise UserError(f"--minutes={arguments.minutes:g} must be greater than 0")
     results = Results(arguments.out, arguments.minutes)
     print(results.describe_machine(), flush=True)
-    try:
-        join_parts(arguments.data_dir)
-        for name, (tasks, share) in SECTIONS.items():
-            if name in chosen:
-                made = tasks(arguments.tiny, arguments.data_dir)
-                wanted = (task for task in made if any(fnmatch.fnmatch(task.name, some) for some in arguments.tasks))
-                results.measure(name, wanted, 1.0 if chosen == [name] else share)
-        if "study" in chosen:
-            study.run(results, arguments.scratch, arguments.data_dir, arguments.tiny)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nInterrupted; the same command goes on.")
+    join_parts(arguments.data_dir)
+    for name, (tasks, share) in SECTIONS.items():
+        if name in chosen:
+            made = tasks(arguments.tiny, arguments.data_dir)
+            wanted = (task for task in made if any(fnmatch.fnmatch(task.name, some) for some in arguments.tasks))
+            results.measure(name, wanted, 1.0 if chosen == [name] else share)
+    if "study" in chosen:
+        study.run(results, arguments.scratch, arguments.data_dir, arguments.tiny)
     print(f"Results are in {arguments.out}; {results.seconds_left():.0f} s were left.")
 
 

@@ -116,6 +116,8 @@ def read_box(
 def _resize(pixels: np.ndarray, box: Box, method: str, out: np.ndarray) -> np.ndarray:
     part = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
     size = out.shape[0]
+    if method not in ("area", "bilinear"):
+        raise UserError(f"unknown method '{method}' of resizing; known: area, bilinear")
     shrinks = box.height >= size and box.width >= size  # enlarging by area would repeat pixels
     interpolation = cv2.INTER_AREA if method == "area" and shrinks else cv2.INTER_LINEAR
     if part.shape == out.shape:

@@ -12,8 +12,7 @@ from gaternet_jax.data.datasets import find_dataset, record_dataset
 from gaternet_jax.data.memory import DeviceSplit, MemorySplit, decoded_size, host_memory, load_split
 from gaternet_jax.data.reader import Reader
 from gaternet_jax.data.record import check_same_dataset
-from gaternet_jax.data.stream import StreamSplit
-from gaternet_jax.errors import UserError
+from gaternet_jax.errors import UserError, not_installed
 from gaternet_jax.workdir import load_dataset
 
 
@@ -66,6 +65,10 @@ def open_split(
     reader = Reader(builder, split, config, labels)
     pipeline = choose_pipeline(config, decoded_size(reader), device_memory)
     if pipeline == "stream":
+        try:
+            from gaternet_jax.data.stream import StreamSplit
+        except ModuleNotFoundError as error:
+            raise not_installed("data.pipeline=stream", str(error.name), "data") from None
         return StreamSplit(reader, config, share)
     if pipeline == "device" and device_memory and decoded_size(reader) > device_memory // 2:
         raise UserError(

@@ -16,6 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gaternet_jax.errors import UserError
+
 PACKED = {"packed 1x2": (1, 2), "packed 2x2": (2, 2)}  # rows and columns that are computed together
 
 
@@ -36,11 +38,16 @@ def convolution(x: jax.Array, kernel: jax.Array, stride: int, padding: int, algo
 
     Returns:
         [B, H', W', filters].
+
+    Raises:
+        UserError: an algorithm that there is none of.
     """
     if algorithm == "product":
         return _product(x, kernel, stride, padding)
     if algorithm == "winograd":
         return _winograd(x, kernel)
+    if algorithm not in ("direct", *PACKED):
+        raise UserError(f"unknown algorithm '{algorithm}'; known: direct, {', '.join(PACKED)}, product, winograd")
     packing = PACKED.get(algorithm, (1, 1))
     rows, columns = packing
     y = jax.lax.conv_general_dilated(

@@ -9,10 +9,9 @@ Writes statistics, figures and a page (report.html) to WORKDIR/analysis; docs/an
 import argparse
 from pathlib import Path
 
-from gaternet_jax.analysis.run import Options, analyze
-from gaternet_jax.command_line import command_line
+from gaternet_jax.command_line import command_line, positive
+from gaternet_jax.errors import not_installed
 from gaternet_jax.paths import expand_arguments
-from gaternet_jax.tools.predict import positive
 
 
 @command_line()
@@ -27,6 +26,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--filters", type=positive, default=16, help="filters forced shut and open (default: 16)")
     parser.add_argument("--sample", type=positive, default=500, help="images they are forced for (default: 500)")
     arguments = parser.parse_args(expand_arguments(argv))
+    try:
+        from gaternet_jax.analysis.run import Options, analyze
+    except ModuleNotFoundError as error:
+        raise not_installed("tools.analyze", str(error.name), "analysis") from None
     options = Options(
         split=arguments.split,
         images=arguments.images,

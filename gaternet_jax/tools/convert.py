@@ -2,23 +2,19 @@
 
     python -m gaternet_jax.tools.convert --checkpoint=FILE.pth --out=DIR
 
-FILE.pth needs PyTorch to be read: pip install -e '.[torch]'; FILE.safetensors does not. The authors' two state dicts
-are taken, and one of a module with `backbone` and `gater`. Depth and class count are inferred.
+FILE.pth needs PyTorch to be read: pip install 'gaternet-jax[torch]'; FILE.safetensors does not. The authors' two state
+dicts are taken, and one of a module with `backbone` and `gater`. Depth and class count are inferred.
 """
 
 import argparse
 import re
 from pathlib import Path
 
-from gaternet_jax.checkpoint import Checkpoints
 from gaternet_jax.command_line import command_line
 from gaternet_jax.config import Config, default
 from gaternet_jax.data.record import number_classes
-from gaternet_jax.errors import UserError
+from gaternet_jax.errors import UserError, not_installed
 from gaternet_jax.paths import expand_arguments
-from gaternet_jax.released import convert_released, flatten_released, infer_model
-from gaternet_jax.safetensors import read_safetensors
-from gaternet_jax.workdir import check_new_folder, save_config
 
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -34,7 +30,7 @@ def read_pickle(path: Path) -> object:
     try:
         import torch
     except ImportError:
-        raise UserError("reading a .pth file needs PyTorch: pip install -e '.[torch]'") from None
+        raise not_installed("reading a .pth file", "PyTorch", "torch") from None
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # PyTorch raises whatever its unpickler meets in a file of another kind
@@ -52,6 +48,11 @@ def convert(checkpoint: Path, out: Path) -> Config:
     Raises:
         UserError: `out` is not empty, or the checkpoint cannot be converted.
     """
+    from gaternet_jax.checkpoint import Checkpoints
+    from gaternet_jax.released import convert_released, flatten_released, infer_model
+    from gaternet_jax.safetensors import read_safetensors
+    from gaternet_jax.workdir import check_new_folder, save_config
+
     check_new_folder(out)
     read = read_safetensors if checkpoint.suffix == ".safetensors" else read_pickle
     tensors = flatten_released(read(checkpoint))

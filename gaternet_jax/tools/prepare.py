@@ -16,16 +16,10 @@ Only a whole dataset is moved into place; after an interruption the same command
 
 import argparse
 import importlib.util
-import sys
 from pathlib import Path
 
-import tensorflow_datasets as tfds
-
-from gaternet_jax.command_line import command_line
-from gaternet_jax.data.datasets import open_dataset, prepared_versions, resolve_data_dir
-from gaternet_jax.data.prepare import prepare_folder, prepare_imagenet
-from gaternet_jax.data.tfrecord import convert_tfrecords
-from gaternet_jax.errors import UserError
+from gaternet_jax.command_line import command_line, positive
+from gaternet_jax.errors import UserError, not_installed
 from gaternet_jax.paths import expand_arguments
 
 
@@ -35,12 +29,16 @@ def prepare_stock(name: str, data_dir: Path) -> Path:
     Raises:
         UserError: it is there in another format, no TensorFlow, no such dataset, or TFDS cannot prepare it.
     """
+    import tensorflow_datasets as tfds
+
+    from gaternet_jax.data.datasets import open_dataset, prepared_versions
+
     base, _, version = name.partition(":")
     for folder in prepared_versions(data_dir / base):
         if version in ("", folder.name):
             open_dataset(folder)
     if importlib.util.find_spec("tensorflow") is None:
-        raise UserError(f"TFDS needs TensorFlow to prepare '{name}': pip install -e '.[prepare]'")
+        raise not_installed(f"preparing '{name}' by TFDS", "TensorFlow", "prepare")
     try:
         builder = tfds.builder(name, data_dir=str(data_dir), file_format="array_record")
         builder.download_and_prepare()
@@ -52,17 +50,12 @@ def prepare_stock(name: str, data_dir: Path) -> Path:
 
 
 def describe(folder: Path) -> str:
-    """What was prepared, in a line."""
+    """Describes what was prepared, in a line."""
+    import tensorflow_datasets as tfds
+
     info = tfds.builder_from_directory(str(folder)).info
     splits = ", ".join(f"{split.num_examples:,} {name}" for name, split in info.splits.items())
     return f"{folder}: {splits} images"
-
-
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -91,9 +84,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(expand_arguments(argv))
 
 
-def run(arguments: argparse.Namespace) -> Path:
+def run(arguments: argparse.Namespace, data_dir: Path) -> Path:
     """Carries out a command; gives the folder of the dataset."""
-    data_dir = resolve_data_dir(arguments.data_dir)
+    from gaternet_jax.data.prepare import prepare_folder, prepare_imagenet
+    from gaternet_jax.data.tfrecord import convert_tfrecords
+
     if arguments.command == "stock":
         return prepare_stock(arguments.name, data_dir)
     if arguments.command == "convert":
@@ -104,15 +99,14 @@ def run(arguments: argparse.Namespace) -> Path:
     return prepare_imagenet(arguments.train_tar, arguments.validation_tar, data_dir, **options)
 
 
-@command_line()
+@command_line(interrupted="Interrupted. Nothing is lost: the same command goes on with the shards that are missing.")
 def main(argv: list[str] | None = None) -> None:
     arguments = parse(argv)
-    try:
-        folder = run(arguments)
-    except KeyboardInterrupt:
-        sys.exit("\nInterrupted. Nothing is lost: the same command goes on with the shards that are missing.")
-    print(describe(folder))
-    print(f"Next: python -m gaternet_jax.main --config=... --data_dir={resolve_data_dir(arguments.data_dir)}")
+    from gaternet_jax.data.datasets import resolve_data_dir
+
+    data_dir = resolve_data_dir(arguments.data_dir)
+    print(describe(run(arguments, data_dir)))
+    print(f"Next: gaternet train --config=... --data_dir={data_dir}")
 
 
 if __name__ == "__main__":

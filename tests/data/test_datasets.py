@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from configs.cifar10 import get_config
+from gaternet_jax.configs.cifar10 import get_config
 from gaternet_jax.data.batches import Share
 from gaternet_jax.data.datasets import class_names, find_dataset, record_dataset
 from gaternet_jax.data.splits import open_split
@@ -52,7 +52,8 @@ def test_part_of_a_split(digits):
 def test_data_are_prepared_and_read_without_tensorflow(tmp_path):
     program = (
         "import sys; from gaternet_jax.data.datasets import find_dataset; from gaternet_jax.data.splits import "
-        "open_split; from gaternet_jax.data.batches import Share; from configs.digits import get_config as c; "
+        "open_split; from gaternet_jax.data.batches import Share; "
+        "from gaternet_jax.configs.digits import get_config as c; "
         f"open_split(find_dataset('digits', {str(tmp_path)!r}), 'test', c(), Share(0, 1)); "
         "sys.exit('tensorflow' in sys.modules)"
     )

@@ -40,6 +40,13 @@ def test_area_counts_all_pixels_and_bilinear_does_not():
     assert abs(float(area.mean()) - float(checks.mean())) < 1
 
 
+def test_unknown_ways_to_resize_are_refused():
+    for kind in ("png", "jpeg"):
+        picture = encode(Image.new("RGB", (40, 40)), kind)
+        with pytest.raises(UserError, match="unknown method 'cubic' of resizing; known: area, bilinear"):
+            read_box(picture, center_box, 20, channels=3, resize="cubic")
+
+
 def test_box_of_an_eighth_and_more_of_the_shorter_side():
     assert center_box(375, 500, 0.875) == Box(23, 86, 328, 328)
     assert center_box(3, 1000, 0.01) == Box(1, 499, 1, 1)

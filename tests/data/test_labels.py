@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs.folder import get_config
+from gaternet_jax.configs.folder import get_config
 from gaternet_jax.data.batches import Share
 from gaternet_jax.data.datasets import find_dataset, find_run_dataset
 from gaternet_jax.data.splits import open_split

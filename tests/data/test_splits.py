@@ -1,5 +1,7 @@
 """Which pipeline a split is read by."""
 
+import sys
+
 import pytest
 
 from gaternet_jax.data import splits as module
@@ -46,3 +48,11 @@ def test_split_that_no_device_can_hold_is_refused():
     config = digits_config(**{"data.pipeline": "device"})
     with pytest.raises(UserError, match=r"digits/test\[:40\]' takes .* more than half of a device's .*=memory"):
         open_split(find_dataset("digits"), "test[:40]", config, Share(0, 1), 64)
+
+
+def test_a_stream_without_grain_says_what_to_install(monkeypatch):
+    monkeypatch.delitem(sys.modules, "gaternet_jax.data.stream")
+    monkeypatch.setitem(sys.modules, "grain", None)  # as if it were not installed
+    config = digits_config(**{"data.pipeline": "stream"})
+    with pytest.raises(UserError, match=r"^data\.pipeline=stream needs grain: pip install 'gaternet-jax\[data\]'$"):
+        open_split(find_dataset("digits"), "test[:4]", config, Share(0, 1))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs.folder import get_config
+from gaternet_jax.configs.folder import get_config
 from gaternet_jax.data.batches import Share, train_batch_indices
 from gaternet_jax.data.datasets import find_dataset
 from gaternet_jax.data.prepare import prepare_folder

@@ -1,8 +1,9 @@
 import signal
+import sys
 
 import pytest
 
-from tests.launch.stubs import STUB, Stubs, alive, press_control_c, wait_for
+from tests.launch.stubs import ROOT, STUB, Stubs, alive, press_control_c, wait_for
 
 TRAIN = "-m gaternet_jax.main"
 
@@ -47,6 +48,32 @@ def test_does_not_start_again_after_a_mistake(stubs):
     stubs.answer({TRAIN: [{"code": 2}]})
     assert stubs.run("gpu_node.sh", "--config=x").returncode == 2
     assert len(trainings(stubs)) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--config=digits:resnet8-wide"],
+        ["--config=mnist"],
+        ["--config=digits", "--config.train.epoch=3"],
+        ["--config=digits", "--config.train.epochs=many"],
+        ["--config=digits", "--epochs=3"],
+        ["--workdir=run"],
+    ],
+    ids=str,
+)
+def test_the_real_program_is_not_started_again_after_a_mistake(stubs, arguments):
+    stubs.add(
+        "python",
+        f"""#!/bin/bash
+        case "$*" in *"import jax"*) echo 8; exit ;; esac
+        echo start; exec {sys.executable} "$@"
+        """,
+    )
+    done = stubs.run("gpu_node.sh", *arguments, PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu")
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == "start\n"
+    assert "error: " in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("how", ["control-c", "SIGTERM twice"])

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from gaternet_jax.errors import UserError
 from gaternet_jax.models.convolution import convolution
 
 
@@ -32,3 +33,9 @@ def test_algorithms_compute_the_convolution(algorithm, kernel, stride, sizes):
             x.astype(np.float32), weights.astype(np.float32), stride, kernel // 2, name
         )
         np.testing.assert_allclose(computed, expected, atol=1e-5, err_msg=name)
+
+
+def test_unknown_algorithms_are_refused():
+    x, kernel = np.zeros((1, 4, 4, 1)), np.zeros((3, 3, 1, 1))
+    with pytest.raises(UserError, match=r"unknown algorithm 'winogard'; known: direct, packed 1x2, .*, winograd"):
+        convolution(x, kernel, 1, 1, "winogard")

@@ -1,3 +1,6 @@
+import csv
+import io
+import json
 import re
 
 import jax
@@ -83,13 +86,59 @@ def test_help_helps(capsys):
     assert "Any format that Pillow reads" in capsys.readouterr().out
 
 
-def test_one_device_is_enough(workdir, images, capsys):
+def test_one_device_is_enough(workdir, images):
     assert len(jax.devices()) == 8
-    assert predict.predict(workdir, images[:1], top=1) == 0
-    assert "digit 2" in capsys.readouterr().out
+    (found,) = predict.predict(workdir, images[:1], top=1)
+    assert found.classes[0][0] == "digit 2"
 
 
 def test_number_of_classes_shown_must_be_positive(workdir, images, capsys):
     with pytest.raises(SystemExit):
         predict.main([f"--workdir={workdir}", "--top=0", str(images[0])])
     assert "0 is not at least 1" in capsys.readouterr().err
+
+
+def printed_as(format, workdir, images, capsys, *arguments):
+    predict.main([f"--workdir={workdir}", "--top=2", f"--format={format}", *arguments, *map(str, images)])
+    return capsys.readouterr().out
+
+
+def test_formats_tell_the_same(workdir, images, capsys):
+    text = printed_as("text", workdir, images, capsys).splitlines()
+    objects = json.loads(printed_as("json", workdir, images, capsys))
+    rows = list(csv.DictReader(io.StringIO(printed_as("csv", workdir, images, capsys))))
+    assert [content["file"] for content in objects] == [str(image) for image in images]
+    assert [row["file"] for row in rows] == [str(image) for image in images for _ in range(2)]
+    assert [row["rank"] for row in rows] == ["1", "2"] * len(images)
+    for number, content in enumerate(objects):
+        for rank, found in enumerate(content["classes"]):
+            row = rows[2 * number + rank]
+            assert row["label"] == found["label"] and float(row["probability"]) == found["probability"]
+            assert text[3 * number + rank + 1].split(maxsplit=1) == [f"{found['probability']:.2%}", found["label"]]
+            assert row["open_gates"] == ("" if content["open_gates"] is None else str(content["open_gates"]))
+        assert (content["open_gates"] is None) == (workdir.name == "none")
+
+
+def test_names_that_need_quotes_survive(workdir, tmp_path, capsys):
+    path = tmp_path / 'a,"b"\n\u00fc.png'
+    Image.new("L", (8, 8)).save(path)
+    assert json.loads(printed_as("json", workdir, [path], capsys))[0]["file"] == str(path)
+    assert next(csv.DictReader(io.StringIO(printed_as("csv", workdir, [path], capsys))))["file"] == str(path)
+
+
+def test_folders_stand_for_the_images_below_them(workdir, images, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "more").mkdir()
+    images[0].rename(tmp_path / "more" / "gray.png")
+    found = json.loads(printed_as("json", workdir, [tmp_path], capsys))
+    assert [content["file"] for content in found] == sorted(map(str, [*images[1:], tmp_path / "more" / "gray.png"]))
+    (tmp_path / "none").mkdir()
+    with pytest.raises(SystemExit, match=r"^error: .*/none has no image files; looked for what Pillow reads"):
+        predict.main([f"--workdir={workdir}", str(tmp_path / "none")])
+
+
+def test_an_unreadable_file_leaves_json_whole(workdir, images, capsys):
+    with pytest.raises(SystemExit) as ending:
+        predict.main([f"--workdir={workdir}", "--format=json", "nothing.png", str(images[0])])
+    assert ending.value.code == 2
+    assert [content["file"] for content in json.loads(capsys.readouterr().out)] == [str(images[0])]

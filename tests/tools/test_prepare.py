@@ -3,7 +3,6 @@ import gzip
 import io
 import lzma
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -14,9 +13,10 @@ from pathlib import Path
 import pytest
 import tensorflow_datasets as tfds
 
-from gaternet_jax.data import image_files
+from gaternet_jax.data import image_files, tfrecord
 from gaternet_jax.data.datasets import class_names, find_dataset
 from gaternet_jax.data.image_files import to_store
+from gaternet_jax.data.prepare import prepare_folder
 from gaternet_jax.tools import prepare
 from tests.image_folders import encode, make_dataset, make_folder, read
 
@@ -229,7 +229,10 @@ def test_empty_archive(tars, tmp_path):
 
 def test_stock_needs_tensorflow(monkeypatch):
     monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: None)
-    fails(["stock", "--name=cifar10"], re.escape("TFDS needs TensorFlow to prepare 'cifar10': pip install -e '.[prep"))
+    fails(
+        ["stock", "--name=cifar10"],
+        r"preparing 'cifar10' by TFDS needs TensorFlow: pip install 'gaternet-jax\[prepare\]'",
+    )
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar10:3.0.2"])
@@ -254,7 +257,7 @@ def test_stock_is_prepared_as_array_record(tensorflow, tmp_path, monkeypatch, ca
         prepared = make_folder(Path(data_dir) / "images"), Path(data_dir), name
         return types.SimpleNamespace(
             download_and_prepare=lambda: made.append((name, data_dir, file_format, *prepared)),
-            data_dir=prepare.prepare_folder(*prepared, workers=1),
+            data_dir=prepare_folder(*prepared, workers=1),
         )
 
     monkeypatch.setattr(tfds, "builder", builder)
@@ -281,9 +284,9 @@ def test_stock_that_cannot_be_prepared(tensorflow, tmp_path, monkeypatch):
 
 
 def test_convert(tmp_path, monkeypatch, capfd):
-    folder = prepare.prepare_folder(make_folder(tmp_path / "images"), tmp_path, "pets", workers=1)
+    folder = prepare_folder(make_folder(tmp_path / "images"), tmp_path, "pets", workers=1)
     seen = []
-    monkeypatch.setattr(prepare, "convert_tfrecords", lambda *args, **options: seen.append((args, options)) or folder)
+    monkeypatch.setattr(tfrecord, "convert_tfrecords", lambda *args, **options: seen.append((args, options)) or folder)
     prepare.main(["convert", "--source=some/folder", f"--data_dir={tmp_path}", "--workers=3"])
     assert seen == [((Path("some/folder"), tmp_path), {"workers": 3})]
     assert "pets/1.0.0: 8 train, 4 test images" in capfd.readouterr().out
