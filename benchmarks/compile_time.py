@@ -13,14 +13,9 @@ import jax
 
 from benchmarks.train_step import images
 from gaternet_jax.config import default
-from gaternet_jax.losses import make_gate_loss
-from gaternet_jax.models.build import build_model
-from gaternet_jax.models.functional import split_model
-from gaternet_jax.models.macs import MacCounter
-from gaternet_jax.optimizer import make_optimizer
 from gaternet_jax.parallel import make_mesh, replicated, split_by_batch
-from gaternet_jax.state import init_state
-from gaternet_jax.step import jit_step, make_train_step
+from gaternet_jax.setup import make_training
+from gaternet_jax.step import jit_step
 
 
 def measure(name: str) -> dict[str, float]:
@@ -28,16 +23,11 @@ def measure(name: str) -> dict[str, float]:
     marks = [time.perf_counter()]
     config, mesh = default(), make_mesh(jax.devices()[:1])
     config.model.backbone = name
-    model = build_model(config.model)
-    optimizer = make_optimizer(config.optimizer, lambda _: 0.1)
-    gate_loss = make_gate_loss(config.loss, model.gate_sites, MacCounter(model, config.data.image_size))
-    graphdef, params, stats = split_model(model)
-    state = jax.device_put(init_state(params, stats, optimizer), replicated(mesh))
+    training = make_training(config, lambda _: 0.1)
+    state = jax.device_put(training.state, replicated(mesh))
     batch, key = jax.device_put(images(128), split_by_batch(mesh)), jax.random.key(0)
     marks.append(time.perf_counter())
-    lowered = jit_step(make_train_step(graphdef, optimizer, lambda _: 0.1, gate_loss, config), mesh).lower(
-        state, batch, key
-    )
+    lowered = jit_step(training.step, mesh).lower(state, batch, key)
     marks.append(time.perf_counter())
     step = lowered.compile()
     marks.append(time.perf_counter())

@@ -38,15 +38,10 @@ from benchmarks.train_step import images
 from gaternet_jax import distributed
 from gaternet_jax.command_line import command_line, positive
 from gaternet_jax.config import default, validate
-from gaternet_jax.losses import make_gate_loss
-from gaternet_jax.models.build import build_model
-from gaternet_jax.models.functional import split_model
-from gaternet_jax.models.macs import MacCounter
-from gaternet_jax.optimizer import make_optimizer
 from gaternet_jax.parallel import make_mesh, replicate, replicated, split_by_batch, stop_flags, to_devices
 from gaternet_jax.progress import progress_bar
-from gaternet_jax.state import init_state
-from gaternet_jax.step import jit_step, make_train_step
+from gaternet_jax.setup import make_training
+from gaternet_jax.step import jit_step
 
 ROOT = Path(__file__).parents[1]
 LAYOUTS = ((1, 1), (1, 2), (1, 4), (2, 1), (2, 2))  # processes, devices of each
@@ -82,13 +77,10 @@ def work(backbone: str, batch: int, layout: tuple[int, int], index: int, port: i
     mesh = make_mesh()
     config = default()
     config.model.backbone, config.train.batch_size = backbone, batch
-    optimizer = make_optimizer(config.optimizer, lambda _: 0.1)
-    model = build_model(config.model)
-    gate_loss = make_gate_loss(config.loss, model.gate_sites, MacCounter(model, config.data.image_size))
-    graphdef, params, stats = split_model(model)
-    state = replicate(init_state(params, stats, optimizer), mesh)
+    training = make_training(config, lambda _: 0.1)
+    state = replicate(training.state, mesh)
     key = jax.jit(lambda: jax.random.key(0), out_shardings=replicated(mesh))()
-    step = jit_step(make_train_step(graphdef, optimizer, lambda _: 0.1, gate_loss, config), mesh)
+    step = jit_step(training.step, mesh)
     flag = {"stop": stop_flags(mesh)[0]}
     batches = to_devices(itertools.repeat(images(batch // processes)), split_by_batch(mesh), ahead=0)
     step = step.lower(state, next(batches) | flag, key).compile()

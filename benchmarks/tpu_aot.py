@@ -37,17 +37,16 @@ from gaternet_jax.command_line import command_line
 from gaternet_jax.config import Config, validate
 from gaternet_jax.dispatch import StepLoop
 from gaternet_jax.errors import UserError
-from gaternet_jax.losses import make_gate_loss
+from gaternet_jax.gating.program import shaped
 from gaternet_jax.models.build import abstract_model
-from gaternet_jax.models.functional import split_model
 from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.models.layers import BatchNorm, Conv
 from gaternet_jax.models.macs import MacCounter
-from gaternet_jax.optimizer import learning_rate_schedule, make_optimizer
+from gaternet_jax.optimizer import learning_rate_schedule
 from gaternet_jax.parallel import make_mesh
 from gaternet_jax.progress import progress_bar
-from gaternet_jax.state import init_state
-from gaternet_jax.step import jit_step, make_train_step
+from gaternet_jax.setup import make_training
+from gaternet_jax.step import jit_step
 
 TRAIN_IMAGES = 1_281_167  # of ImageNet; only the learning rate's schedule depends on it
 CIFAR_IMAGES = 50_000
@@ -107,10 +106,8 @@ def lower_step(config: Config, devices: Sequence[Any]) -> tuple[jax.stages.Lower
     batch_size, size = config.train.batch_size, config.data.image_size
     steps_per_epoch = TRAIN_IMAGES // batch_size
     schedule = learning_rate_schedule(config.optimizer, steps_per_epoch, round(config.train.epochs * steps_per_epoch))
-    optimizer = make_optimizer(config.optimizer, schedule)
-    gate_loss = make_gate_loss(config.loss, model.gate_sites, MacCounter(model, size))
-    graphdef, params, stats = split_model(model)
-    state = jax.eval_shape(lambda params, stats: init_state(params, stats, optimizer), params, stats)
+    training = make_training(config, schedule, model)
+    state = shaped(training.state)
     batch = {
         "image": jax.ShapeDtypeStruct((batch_size, size, size, config.model.channels), jnp.uint8),
         "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
@@ -118,14 +115,13 @@ def lower_step(config: Config, devices: Sequence[Any]) -> tuple[jax.stages.Lower
         "stop": jax.ShapeDtypeStruct((mesh.size,), jnp.int8),
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
-    step = make_train_step(graphdef, optimizer, schedule, gate_loss, config)
     if config.data.pipeline == "stream":
-        return jit_step(step, mesh).lower(state, batch, key), model
+        return jit_step(training.step, mesh).lower(state, batch, key), model
     resident = jax.ShapeDtypeStruct((CIFAR_IMAGES, *batch.pop("image").shape[1:]), jnp.uint8)
     stop, batch["index"] = batch.pop("stop"), jax.ShapeDtypeStruct((batch_size,), jnp.int32)
     steps = config.train.log_every_steps
     batches = {name: jax.ShapeDtypeStruct((steps, *x.shape), x.dtype) for name, x in batch.items()}
-    loop: Any = StepLoop(step, mesh, steps, resident)  # type: ignore  # shapes stand for arrays
+    loop: Any = StepLoop(training.step, mesh, steps, resident)  # type: ignore  # shapes stand for arrays
     return loop.lower(state, batches, stop, key), model
 
 

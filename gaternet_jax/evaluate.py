@@ -15,6 +15,7 @@ from gaternet_jax.config import Config, flatten, validate
 from gaternet_jax.data.batches import Split
 from gaternet_jax.data.splits import open_run_split
 from gaternet_jax.errors import UserError
+from gaternet_jax.interrupt import Interrupted
 from gaternet_jax.models.functional import Tree, split_model
 from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.models.macs import MacCounter
@@ -46,15 +47,8 @@ DECIDING = ("data.name", "data.image_size", "data.resize", "data.eval_crop", "da
 FROM_DATASET = ("data.name", "model.num_classes")
 
 
-def make_evaluation(
-    model: GaterNet,
-    macs: MacCounter,
-    split: Split,
-    config: Config,
-    mesh: Mesh,
-    look: Callable[[dict[str, jax.Array], jax.Array], None] = lambda batch, gates: None,
-) -> Callable[..., dict | None]:
-    """Builds the function (params, stats, asked=None) -> metrics over a split.
+class Evaluator:
+    """Evaluates parameters of a model on a split.
 
     Args:
         model: gives the structure; it is left in evaluation mode.
@@ -63,58 +57,83 @@ def make_evaluation(
         config: the whole config of the run.
         mesh: the devices.
         look: is shown the first batch of every evaluation, and its gates, bool [B, G].
-
-    Returns:
-        A function whose result has: images (their number); left_out, those that cannot be read or have no label,
-        if any; loss (cross-entropy, nats); top1 and top5, fractions;
-        and for a model with gates gates_on, the mean fraction of open gates, gates_input_dependent, the fraction of
-        gates that are open for some images and closed for others, gates_always_on, of those open for all images,
-        and macs, the mean multiply-accumulates of the
-        backbone with the open filters relative to the dense backbone. It raises RuntimeError if the
-        images it counted are not those of the split (a defect, not the user's doing). Where `asked`, a function,
-        says in any process that an end was asked for, all of them give up together and the result is None.
     """
-    model.eval()
-    graphdef, _, _ = split_model(model)
-    eval_step = make_eval_step(graphdef, macs, config, mesh)
-    resident = None if split.resident is None else replicate(split.resident, mesh)
-    images_of = jax.jit(with_images)
 
-    def evaluation(params: Tree, stats: Tree, asked: Callable[[], bool] = lambda: False) -> dict | None:
+    def __init__(
+        self,
+        model: GaterNet,
+        macs: MacCounter,
+        split: Split,
+        config: Config,
+        mesh: Mesh,
+        look: Callable[[dict[str, jax.Array], jax.Array], None] = lambda batch, gates: None,
+    ):
+        model.eval()
+        graphdef, _, _ = split_model(model)
+        self._split, self._mesh, self._look = split, mesh, look
+        self._batch_size = config.train.eval_batch_size
+        self._step = make_eval_step(graphdef, macs, config, mesh)
+        self._resident = None if split.resident is None else replicate(split.resident, mesh)
+        self._images_of = jax.jit(with_images)
+
+    def run(self, params: Tree, stats: Tree, asked: Callable[[], bool] = lambda: False) -> dict:
+        """Evaluates every image of the split, once.
+
+        Args:
+            params: parameters, on the devices.
+            stats: BatchNorm statistics, likewise.
+            asked: whether an end is asked for, in this process.
+
+        Returns:
+            images (their number); left_out, those that cannot be read or have no label, if any; loss (cross-entropy,
+            nats); top1 and top5, fractions; and for a model with gates gates_on, the mean fraction of open gates,
+            gates_input_dependent, the fraction of gates that are open for some images and closed for others,
+            gates_always_on, of those open for all images, and macs, the mean multiply-accumulates of the backbone with
+            the open filters relative to the dense backbone.
+
+        Raises:
+            Interrupted: an end was asked for, in any process; all of them give up together.
+            UserError: no image can be used.
+            RuntimeError: the images counted are not those of the split: a defect, not the user's doing.
+        """
         total, pending = None, deque()
-        go_on, stop = stop_flags(mesh)
-        batches = to_devices(split.eval_batches(config.train.eval_batch_size), split_by_batch(mesh))
+        go_on, stop = stop_flags(self._mesh)
+        batches = to_devices(self._split.eval_batches(self._batch_size), split_by_batch(self._mesh))
         for number, batch in enumerate(itertools.chain(batches, [None] * LAG)):
             if batch is None:
                 pending.append(None)
             else:
-                sums, gates = eval_step(params, stats, batch | {"stop": stop if asked() else go_on}, resident)
+                flag = {"stop": stop if asked() else go_on}
+                sums, gates = self._step(params, stats, batch | flag, self._resident)
                 pending.append(sums)  # fetched late, so that devices never wait
                 if number == 0:
-                    look(images_of(batch, resident), gates)
+                    self._look(self._images_of(batch, self._resident), gates)
             if len(pending) > LAG and (sums := jax.device_get(pending.popleft())):
                 if sums.pop("stop"):
-                    return None
+                    raise Interrupted
                 total = jax.tree.map(
                     lambda part, so_far=0: np.float64(part) + so_far, sums, *([total] if total else [])
                 )
         assert total is not None
-        images, left_out = int(total["images"]), int(total["left_out"])
-        if images + left_out != split.num_images:
-            raise RuntimeError(f"evaluation counted {images} + {left_out} images of {split.num_images}")
-        if not images:
-            raise UserError(f"no image of {split.name} can be used: none can be read and has a label")
-        metrics = {"images": images} | ({"left_out": left_out} if left_out else {})
-        metrics |= {name: float(total[name] / images) for name in ("loss", "top1", "top5")}
-        open_rate = total["open_per_gate"] / images
-        if open_rate.size:
-            metrics["gates_on"] = float(open_rate.mean())
-            metrics["gates_input_dependent"] = float(((open_rate > 0) & (open_rate < 1)).mean())
-            metrics["gates_always_on"] = float((open_rate == 1).mean())
-            metrics["macs"] = float(total["macs"] / images)
-        return metrics
+        return _means(total, self._split)
 
-    return evaluation
+
+def _means(total: dict, split: Split) -> dict:
+    """The metrics of a split from sums over its images."""
+    images, left_out = int(total["images"]), int(total["left_out"])
+    if images + left_out != split.num_images:
+        raise RuntimeError(f"evaluation counted {images} + {left_out} images of {split.num_images}")
+    if not images:
+        raise UserError(f"no image of {split.name} can be used: none can be read and has a label")
+    metrics = {"images": images} | ({"left_out": left_out} if left_out else {})
+    metrics |= {name: float(total[name] / images) for name in ("loss", "top1", "top5")}
+    open_rate = total["open_per_gate"] / images
+    if open_rate.size:
+        metrics["gates_on"] = float(open_rate.mean())
+        metrics["gates_input_dependent"] = float(((open_rate > 0) & (open_rate < 1)).mean())
+        metrics["gates_always_on"] = float((open_rate == 1).mean())
+        metrics["macs"] = float(total["macs"] / images)
+    return metrics
 
 
 def evaluate(workdir: str | Path, overrides: dict[str, Any] | None = None) -> dict:
@@ -126,7 +145,7 @@ def evaluate(workdir: str | Path, overrides: dict[str, Any] | None = None) -> di
             those in MAY_OVERRIDE.
 
     Returns:
-        Metrics as of `make_evaluation`.
+        Metrics as of `Evaluator.run`.
 
     Raises:
         UserError: no checkpoint there, its dataset is not prepared, or a field that evaluation cannot change.
@@ -146,9 +165,7 @@ def evaluate(workdir: str | Path, overrides: dict[str, Any] | None = None) -> di
     _, params, stats = split_model(model)
     params, stats = replicate((params, stats), mesh)
     macs = MacCounter(model, config.data.image_size)
-    metrics = make_evaluation(model, macs, split, config, mesh)(params, stats)
-    assert metrics is not None  # nobody asks for an end here
-    return metrics
+    return Evaluator(model, macs, split, config, mesh).run(params, stats)
 
 
 def note_on_gates(gates_on: float, input_dependent: float) -> str:

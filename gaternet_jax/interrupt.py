@@ -7,6 +7,10 @@ import threading
 from collections.abc import Callable, Iterator
 
 
+class Interrupted(Exception):
+    """Leaves what is under way because an end was asked for."""
+
+
 @contextlib.contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
     """In this context, gives a function that tells whether an end was asked for.

@@ -119,7 +119,7 @@ def test_evaluation_that_was_interrupted_is_made_up_for(copy, monkeypatch):
     config, workdir = copy
     shutil.rmtree(workdir)
     asked = iter([False] * 22 * 2 + [True] * 100)  # two looks at each step, then one at each evaluation batch
-    monkeypatch.setattr("gaternet_jax.train.interruptible", _context(lambda: next(asked)))
+    monkeypatch.setattr("gaternet_jax.setup.interruptible", _context(lambda: next(asked)))
     stopped = train(config, workdir)
     assert stopped == {"step": 22, "finished": False}
     monkeypatch.undo()

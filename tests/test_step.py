@@ -13,14 +13,11 @@ import numpy as np
 import pytest
 
 from gaternet_jax.config import default
-from gaternet_jax.losses import make_gate_loss
-from gaternet_jax.models.build import build_model
 from gaternet_jax.models.functional import split_model
 from gaternet_jax.models.macs import MacCounter
-from gaternet_jax.optimizer import make_optimizer
 from gaternet_jax.parallel import make_mesh, replicated, split_by_batch
-from gaternet_jax.state import init_state
-from gaternet_jax.step import jit_step, make_eval_step, make_train_step
+from gaternet_jax.setup import make_training
+from gaternet_jax.step import jit_step, make_eval_step
 from tests.helpers import model_config
 from tests.models.test_macs import SMALL
 
@@ -34,12 +31,9 @@ def setup(devices=1, ema_decay=0.0, on_nonfinite="stop", **model_fields):
     config.model = model_config(**model_fields)
     config.train.ema_decay, config.train.on_nonfinite = ema_decay, on_nonfinite
     mesh = make_mesh(jax.devices()[:devices])
-    model = build_model(config.model)
-    macs = MacCounter(model, 16)
-    gate_loss = make_gate_loss(config.loss, model.gate_sites, macs)
-    graphdef, params, stats = split_model(model)
-    optimizer = make_optimizer(config.optimizer, lambda _: 0.1)
-    state = jax.device_put(init_state(params, stats, optimizer, ema=ema_decay > 0), replicated(mesh))
+    config.data.image_size = 16
+    training = make_training(config, lambda _: 0.1)
+    state = jax.device_put(training.state, replicated(mesh))
     random = np.random.default_rng(0)
     batch = {
         "image": random.integers(0, 256, (8, 16, 16, 3), np.uint8),
@@ -48,11 +42,11 @@ def setup(devices=1, ema_decay=0.0, on_nonfinite="stop", **model_fields):
     }
     batch = jax.device_put(batch, split_by_batch(mesh))
     return (
-        jit_step(make_train_step(graphdef, optimizer, lambda _: 0.1, gate_loss, config), mesh),
+        jit_step(training.step, mesh),
         state,
         batch,
         config,
-        model,
+        training.model,
         mesh,
     )
 

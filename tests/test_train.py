@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-import gaternet_jax.train as module
-from gaternet_jax import load_model
+from gaternet_jax import load_model, setup
 from gaternet_jax.checkpoint import Checkpoints
 from gaternet_jax.checkpoint_reader import read_metadata
 from gaternet_jax.data.augment import normalize
@@ -18,7 +17,7 @@ from gaternet_jax.data.batches import Share
 from gaternet_jax.data.datasets import find_dataset
 from gaternet_jax.data.splits import open_split
 from gaternet_jax.errors import NonFiniteError, UserError
-from gaternet_jax.evaluate import evaluate
+from gaternet_jax.evaluate import Evaluator, evaluate
 from gaternet_jax.models.build import build_model
 from gaternet_jax.models.functional import split_model
 from gaternet_jax.models.macs import MacCounter
@@ -118,7 +117,7 @@ def test_interrupt_saves_and_the_run_goes_on_bit_for_bit(finished, tmp_path, use
     config = digits_config(**{"train.epochs": 2.0, "checkpoint.every_steps": 3})
     with monkeypatch.context() as patch:
         answers = iter([False] * 33 + [True])  # two looks a step
-        patch.setattr(module, "interruptible", lambda: contextlib.nullcontext(lambda: next(answers)))
+        patch.setattr(setup, "interruptible", lambda: contextlib.nullcontext(lambda: next(answers)))
         interrupted = train(config, tmp_path)
     assert interrupted["step"] == 17 and not interrupted["finished"]
     assert train(config, tmp_path) == metrics
@@ -173,13 +172,8 @@ def test_one_and_eight_devices_agree(tmp_path, use_devices):
 def test_latest_few_and_best_checkpoints_are_kept(tmp_path, use_devices, monkeypatch):
     use_devices(1)
     accuracies = iter([0.9, 0.1, 0.2, 0.3])  # the first evaluation is the best one
-    make = module.make_evaluation
-
-    def fake(*args):
-        evaluation = make(*args)
-        return lambda *state: evaluation(*state) | {"top1": next(accuracies)}
-
-    monkeypatch.setattr(module, "make_evaluation", fake)
+    run = Evaluator.run
+    monkeypatch.setattr(Evaluator, "run", lambda *arguments: run(*arguments) | {"top1": next(accuracies)})
     config = digits_config(**{"train.eval_every_epochs": 0.25, "checkpoint.keep_latest": 2, "train.epochs": 1.0})
     train(config, tmp_path, stop_at=20)
     with Checkpoints(tmp_path, keep_latest=2) as checkpoints:

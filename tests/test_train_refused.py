@@ -5,8 +5,7 @@ from pathlib import Path
 import jax
 import pytest
 
-import gaternet_jax.train as module
-from gaternet_jax import load_model
+from gaternet_jax import load_model, setup
 from gaternet_jax.errors import UserError
 from gaternet_jax.evaluate import evaluate
 from gaternet_jax.train import train
@@ -30,7 +29,7 @@ def test_training_without_compilation(tmp_path):
 
 
 def test_budget_that_cannot_be_reached(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "build_model", lambda config, seed: random_model(config))
+    monkeypatch.setattr(setup, "build_model", lambda config, seed: random_model(config))
     budget = {"loss.gate": "macs", "loss.gate_target": 0.01}
     with pytest.raises(UserError, match=r"loss\.gate_target=0\.01 cannot be reached: .*, the least that is possible"):
         train(digits_config(**budget), tmp_path / "run")
@@ -47,7 +46,7 @@ def test_workdir_that_holds_something_else(tmp_path):
 def test_start_that_failed_before_its_first_checkpoint_does_not_hold_the_workdir(tmp_path, use_devices, monkeypatch):
     use_devices(1)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_compile", lambda *_: 1 / 0)
+        patch.setattr(setup, "compile_ahead", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train(digits_config(), tmp_path)
     assert train(digits_config(**{"optimizer.learning_rate": 0.1}), tmp_path, stop_at=1)["step"] == 1

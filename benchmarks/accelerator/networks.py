@@ -8,14 +8,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gaternet_jax.config import Config, default
-from gaternet_jax.losses import make_gate_loss
-from gaternet_jax.models.build import build_model
-from gaternet_jax.models.functional import split_model
-from gaternet_jax.models.macs import MacCounter
-from gaternet_jax.optimizer import make_optimizer
 from gaternet_jax.parallel import replicate
-from gaternet_jax.state import TrainState, init_state
-from gaternet_jax.step import Step, make_train_step
+from gaternet_jax.setup import make_training
+from gaternet_jax.state import TrainState
+from gaternet_jax.step import Step
 
 
 def config_of(
@@ -48,13 +44,9 @@ def random_images(count: int, image_size: int) -> dict[str, np.ndarray]:
 
 def training(config: Config) -> tuple[Step, TrainState, Any]:
     """The training step of a network, its first state on the default device, and the model."""
-    model = build_model(config.model)
-    optimizer = make_optimizer(config.optimizer, lambda _: 0.1)
-    gate_loss = make_gate_loss(config.loss, model.gate_sites, MacCounter(model, config.data.image_size))
-    graphdef, params, stats = split_model(model)
-    step = make_train_step(graphdef, optimizer, lambda _: 0.1, gate_loss, config)
+    made = make_training(config, lambda _: 0.1)
     # A copy: the training step overwrites its state, and the model still holds these arrays.
-    return step, jax.tree.map(jnp.copy, init_state(params, stats, optimizer)), model
+    return made.step, jax.tree.map(jnp.copy, made.state), made.model
 
 
 def replicated_copy(state: TrainState, mesh: Mesh) -> TrainState:
