@@ -37,7 +37,7 @@ from gaternet_jax.parallel import (
     to_devices,
 )
 from gaternet_jax.plan import make_plan
-from gaternet_jax.pretrained import load_extractor
+from gaternet_jax.pretrained import freeze_gater, initialize
 from gaternet_jax.probe import Probe
 from gaternet_jax.profiling import Profiler
 from gaternet_jax.progress import progress_bar
@@ -93,6 +93,7 @@ def train(
         check_same_dataset(known, dataset, training=True)
     check_workdir(workdir, config)
     model = build_model(config.model, config.seed)
+    freeze_gater(model, config.optimizer.gater_rate)
     macs = MacCounter(model, config.data.image_size)
     gate_loss = make_gate_loss(config.loss, model.gate_sites, macs)
     wait_for_all("workdir checked")
@@ -103,8 +104,8 @@ def train(
         record = StartRecord(workdir, config.train.epochs)
         parameters, gates = count_parameters(model), sum(site.size for site in model.gate_sites)
         print(f"{parameters:,} parameters, {gates:,} gates", flush=True)
-        if config.model.gater.pretrained and not has_checkpoint(workdir):
-            load_extractor(model, config.model.gater.pretrained)
+        if not has_checkpoint(workdir):
+            print("".join(f"{line}\n" for line in initialize(model, config, dataset.classes)), end="", flush=True)
         memory = device_memory(mesh)
         train_split = open_split(builder, config.data.train_split, config, this_process(), memory)
         eval_split = open_split(builder, config.data.eval_split, config, this_process(), memory)
