@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.runs import ROOT, Run, parse_settings
 from gaternet_jax.command_line import command_line
-from gaternet_jax.config import Config, default, flatten
+from gaternet_jax.config import Config, default, identify
 from gaternet_jax.distributed import is_primary
 from gaternet_jax.errors import NonFiniteError, UserError
 from gaternet_jax.models.build import abstract_model, count_parameters
@@ -156,8 +156,8 @@ def _merge(starts: list[dict]) -> list[dict]:
 
 
 def _plain(config: Config) -> dict[str, object]:
-    """Fields to values as JSON has them."""
-    return {field: list(value) if isinstance(value, tuple) else value for field, value in flatten(config)}
+    """Fields to values as JSON has them; where a run starts from another one, that it does."""
+    return {field: list(value) if isinstance(value, tuple) else value for field, value in identify(config).items()}
 
 
 def _deciding(config: Config) -> dict[str, object]:

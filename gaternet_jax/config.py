@@ -24,6 +24,9 @@ def default() -> Config:
     config: Config = ConfigDict()
     config.seed = 0  # less than 2**32; initial parameters, shuffling, augmentation and gate noise all follow from it
 
+    config.init_from = ""  # workdir of a run whose model this one starts from; "": from random numbers
+    config.init_parts = "all"  # what is taken from there: all | backbone | gater
+
     config.model = ConfigDict(
         dict(
             backbone="resnet20",  # any of gaternet_jax.models.registry.known_backbones()
@@ -92,6 +95,7 @@ def default() -> Config:
             warmup_epochs=1.0,  # linear from zero; assumed
             decay_at=(0.5, 0.75),  # "steps" only: fractions of the run at which the rate falls [He]
             decay_factor=0.1,  # "steps" only [He]
+            gater_rate=1.0,  # the gater's learning rate relative to the others'; 0: the gater is frozen
             clip_norm=0.0,  # the gradient's norm is cut to this; 0: never [He]
         )
     )
@@ -124,7 +128,7 @@ POSITIVE = """
 NON_NEGATIVE = """
     seed model.num_classes model.width model.gater.width model.squeeze_ratio data.crop_padding data.cutout
     train.max_skipped_steps data.threads data.workers loss.gate_weight
-    optimizer.clip_norm optimizer.learning_rate optimizer.weight_decay optimizer.warmup_epochs
+    optimizer.clip_norm optimizer.gater_rate optimizer.learning_rate optimizer.weight_decay optimizer.warmup_epochs
     optimizer.schedule_epochs checkpoint.every_steps train.steps_per_call
 """
 KINDS = {
@@ -134,8 +138,10 @@ KINDS = {
     str: "a text",
     tuple: "a sequence of numbers",
 }
+STARTING_POINTS = ("init_from", "model.gater.pretrained")  # folders of other runs
 FLOAT32_MAX = 3.4028235e38  # what is larger is infinite on the devices
 CHOICES = {
+    "init_parts": ("all", "backbone", "gater"),
     "model.gating": ("none", "residual", "all"),
     "model.as_many_parameters_as": ("", "residual", "all"),
     "model.gater.scope": ("global", "local"),
@@ -211,6 +217,8 @@ def validate(config: Config, num_devices: int) -> None:
         )
     if config.model.gater.batch_norm and config.train.batch_size == 1:
         problems.append("model.gater.batch_norm=True needs train.batch_size of at least 2: it compares images")
+    if config.init_from and config.init_parts != "backbone" and config.model.gater.pretrained:
+        problems.append("init_from and model.gater.pretrained are both for the gater; give one, or init_parts=backbone")
     if problems:
         raise UserError("the config cannot be used:\n  " + "\n  ".join(problems))
 
@@ -242,6 +250,15 @@ def _is_number(value: Any) -> bool:
 def _floats(value: Any) -> tuple[float, ...]:
     values = value if isinstance(value, tuple) else (value,)
     return tuple(number for number in values if isinstance(number, float))
+
+
+def identify(config: Config) -> dict[str, Any]:
+    """Gives all fields, with those that name a run to start from told apart by whether they name one, not by where.
+
+    Two runs of equal fields compute the same, as far as their starting points are the same.
+    """
+    fields = dict(flatten(config))
+    return fields | {field: "a run" for field in STARTING_POINTS if fields.get(field)}
 
 
 def flatten(config: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -64,8 +64,19 @@ def kernels_only(params):
 def make_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTransformation:
     """The optimiser; its weight decay is L2, added to the (clipped) gradient before momentum, as in PyTorch's SGD."""
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    of_gater = [_scale_gater(config.gater_rate)] if config.gater_rate != 1 else []
     return optax.chain(
         *clip,
         optax.add_decayed_weights(config.weight_decay, mask=kernels_only),
         optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov),
+        *of_gater,
     )
+
+
+def _scale_gater(rate: float) -> optax.GradientTransformation:
+    """Scales the gater's updates, which is its learning rate; at 0 its parameters stay, to the bit."""
+
+    def scale(updates: Any, _) -> Any:
+        return updates | {"gater": jax.tree.map(lambda update: rate * update, updates["gater"])}
+
+    return optax.stateless(scale)

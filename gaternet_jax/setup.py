@@ -41,7 +41,7 @@ from gaternet_jax.parallel import (
     to_devices,
 )
 from gaternet_jax.plan import make_plan
-from gaternet_jax.pretrained import load_extractor
+from gaternet_jax.pretrained import freeze_gater, initialize
 from gaternet_jax.probe import Probe
 from gaternet_jax.profiling import Profiler
 from gaternet_jax.progress import progress_bar
@@ -128,6 +128,7 @@ def open_session(
         check_same_dataset(known, dataset, training=True)
     check_workdir(workdir, config)
     model = build_model(config.model, config.seed)
+    freeze_gater(model, config.optimizer.gater_rate)
     make_gate_loss(config.loss, model.gate_sites, MacCounter(model, config.data.image_size))  # refuses before data
     wait_for_all("workdir checked")
     if is_primary():
@@ -136,8 +137,8 @@ def open_session(
     record = StartRecord(workdir, config.train.epochs)
     gates = sum(site.size for site in model.gate_sites)
     print(f"{count_parameters(model):,} parameters, {gates:,} gates", flush=True)
-    if config.model.gater.pretrained and not has_checkpoint(workdir):
-        load_extractor(model, config.model.gater.pretrained)
+    if not has_checkpoint(workdir):
+        print("".join(f"{line}\n" for line in initialize(model, config, dataset.classes)), end="", flush=True)
 
     memory, batch_size = device_memory(mesh), config.train.batch_size
     train_split = open_split(builder, config.data.train_split, config, this_process(), memory)

@@ -57,11 +57,15 @@ def make_train_step(
         config: the whole config of the run.
     """
 
+    frozen = config.optimizer.gater_rate == 0
+
     def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         augment_key, gate_key = jax.random.split(jax.random.fold_in(key, state.step))
         images = augment(batch["image"], augment_key, config.data)
 
         def loss_function(params):
+            if frozen:
+                params = params | {"gater": jax.lax.stop_gradient(params["gater"])}
             model = merge_model(graphdef, params, state.stats)
             outputs = model(images, key=gate_key)
             _, _, stats = split_model(model)

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from gaternet_jax.config import Config, check_fields, default, flatten
+from gaternet_jax.config import Config, check_fields, default, flatten, identify
 from gaternet_jax.data.record import DatasetRecord, number_classes
 from gaternet_jax.errors import UserError
 
@@ -128,7 +128,7 @@ def check_workdir(workdir: Path, given: Config) -> None:
     if not has_checkpoint(workdir):
         return  # a start that failed before its first checkpoint
     saved = load_config(workdir)
-    before, now = dict(flatten(saved)), dict(flatten(given))
+    before, now = identify(saved), identify(given)
     differing = [
         f"{field}: {before.get(field, '(absent)')} in the workdir, {now.get(field, '(absent)')} given"
         for field in sorted(before.keys() | now.keys())

@@ -94,3 +94,15 @@ def test_gradient_is_clipped_to_a_norm_before_anything_else():
     for gradient, expected in (([3.0, 4.0], [0.6 + 1.0, 0.8]), ([0.3, 0.4], [0.3 + 1.0, 0.4])):
         updates, _ = optimizer.update({"kernel": jnp.array(gradient)}, optimizer.init(params), params)
         np.testing.assert_allclose(updates["kernel"], -np.array(expected), rtol=1e-5)
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.5, 0.0])
+def test_the_gater_has_its_own_rate(rate):
+    params = {"backbone": {"kernel": jnp.array([2.0])}, "gater": {"kernel": jnp.array([2.0])}}
+    gradients = {"backbone": {"kernel": jnp.array([0.3])}, "gater": {"kernel": jnp.array([0.3])}}
+    optimizer = make_optimizer(config(gater_rate=rate, momentum=0.9, weight_decay=0.1), lambda _: 0.5)
+    state = optimizer.init(params)
+    for factor in (1.0, 1.9):
+        updates, state = optimizer.update(gradients, state, params)
+        np.testing.assert_allclose(updates["backbone"]["kernel"], [-0.5 * 0.5 * factor], rtol=1e-6)
+        np.testing.assert_allclose(updates["gater"]["kernel"], [-0.5 * 0.5 * factor * rate], rtol=1e-6)

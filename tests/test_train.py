@@ -18,14 +18,12 @@ from gaternet_jax.data.datasets import find_dataset
 from gaternet_jax.data.splits import open_split
 from gaternet_jax.errors import NonFiniteError, UserError
 from gaternet_jax.evaluate import Evaluator, evaluate
-from gaternet_jax.models.build import build_model
 from gaternet_jax.models.functional import split_model
 from gaternet_jax.models.macs import MacCounter
-from gaternet_jax.pretrained import load_extractor
 from gaternet_jax.state import TrainState
 from gaternet_jax.train import train
 from gaternet_jax.workdir import load_config, load_labels
-from tests.helpers import digits_config
+from tests.helpers import digits_config, save_random_model
 
 
 def read_metrics(workdir):
@@ -199,31 +197,15 @@ def test_moving_average_is_evaluated_saved_and_resumed(tmp_path, use_devices):
     assert_same_bits(jax.tree.map(np.asarray, params), one["model"]["params"])
 
 
-def test_gater_starts_from_a_plain_run_of_its_extractor(tmp_path, use_devices):
+def test_a_run_starts_from_another_which_it_needs_only_once(tmp_path, use_devices, capsys):
     use_devices(1)
-    plain = digits_config(**{"model.gating": "none", "train.epochs": 0.5})
-    train(plain, tmp_path / "plain")
-    config = digits_config(**{"model.gater.pretrained": str(tmp_path / "plain")})
-    model = build_model(config.model)
-    before = split_model(model)[1]
-    load_extractor(model, tmp_path / "plain")
-    _, params, stats = split_model(model)
-    saved = read_state(tmp_path / "plain", 11)["model"]
-    del saved["params"]["backbone"]["fc"]
-    assert_same_bits(jax.tree.map(np.asarray, params["gater"]["extractor"]), saved["params"]["backbone"])
-    assert_same_bits(jax.tree.map(np.asarray, stats["gater"]["extractor"]), saved["stats"]["backbone"])
-    assert_same_bits(before["backbone"], params["backbone"])
-    assert train(config, tmp_path / "gated", stop_at=2)["step"] == 2
-    (tmp_path / "plain").rename(tmp_path / "moved")  # a resumed run does not need it any more
-    assert train(config, tmp_path / "gated", stop_at=3)["step"] == 3
-    (tmp_path / "moved").rename(tmp_path / "plain")
-    with pytest.raises(UserError, match=r"no plain run of the gater's extractor \(it is gated\)"):
-        load_extractor(model, tmp_path / "gated")
-    narrow = build_model(digits_config(**{"model.gater.width": 4}).model)
-    with pytest.raises(UserError, match=r"\d+ arrays differ, e\.g\. bn\.bias"):
-        load_extractor(narrow, tmp_path / "plain")
-    with pytest.raises(UserError, match="this model has no global gater"):
-        load_extractor(build_model(plain.model), tmp_path / "plain")
+    save_random_model(tmp_path / "first")
+    config = digits_config(init_from=str(tmp_path / "first"))
+    assert train(config, tmp_path / "second", stop_at=2)["step"] == 2
+    assert f"The gater starts from {tmp_path}/first\n" in capsys.readouterr().out
+    (tmp_path / "first").rename(tmp_path / "moved")
+    assert train(config, tmp_path / "second", stop_at=3)["step"] == 3
+    assert "starts from" not in capsys.readouterr().out
 
 
 def test_asking_for_half_of_the_macs_ends_near_half(tmp_path, use_devices):

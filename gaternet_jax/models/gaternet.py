@@ -12,9 +12,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gaternet_jax.errors import UserError
 from gaternet_jax.models.backbone import Backbone
 from gaternet_jax.models.gater import Gater
 from gaternet_jax.models.gates import GateSite
+from gaternet_jax.models.keys import init_keys
+from gaternet_jax.models.layers import linear
 from gaternet_jax.models.local import LocalPass
 from gaternet_jax.models.semhash import binary_gates, sampled_gates
 
@@ -80,6 +83,22 @@ class GaterNet(nnx.Module):
         else:
             gates = sampled_gates(scores, noise_key, mix_key)
         return Outputs(self.backbone(images, gates, backbone_key), gates, scores)
+
+    def reset_classifier(self, num_classes: int, seed: int = 0) -> None:
+        """Gives the model a freshly initialised output layer for so many classes, in place.
+
+            model.reset_classifier(5)  # then train it: its logits are [B, 5] from now on
+
+        Args:
+            num_classes: length of the logits.
+            seed: seed of the initial parameters.
+
+        Raises:
+            UserError: not one class.
+        """
+        if num_classes < 1:
+            raise UserError(f"num_classes={num_classes} must be at least 1")
+        self.backbone.fc = linear(self.backbone.num_features, num_classes, rngs=init_keys(seed))
 
     def _check_images(self, images: jax.Array) -> None:
         channels = self.backbone.channels
