@@ -19,13 +19,11 @@ from gaternet_jax.checkpoint_reader import DamagedError, ReplacedError, read_che
 from gaternet_jax.checkpoint_writer import BEST_METRIC, CheckpointWriter
 from gaternet_jax.distributed import is_primary, wait_for_all
 from gaternet_jax.errors import UserError
-from gaternet_jax.inference.narrow import narrow_model
-from gaternet_jax.inference.selection import from_json
 from gaternet_jax.models.build import empty_model
 from gaternet_jax.models.functional import Tree, merge_model, split_model
 from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.state import TrainState
-from gaternet_jax.workdir import REPLACED, has_checkpoint, load_compaction, load_config, saved_steps
+from gaternet_jax.workdir import REPLACED, check_not_narrow, has_checkpoint, load_config, saved_steps
 
 Which = Literal["best", "latest"] | int
 TRIES = 20  # of reading checkpoints while a run replaces them
@@ -243,8 +241,7 @@ def load_model(workdir: str | Path, checkpoint: Which = "best", *, tell: bool = 
     """
     model = empty_model(load_config(workdir).model)
     model.eval()
-    if (kept := load_compaction(workdir)) is not None:
-        model = narrow_model(model, from_json(kept, model.gate_sites))
+    check_not_narrow(workdir)
     graphdef, params, stats = split_model(model)
     if not has_checkpoint(Path(workdir)):
         raise UserError(f"{workdir} has no checkpoint yet; train with --workdir={workdir}")

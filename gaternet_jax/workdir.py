@@ -32,7 +32,6 @@ from gaternet_jax.errors import UserError
 
 REPLACED = ".replaced"  # ends the name of a checkpoint that gives way to a new one of its step, until that is written
 BUCKETS = (("gs",), ("s3",), ("az",), ("hf",))  # folders of / that etils.epath, which Orbax uses, takes for buckets
-COMPACTION = "compaction.json"  # which filters a compacted model kept (inference/compact.py)
 
 # Fields of the model that only say where training begins.
 INITIAL_ONLY = ("model.gater.initial_bias", "model.gater.pretrained", "model.zero_init_residual")
@@ -265,24 +264,13 @@ def _note(text: str) -> None:
     print(f"Note: {text}", file=sys.stderr, flush=True)
 
 
-def load_compaction(workdir: str | Path) -> dict | None:
-    """Which filters a compacted model kept, by site; None of any other.
-
-    Raises:
-        UserError: the file is damaged, or of a newer version.
-    """
-    path = Path(workdir) / COMPACTION
-    if not path.exists():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] > 1:
-            raise UserError(
-                f"{path} was written by a newer gaternet-jax (format {content['format']}); upgrade this one"
-            )
-        return content["selection"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); run tools.compact again") from None
+def check_not_narrow(workdir: str | Path) -> None:
+    """Raises UserError for a folder in which earlier versions wrote a compacted model."""
+    if (path := Path(workdir) / "compaction.json").exists():
+        raise UserError(
+            f"{workdir} was compacted by an earlier version, whose narrower layers this one does not have ({path.name} "
+            "is of it); compact the original run again: python -m gaternet_jax.tools.compact"
+        )
 
 
 def load_labels(workdir: str | Path) -> list[str]:

@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 
 from gaternet_jax.gating.channels import Layout, Run, join
+from gaternet_jax.gating.gate import gate
 from gaternet_jax.gating.program import Ref, Step
 
 if TYPE_CHECKING:
@@ -86,7 +87,9 @@ class Gate(Rule):
             maps = self._masked(step, maps, ex)
         if step.site in ex.always_open:
             return [Value(maps)]
-        return [Value(maps * lax.expand_dims(gates, range(1, len(step.inputs[0].shape) - 1)).astype(maps.dtype))]
+        if step.site is not None and maps.shape[:: maps.ndim - 1] == gates.shape:  # a gate for further transforms, too
+            return [Value(gate(maps, gates, ex.plan.program.sites[step.site].name))]
+        return [Value(maps * lax.expand_dims(gates, range(1, maps.ndim - 1)).astype(maps.dtype))]
 
     def _masked(self, step: Step, maps: Any, ex: "Execution") -> Any:
         """The maps with zeros for channels that are not kept; in the kernel before, where there is one."""

@@ -26,7 +26,7 @@ import numpy as np
 from gaternet_jax.config import Config
 from gaternet_jax.data.augment import normalize
 from gaternet_jax.errors import UserError
-from gaternet_jax.models.functional import merge_model, split_model
+from gaternet_jax.inference.network import Network
 from gaternet_jax.models.gaternet import GaterNet
 
 FORMAT = 1  # of the artefact; higher where an older load_artifact would misread it
@@ -106,20 +106,19 @@ def _check_images(images: Any, preprocessing: dict[str, Any]) -> None:
         raise UserError(given + "give pixels from 0 to 255, not normalised ones")
 
 
-def inference_function(model: GaterNet, config: Config) -> Callable[[jax.Array], dict[str, jax.Array]]:
+def inference_function(network: Network, config: Config) -> Callable[[jax.Array], dict[str, jax.Array]]:
     """What is exported: uint8 [B, H, W, C] to the outputs of `Artifact`, with the parameters as constants.
 
     Args:
-        model: in evaluation mode.
+        network: of a model in evaluation mode; filters whose gates are fixed closed are not in it.
         config: the `data` part of its run's config.
     """
-    graphdef, *variables = split_model(model)
-    params, stats = jax.device_get(variables)
+    program, prepared = network.program("whole"), jax.device_get(network.prepare("whole"))
 
     def infer(images: jax.Array) -> dict[str, jax.Array]:
-        outputs = merge_model(graphdef, params, stats)(normalize(images, config))
-        labels = jnp.argmax(outputs.logits, -1).astype(jnp.int32)
-        return {"probabilities": jax.nn.softmax(outputs.logits), "labels": labels, "gates": outputs.gates}
+        logits, gates, _ = program(prepared, normalize(images, config))
+        labels = jnp.argmax(logits, -1).astype(jnp.int32)
+        return {"probabilities": jax.nn.softmax(logits), "labels": labels, "gates": gates}
 
     return infer
 
@@ -178,7 +177,7 @@ def export_stablehlo(model: GaterNet, config: Config, labels: list[str], path: s
         UserError: the file cannot be written, labels do not fit, or flatbuffers is not installed.
     """
     metadata = describe(model, config, labels)
-    program = jax.jit(inference_function(model, config.data))
+    program = jax.jit(inference_function(Network(model, config.data.image_size, "xla"), config.data))
     with _without_paths():
         exported = jax.export.export(program, platforms=PLATFORMS)(images_spec(model, config.data))
     metadata["calling_convention"] = exported.calling_convention_version

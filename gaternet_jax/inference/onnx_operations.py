@@ -41,6 +41,17 @@ def _elementwise(graph: Graph, step: Step) -> Stored:
     return Stored(name, order)
 
 
+def write_gate(graph: Graph, step: Step) -> Stored:
+    """Maps times gates [batch, channels]."""
+    maps, gates = step.inputs
+    order, last = graph.order(maps) or natural(maps), len(maps.shape) - 1
+    name = graph.read(gates, tuple(sorted((0, 1), key=lambda axis: order.index(last * axis))), full=True)
+    others = [place for place, axis in enumerate(order) if axis not in (0, last)]
+    name = graph.node("Unsqueeze", [name, graph.integers(*others)]) if others else name
+    name = name if maps.aval.dtype == gates.aval.dtype else graph.node("Cast", [name], to=dtype_of(maps))
+    return Stored(graph.node("Mul", [graph.read(maps, order), name]), order)
+
+
 def _conv_general_dilated(graph: Graph, step: Step) -> Stored:
     params, specs = step.params, step.params["dimension_numbers"]
     if params["batch_group_count"] != 1 or any(size != 1 for size in params["lhs_dilation"]):

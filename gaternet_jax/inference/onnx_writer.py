@@ -18,7 +18,7 @@ from onnx import checker, helper  # pyright: ignore[reportAttributeAccessIssue] 
 
 from gaternet_jax.gating.program import Step, flatten, needed
 from gaternet_jax.inference.onnx_graph import BATCH, Graph, Stored, is_of_batch, is_static, natural
-from gaternet_jax.inference.onnx_operations import OPERATIONS
+from gaternet_jax.inference.onnx_operations import OPERATIONS, write_gate
 
 
 def write_onnx(
@@ -64,6 +64,8 @@ def _add(graph: Graph, step: Step) -> None:
         full = [np.broadcast_to(array, ref.shape) for array, ref in zip(arrays, step.inputs, strict=True)]
         with jax.ensure_compile_time_eval():
             graph.arrays |= {ref: np.asarray(x) for ref, x in zip(step.outputs, step.bind(full), strict=True)}
+    elif step.site is not None:
+        graph.values[step.outputs[0]] = write_gate(graph, step)
     elif step.name in OPERATIONS:
         graph.values[step.outputs[0]] = OPERATIONS[step.name](graph, step)
     else:

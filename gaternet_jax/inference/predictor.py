@@ -4,8 +4,7 @@ import copy
 import functools
 import operator
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,24 +16,15 @@ from gaternet_jax.config import Config
 from gaternet_jax.data.augment import normalize
 from gaternet_jax.errors import UserError
 from gaternet_jax.inference.calibration import run_model
-from gaternet_jax.inference.compact import compact_model, expand
-from gaternet_jax.inference.dynamic import make_dynamic
+from gaternet_jax.inference.compact import check_gated, compact_model
+from gaternet_jax.inference.engines import Array, choose_engine
 from gaternet_jax.inference.inputs import to_array
-from gaternet_jax.inference.narrow import check_gated, is_narrow, narrow_model
-from gaternet_jax.inference.parts import Parts, PartsRunner, choose_parts
-from gaternet_jax.inference.selection import everything
-from gaternet_jax.inference.specialists import Specialists, check_global, plan_specialists
-from gaternet_jax.inference.tuning import ConvTimes, choose_algorithms
-from gaternet_jax.inference.widths import BackboneTimes
-from gaternet_jax.models.functional import merge_model, split_model
+from gaternet_jax.inference.modes import Mode, Modes, median_seconds
+from gaternet_jax.inference.network import Network
 from gaternet_jax.models.gaternet import GaterNet, Outputs
 
 MODES = ("dense", "compact", "specialists", "dynamic", "auto")
-DYNAMIC_PART = 4  # "auto" tries per-image execution of parts up to here: more images open nearly all filters together
-TRIALS = 5  # of each mode, for "auto"; the median counts
-
-Array = Any  # of JAX or NumPy
-Engine = Callable[[Array, int], Outputs]  # normalised images of one batch size, how many of them count
+DYNAMIC_BATCH = 4  # on accelerators "auto" tries dynamic mode up to here: more images open nearly all filters together
 
 
 class Predictor:
@@ -42,9 +32,9 @@ class Predictor:
 
     dense: all filters, closed ones masked. compact: without the filters that calibration never opened; an
     approximation for images that would open one. specialists: narrower backbones for groups of images (large batches).
-    dynamic: only the open filters of each unit, image by image (on accelerators: batches of one). auto: for each batch
-    size, the fastest by measurement of dense, dynamic and, with calibration images, specialists. All but compact are
-    exact.
+    dynamic: only the open filters, in one of few width profiles: image by image (on accelerators: batches of one).
+    auto: for each batch size, the fastest by measurement of dense, dynamic and, with calibration images, specialists.
+    All but compact are exact. Gates that are the same for every image (a compacted model's) cost nothing in any mode.
 
     It may be called from several threads. The first call prepares it; `warm_up` does so ahead. A forked process cannot
     use it: JAX has threads, which a fork does not copy. Start processes with "spawn", and make a Predictor in each.
@@ -53,10 +43,12 @@ class Predictor:
         model: it is copied: outputs are those of its parameters now, in evaluation mode, whatever becomes of it later.
         mode: see above.
         calibration: images like those to come, [N, H, W, C], at least a few per class; for compact and specialists.
-        batch_sizes: inputs are cut into batches of the largest, and the last one is padded to the next of these.
+            dynamic takes its profiles from them, or else from the first images that it is given.
+        batch_sizes: inputs are cut into batches of the largest; XLA pads the last one to the next of these.
         data: the `data` part of the run's config: then images may be uint8, or files. None: normalised floats only.
-        tune: measure convolutions on this machine, and choose algorithms and widths by it (some seconds to a minute);
-            otherwise convolutions are XLA's, and fewer filters count as less time.
+        tune: measure on this machine how batches are best cut (some seconds; remembered in the user's cache folder),
+            and whether profiles are faster than the whole network; otherwise a rule of thumb decides.
+        engine: "xla" or "onnxruntime"; "auto": the latter on CPUs, where it is installed and runs the model.
 
     Raises:
         UserError: no `GaterNet`, an unknown mode, one that the model cannot run in, batch sizes or data that cannot be,
@@ -72,6 +64,7 @@ class Predictor:
         batch_sizes: Sequence[int] = (1, 64),
         data: Config | None = None,
         tune: bool = True,
+        engine: str = "auto",
     ):
         if not isinstance(model, GaterNet):
             raise UserError(f"the model is a {type(model).__name__}; expected a GaterNet, as of load_model(workdir)")
@@ -83,14 +76,16 @@ class Predictor:
         self.model, self.mode, self.batch_sizes = _copied(model), mode, _checked_sizes(batch_sizes)
         self.chosen: dict[int, str] = {}  # the mode of each batch size
         self.seconds: dict[int, dict[str, float]] = {}  # of "auto": what each mode took
-        self._data, self._tune, self._calibration = data, tune, None
+        choose_engine(engine)
+        self._data, self._tune, self._engine, self._calibration = data, tune, engine, None
         self._normalize = jax.jit(lambda images: normalize(images, data))
-        self._engines: dict[tuple[int, int], Engine] = {}  # by image size and batch size
-        self._times: dict[Parts, ConvTimes] = {}
+        self._modes: dict[tuple[int, int], Mode] = {}  # by image size and batch size
+        self._known: dict[tuple[int, int, bool], Modes] = {}  # by image size, batch size, and whether compacted
+        self._networks: dict[tuple[int, bool], Network] = {}  # by image size, and whether compacted
         self._lock = threading.Lock()
         if mode in ("compact", "specialists", "dynamic"):
             check_gated(model)
-        if mode == "specialists":
+        if mode in ("specialists", "dynamic"):
             check_global(model)
         if mode in ("compact", "specialists") and calibration is None:
             raise UserError(f"mode '{mode}' needs calibration images: pass calibration=[N, H, W, C]")
@@ -108,8 +103,7 @@ class Predictor:
                 of any size: they are read as the run's evaluation images are.
 
         Returns:
-            Arrays of NumPy, float32: logits [B, K], gates [B, G], gate_scores [B, G]. In compact mode, gates of filters
-            that went are 0, their scores minus infinity; those of filters that lost their gate 1 and infinity.
+            Arrays of NumPy, float32: logits [B, K], gates [B, G], gate_scores [B, G].
 
         Raises:
             UserError: images of another shape, size or type, or files that cannot be read.
@@ -120,11 +114,12 @@ class Predictor:
         for start in range(0, len(checked), self.batch_sizes[-1]):
             batch = checked[start : start + self.batch_sizes[-1]]
             size = next(size for size in self.batch_sizes if size >= len(batch))
-            padded = np.pad(batch, ((0, size - len(batch)), (0, 0), (0, 0), (0, 0)))
-            found = self._engine(batch.shape[1], size)(self._normalized(padded), len(batch))
+            run = self._mode(batch, size)
+            padded = np.pad(batch, ((0, size - len(batch)), (0, 0), (0, 0), (0, 0)))  # XLA compiles for few sizes
+            found = run(self._normalized(padded), len(batch))
             outputs.append(list(found))
-        logits, gates, scores = (_joined(arrays) for arrays in zip(*outputs, strict=True))
-        return Outputs(logits, gates, scores)
+        joined: list[Array] = [np.concatenate(arrays) for arrays in zip(*outputs, strict=True)]
+        return Outputs(*joined)
 
     def warm_up(self, image_size: int | None = None) -> "Predictor":
         """Prepares and compiles all batch sizes; of images of the calibration's or the config's size, or this one."""
@@ -132,8 +127,8 @@ class Predictor:
         if not (size := image_size or known):
             raise UserError("warm_up needs the size of the images, pixels: warm_up(32)")
         for batch_size in self.batch_sizes:
-            shape = (batch_size, size, size, self.model.backbone.channels)
-            self._engine(size, batch_size)(self._normalized(self._example(shape)), batch_size)
+            images = self._example((batch_size, size, size, self.model.backbone.channels))
+            self._mode(images, batch_size)(self._normalized(images), batch_size)
         return self
 
     def _checked(self, images: np.ndarray, what: str) -> np.ndarray:
@@ -167,59 +162,74 @@ class Predictor:
             return np.random.default_rng(0).normal(size=shape).astype(np.float32)
         return np.resize(self._calibration, shape)
 
-    def _engine(self, image_size: int, batch_size: int) -> Engine:
+    def _mode(self, images: np.ndarray, batch_size: int) -> Mode:
+        """The way to run batches of this size; made at the first call, of whose images dynamic mode may learn."""
         with self._lock:
-            if (image_size, batch_size) not in self._engines:
-                self._engines[image_size, batch_size] = self._make(image_size, batch_size)
-            return self._engines[image_size, batch_size]
+            key = images.shape[1], batch_size
+            if key not in self._modes:
+                self._modes[key] = self._make(images, batch_size)
+            return self._modes[key]
 
-    def _make(self, image_size: int, batch_size: int) -> Engine:
+    def _make(self, images: np.ndarray, batch_size: int) -> Mode:
         if self.mode != "auto":
             self.chosen[batch_size] = self.mode
-            return self._make_mode(self.mode, image_size, batch_size)
+            return self._make_mode(self.mode, images, batch_size)
         modes = ["dense"]
-        if (
-            self.model.gate_sites
-            and choose_parts(batch_size, image_size, True).size <= DYNAMIC_PART
-            and not is_narrow(self.model)
-        ):
-            modes.append("dynamic")
-        if self._calibration is not None and self.model.gater is not None:
-            modes.append("specialists")
-        engines = {mode: self._make_mode(mode, image_size, batch_size) for mode in modes}
-        example = self._normalized(self._example((batch_size, image_size, image_size, self.model.backbone.channels)))
-        taken = {mode: _median_seconds(engine, example) for mode, engine in engines.items()}
+        if self.model.gater is not None:
+            if jax.default_backend() == "cpu" or batch_size <= DYNAMIC_BATCH:
+                modes.append("dynamic")
+            if self._calibration is not None:
+                modes.append("specialists")
+        made = {mode: self._make_mode(mode, images, batch_size) for mode in modes}
+        example = self._normalized(self._example((batch_size, *images.shape[1:])))
+        taken = {mode: median_seconds(lambda run=run: run(example, batch_size)) for mode, run in made.items()}
         self.seconds[batch_size], self.chosen[batch_size] = taken, min(taken, key=lambda mode: taken[mode])
-        return engines[self.chosen[batch_size]]
+        return made[self.chosen[batch_size]]
 
-    def _make_mode(self, mode: str, image_size: int, batch_size: int) -> Engine:
-        model, sites = self.model, self.model.gate_sites
-        parts = choose_parts(batch_size, image_size, one_by_one=mode == "dynamic")
-        times = self._times.setdefault(parts, ConvTimes(parts)) if self._tune else None
-        if mode == "dense":
-            return compiled(choose_algorithms(narrow_model(model, everything(sites)), image_size, times), parts)
-        if mode == "dynamic":
-            return compiled(make_dynamic(model, image_size, times), parts)
-        backbone_times = times and BackboneTimes(model, image_size, times)
+    def _make_mode(self, mode: str, images: np.ndarray, batch_size: int) -> Mode:
+        modes = self.modes(images.shape[1], batch_size, mode == "compact")
+        if mode in ("dense", "compact"):
+            return modes.whole()
         if mode == "specialists":
-            plan = plan_specialists(self._gates, sites, backbone_times, batch_size)
-            return Specialists(model, plan, image_size, PartsRunner(parts), times)
-        compacted, selection = compact_model(model, self._gates, backbone_times)
-        run = compiled(choose_algorithms(compacted, image_size, times), parts)
-        return lambda images, count: expand(run(images, count), sites, selection)
+            return modes.specialists(self._gates)
+        seen = images if self._calibration is None else self._calibration[: self.batch_sizes[-1]]
+        return modes.dynamic(modes.gates(self._normalized(seen), len(seen))[0])
+
+    def modes(self, image_size: int, batch_size: int, compacted: bool = False) -> Modes:
+        """The ways to run batches of this size of the model, or of the compacted one."""
+        if (image_size, compacted) not in self._networks:
+            model = compact_model(self.model, self._gates) if compacted else self.model
+            self._networks[image_size, compacted] = network_of(model, image_size, self._engine)
+        key = image_size, batch_size, compacted
+        if key not in self._known:
+            shape = (batch_size, image_size, image_size, self.model.backbone.channels)
+            example = self._normalized(self._example(shape))
+            self._known[key] = Modes(self._networks[image_size, compacted], example, self._tune)
+        return self._known[key]
 
     @functools.cached_property
     def _gates(self) -> Array:
         """Of the calibration images, [N, G]."""
         assert self._calibration is not None
-        model = narrow_model(self.model, everything(self.model.gate_sites))  # in evaluation mode
-        return run_model(model, self._calibration, self._data if self._calibration.dtype == np.uint8 else None).gates
+        data = self._data if self._calibration.dtype == np.uint8 else None
+        return run_model(self.model, self._calibration, data).gates
 
 
 def _copied(model: GaterNet) -> GaterNet:
     """A copy with arrays of its own: the model's may be given away to a training step."""
     graphdef, state = nnx.split(model)
-    return nnx.merge(graphdef, jax.tree.map(jnp.copy, state))
+    copy = nnx.merge(graphdef, jax.tree.map(jnp.copy, state))
+    copy.eval()
+    return copy
+
+
+def check_global(model: GaterNet) -> None:
+    """Raises UserError unless a global gater decides all gates before the backbone runs."""
+    if model.gater is None:
+        raise UserError(
+            "this mode needs all gates before the backbone runs, but this model decides them block by block "
+            "(model.gater.scope=local); use mode 'compact' or 'dense'"
+        )
 
 
 def _checked_sizes(batch_sizes: Sequence[int]) -> tuple[int, ...]:
@@ -232,22 +242,18 @@ def _checked_sizes(batch_sizes: Sequence[int]) -> tuple[int, ...]:
     return sizes
 
 
-def _joined(arrays: Sequence[Array]) -> Array:
-    return np.concatenate(arrays)
+def network_of(model: GaterNet, image_size: int, engine: str) -> Network:
+    """The programs of a model.
 
-
-def compiled(model: GaterNet, parts: Parts) -> Engine:
-    """Runs a model on batches that are cut into parts."""
-    graphdef, params, stats = split_model(model)
-    forward = jax.jit(lambda params, stats, images, chosen: merge_model(graphdef, params, stats)(images[chosen]))
-    return functools.partial(PartsRunner(parts), functools.partial(forward, params, stats))
-
-
-def _median_seconds(engine: Engine, images: Array) -> float:
-    engine(images, len(images))  # compiles
-    taken = []
-    for _ in range(TRIALS):
-        start = time.perf_counter()
-        engine(images, len(images))
-        taken.append(time.perf_counter() - start)
-    return float(np.median(taken))
+    Args:
+        model: in evaluation mode.
+        image_size: pixels.
+        engine: see `choose_engine`; "auto" takes XLA as well where ONNX Runtime does not run the model.
+    """
+    network = Network(model, image_size, choose_engine(engine))
+    if engine == "auto" and network.engine != "xla":
+        try:
+            network.whole()
+        except UserError:  # an operation that ONNX or ONNX Runtime does not have, or a type such as bfloat16
+            return Network(model, image_size, "xla")
+    return network

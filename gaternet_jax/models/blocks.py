@@ -7,7 +7,7 @@ from flax import nnx
 
 from gaternet_jax.models.backbone import BackboneOptions
 from gaternet_jax.models.gates import Gates, GateSite, GateTable, apply_gates
-from gaternet_jax.models.layers import BatchNorm, Places, SqueezeExcitation, add_into, conv
+from gaternet_jax.models.layers import BatchNorm, SqueezeExcitation, conv
 from gaternet_jax.models.local import LocalHead, LocalPass
 
 
@@ -58,7 +58,6 @@ class ResidualBlock(nnx.Module):
         self.squeeze = SqueezeExcitation(channels, options.squeeze_ratio, rngs=rngs) if options.squeeze_ratio else None
         self.local = local_head(in_channels, self.sites, options)
         self.out_channels = channels
-        self.into: Places | None = None  # channels of y that r is added to; all but in a compacted block
 
     def __call__(self, x: jax.Array, gates: Gates) -> jax.Array:
         decide_locally(self.local, x, gates)
@@ -69,7 +68,7 @@ class ResidualBlock(nnx.Module):
         if self.squeeze is not None:
             h = self.squeeze(h)
         shortcut = x if self.shortcut is None else self.shortcut(x)
-        return jax.nn.relu(add_into(shortcut, h, self.into))
+        return jax.nn.relu(shortcut + h)
 
 
 def basic(width: int, stride: int) -> list[tuple[int, int, int]]:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gaternet_jax.gating import gate
@@ -15,8 +14,6 @@ from gaternet_jax.gating import gate
 @dataclasses.dataclass(frozen=True)
 class GateSite:
     """The gates of one convolution: filter i of `name` is multiplied by gate `offset + i`.
-
-    A compacted convolution (inference/compact.py) may have further filters behind the gated ones, always open.
 
     Attributes:
         name: path of the gated convolution in the backbone, e.g. "stage2.block1.conv2".
@@ -83,7 +80,7 @@ def apply_gates(maps: jax.Array, gates: Gates, site: GateSite | None) -> jax.Arr
     """O_i = maps_i * g_i: a gate of 0 replaces the feature map by zeros (GaterNet eq. 5).
 
     Args:
-        maps: feature maps [B, H, W, C]; the first site.size channels are gated.
+        maps: feature maps [B, H, W, C]; C is site.size.
         gates: the gates of this pass.
         site: which gates these maps have; None leaves them as they are.
 
@@ -95,6 +92,4 @@ def apply_gates(maps: jax.Array, gates: Gates, site: GateSite | None) -> jax.Arr
     if gates is None:
         raise ValueError(f"{site.name} is gated, but no gates were given; pass gates of shape [B, G]")
     of_site = gates.of(site) if isinstance(gates, LocalGates) else gates[:, site.gates]
-    if further := maps.shape[-1] - site.size:
-        of_site = jnp.pad(of_site, ((0, 0), (0, further)), constant_values=1)
     return gate(maps, of_site, site.name)

@@ -4,79 +4,20 @@ Parameters and BatchNorm arithmetic are float32 whatever the compute type. Convo
 padding of kernel // 2), not by XLA's "SAME", which differs when the stride is 2.
 """
 
-import contextlib
-import contextvars
-from collections.abc import Iterator
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.backbone import BackboneOptions
-from gaternet_jax.models.convolution import convolution, only
 
 HE_FAN_OUT = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")  # released code
 LINEAR_UNIFORM = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # assumed: PyTorch's default
 
-_calls: contextvars.ContextVar[list | None] = contextvars.ContextVar("calls", default=None)
 
-
-class LayerCall(NamedTuple):
-    """One call of a layer, with the shapes of its input and its output."""
-
-    layer: "Conv | Linear"
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-
-
-@contextlib.contextmanager
-def record_layers() -> Iterator[list[LayerCall]]:
-    """Lists the calls of convolutions and linear layers in this context."""
-    calls: list[LayerCall] = []
-    token = _calls.set(calls)
-    try:
-        yield calls
-    finally:
-        _calls.reset(token)
-
-
-class Conv(nnx.Conv):
-    """`nnx.Conv`, seen by `record_layers`.
-
-    Attributes:
-        algorithm: how it is computed; see models/convolution.py.
-    """
-
-    algorithm: str = "direct"
-
-    def __call__(self, inputs, *args, **kwargs):
-        if self.algorithm == "direct":
-            outputs = super().__call__(inputs, *args, **kwargs)
-        else:
-            kernel = self.kernel.get_value().astype(self.dtype)
-            outputs = convolution(inputs, kernel, only(self.strides), only(self.padding), self.algorithm)
-            if self.bias is not None:
-                outputs = outputs + self.bias.get_value().astype(self.dtype)[None, None, None]
-        if (calls := _calls.get()) is not None:
-            calls.append(LayerCall(self, inputs.shape, outputs.shape))
-        return outputs
-
-
-class Linear(nnx.Linear):
-    """`nnx.Linear`, seen by `record_layers`."""
-
-    def __call__(self, inputs, *args, **kwargs):
-        outputs = super().__call__(inputs, *args, **kwargs)
-        if (calls := _calls.get()) is not None:
-            calls.append(LayerCall(self, inputs.shape, outputs.shape))
-        return outputs
-
-
-def conv(in_channels: int, out_channels: int, kernel: int, options: BackboneOptions, *, stride: int = 1) -> Conv:
+def conv(in_channels: int, out_channels: int, kernel: int, options: BackboneOptions, *, stride: int = 1) -> nnx.Conv:
     """A kernel x kernel convolution without bias, He-initialised by its fan-out (released code)."""
-    return Conv(
+    return nnx.Conv(
         in_channels,
         out_channels,
         (kernel, kernel),
@@ -89,10 +30,10 @@ def conv(in_channels: int, out_channels: int, kernel: int, options: BackboneOpti
     )
 
 
-def linear(in_features: int, out_features: int, *, initial_bias: float = 0.0, rngs: nnx.Rngs) -> Linear:
+def linear(in_features: int, out_features: int, *, initial_bias: float = 0.0, rngs: nnx.Rngs) -> nnx.Linear:
     """A float32 fully connected layer; biases start at zero (released code) unless told otherwise."""
     bias_init = nnx.initializers.constant(initial_bias)
-    return Linear(in_features, out_features, kernel_init=LINEAR_UNIFORM, bias_init=bias_init, rngs=rngs)
+    return nnx.Linear(in_features, out_features, kernel_init=LINEAR_UNIFORM, bias_init=bias_init, rngs=rngs)
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
@@ -135,31 +76,6 @@ class BatchNorm(nnx.BatchNorm):
         shift = self.bias.get_value() - mean * scale
         per_channel = (1,) * (x.ndim - 1) + (-1,)
         return (inputs * scale.reshape(per_channel) + shift.reshape(per_channel)).astype(x.dtype)
-
-
-class Folded(nnx.Module):
-    """Stands where a BatchNorm was that is now part of the convolution before it."""
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return x
-
-
-class Places(nnx.BatchStat):
-    """Channels of a wider map that the channels of a narrow one belong to; saved with the statistics."""
-
-
-def add_into(x: jax.Array, narrow: jax.Array, places: "Places | jax.Array | None") -> jax.Array:
-    """x + narrow, where channel i of `narrow` belongs to channel places[i] of x.
-
-    Args:
-        x: maps [B, H, W, C].
-        narrow: maps [B, H, W, len(places)].
-        places: distinct; None: `narrow` has all channels, in order.
-    """
-    if places is None:
-        return x + narrow
-    index = places.get_value() if isinstance(places, Places) else places
-    return x.at[..., index].add(narrow, unique_indices=True, mode="promise_in_bounds")
 
 
 class SqueezeExcitation(nnx.Module):

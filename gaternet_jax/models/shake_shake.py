@@ -11,15 +11,7 @@ from flax import nnx
 from gaternet_jax.models.backbone import Backbone, BackboneOptions
 from gaternet_jax.models.blocks import decide_locally, local_head
 from gaternet_jax.models.gates import Gates, GateTable, apply_gates
-from gaternet_jax.models.layers import (
-    BatchNorm,
-    Places,
-    SqueezeExcitation,
-    add_into,
-    at_least_float32,
-    conv,
-    linear,
-)
+from gaternet_jax.models.layers import BatchNorm, SqueezeExcitation, at_least_float32, conv, linear
 
 STEM_FILTERS = 16
 BLOCKS_PER_STAGE = 4
@@ -61,7 +53,6 @@ class Branch(nnx.Module):
         self.conv2 = conv(width, width, 3, options)
         self.bn2 = BatchNorm(width, rngs=options.rngs, zero_init=options.zero_init_residual)
         self.site2 = table.add(f"{name}.conv2", width) if options.gating != "none" else None
-        self.into: Places | None = None  # channels of the block that it adds to; see ResidualBlock
 
     def __call__(self, x: jax.Array, gates: Gates) -> jax.Array:
         hidden = apply_gates(jax.nn.relu(self.bn1(self.conv1(jax.nn.relu(x)))), gates, self.site1)
@@ -106,9 +97,9 @@ class ShakeBlock(nnx.Module):
         one, two = self.branch1(x, gates), self.branch2(x, gates)
         shortcut = x if self.shortcut is None else self.shortcut(x)
         if self.deterministic:
-            base = shortcut if self.squeeze is None else jnp.zeros_like(shortcut)
-            mixed = add_into(add_into(base, one / 2, self.branch1.into), two / 2, self.branch2.into)
-            return mixed if self.squeeze is None else shortcut + self.squeeze(mixed)
+            if self.squeeze is None:
+                return shortcut + one / 2 + two / 2  # each into its own channels of the wide one
+            return shortcut + self.squeeze(one / 2 + two / 2)
         assert key is not None, "in training mode branches are mixed at random: pass a key"
         mixing = jax.random.uniform(key, (2, x.shape[0], 1, 1, 1), x.dtype)
         mixed = shake(one, two, mixing[0], mixing[1])

@@ -1,9 +1,10 @@
-"""Makes a smaller model of a trained one: without the filters that it never opens.
+"""Fixes the gates of a trained model that never open, so that inference and export leave their filters out.
 
     python -m gaternet_jax.tools.compact --workdir=runs/cifar10 --out=runs/cifar10-compact
 
 Calibrates on the run's training split, and tells on its evaluation split how often the compacted model is only an
 approximation. The result is a folder like a run's: load_model, tools.predict, tools.export and --mode=evaluate take it.
+The checkpoint has all parameters, for training further; what tools.export writes of it has those that are left.
 """
 
 import argparse
@@ -15,21 +16,19 @@ import numpy as np
 from gaternet_jax.checkpoint import load_model
 from gaternet_jax.command_line import command_line
 from gaternet_jax.inference.calibration import read_split, run_model
-from gaternet_jax.inference.compact import compact_model, departures, describe_compaction, save_compacted
-from gaternet_jax.inference.narrow import check_gated
-from gaternet_jax.inference.parts import choose_parts
-from gaternet_jax.inference.tuning import ConvTimes
-from gaternet_jax.inference.widths import BackboneTimes
+from gaternet_jax.inference.compact import (
+    check_gated,
+    compact_model,
+    departures,
+    describe_compaction,
+    save_compacted,
+)
 from gaternet_jax.paths import expand_arguments
 from gaternet_jax.tools.predict import positive
 from gaternet_jax.workdir import check_new_folder, load_config, load_dataset, load_labels, save_dataset
 
-BATCH_SIZE = 64  # that widths are measured for
 
-
-def compact(
-    workdir: Path, out: Path, *, images: int, held_out: int, data_dir: str = "", measured: bool = False
-) -> dict:
+def compact(workdir: Path, out: Path, *, images: int, held_out: int, data_dir: str = "") -> dict:
     """Writes the compacted model and compaction_report.json to `out`.
 
     Args:
@@ -38,7 +37,6 @@ def compact(
         images: of the training split, for calibration.
         held_out: of the evaluation split, to compare.
         data_dir: of prepared datasets; "": as in the run.
-        measured: keep filters that a layer is faster with, by measurement on this machine.
 
     Returns:
         The report.
@@ -55,18 +53,13 @@ def compact(
     print(f"Calibrating on {images:,} images of {data.name}/{data.train_split} ...", flush=True)
     seen, _ = read_split(workdir, config, data.train_split, images)
     gates = run_model(model, seen, data).gates
-    times = (
-        BackboneTimes(model, data.image_size, ConvTimes(choose_parts(BATCH_SIZE, data.image_size)))
-        if measured
-        else None
-    )
-    compacted, selection = compact_model(model, gates, times)
+    compacted = compact_model(model, gates)
     print(f"Comparing on {data.name}/{data.eval_split} ...", flush=True)
     unseen, labels = read_split(workdir, config, data.eval_split, held_out)
     before, after = run_model(model, unseen, data), run_model(compacted, unseen, data)
-    left = departures(before.gates, model.gate_sites, selection)
+    left = departures(before.gates, compacted)
     difference = np.abs(before.logits - after.logits).max(1)
-    report = describe_compaction(model, compacted, selection, data.image_size) | {
+    report = describe_compaction(model, compacted, data.image_size) | {
         "calibration_images": len(seen),
         "held_out_images": len(unseen),
         "held_out_departures": int(left.sum()),
@@ -76,7 +69,7 @@ def compact(
             "departures": float(difference[left].max(initial=0)),
         },
     }
-    save_compacted(out, config, names, compacted, selection)
+    save_compacted(out, config, names, compacted)
     save_dataset(load_dataset(workdir), out)
     (out / "compaction_report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
@@ -95,9 +88,8 @@ def describe(report: dict) -> str:
     return "\n".join(
         [
             f"Gated filters    {filters:,}: {filters - kept:,} removed, {kept:,} stay, {always:,} of them without gate",
-            f"Parameters       {change('parameters')}",
+            f"Parameters used  {change('parameters')}",
             f"Backbone MACs    {change('macs_backbone')}",
-            f"Gater MACs       {change('macs_gater')}",
             f"Held-out images  {left:,} of {images:,} ({left / images:.2%}) have gates that calibration never saw: "
             "there the compacted model is an approximation",
             f"Held-out top-1   {before:.2%} -> {after:.2%}",
@@ -113,7 +105,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--images", type=positive, default=5000, help="for calibration (default: 5000)")
     parser.add_argument("--held_out", type=positive, default=10000, help="to compare on (default: 10000)")
     parser.add_argument("--data_dir", default="", help="folder of prepared datasets (default: the run's)")
-    parser.add_argument("--measured", action="store_true", help="keep filters that this machine is faster with")
     arguments = parser.parse_args(expand_arguments(argv))
     report = compact(
         arguments.workdir,
@@ -121,7 +112,6 @@ def main(argv: list[str] | None = None) -> None:
         images=arguments.images,
         held_out=arguments.held_out,
         data_dir=arguments.data_dir,
-        measured=arguments.measured,
     )
     print(describe(report))
     print(f"Next: python -m gaternet_jax.main --workdir={arguments.out} --mode=evaluate")

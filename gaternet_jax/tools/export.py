@@ -14,7 +14,7 @@ from gaternet_jax.checkpoint import load_model
 from gaternet_jax.command_line import command_line
 from gaternet_jax.errors import UserError
 from gaternet_jax.inference.export import export_stablehlo
-from gaternet_jax.inference.onnx import OPSET, export_onnx
+from gaternet_jax.inference.export_onnx import export_onnx
 from gaternet_jax.paths import expand_arguments
 from gaternet_jax.workdir import load_config, load_labels
 
@@ -26,7 +26,6 @@ def export(
     out: Path,
     format: str,
     checkpoint: Literal["best", "latest"] | int = "best",
-    opset: int | None = None,
 ) -> None:
     """Exports the model of a run, of a conversion or of a compaction.
 
@@ -35,19 +34,16 @@ def export(
         out: the file to write.
         format: one of FORMATS.
         checkpoint: which one of the run's.
-        opset: of ONNX; None: see `export_onnx`.
 
     Raises:
         UserError: no run there, `out` is there already or cannot be written, or the model cannot be exported.
     """
-    if opset is not None and format != "onnx":
-        raise UserError(f"--opset={opset} is of ONNX files; give --format=onnx with it")
     if out.exists():
         raise UserError(f"{out} is there already; choose another --out, or delete it")
     config, labels = load_config(workdir), load_labels(workdir)
     model = load_model(workdir, checkpoint, tell=True)
     if format == "onnx":
-        export_onnx(model, config, labels, out, opset=OPSET if opset is None else opset)
+        export_onnx(model, config, labels, out)
     else:
         export_stablehlo(model, config, labels, out)
 
@@ -69,13 +65,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--checkpoint", type=checkpoint, default="best", help="best (default) | latest | the number of a step"
     )
-    parser.add_argument(
-        "--opset", type=int, help=f"of ONNX; programs that read the file must know it (default: {OPSET})"
-    )
     arguments = parser.parse_args(expand_arguments(argv))
     out = arguments.out
     format = arguments.format or ("onnx" if out.suffix == ".onnx" else "stablehlo")
-    export(arguments.workdir, out, format, arguments.checkpoint, arguments.opset)
+    export(arguments.workdir, out, format, arguments.checkpoint)
     print(f"Wrote {out} ({format}, {out.stat().st_size / 1e6:.1f} MB)")
     if format == "stablehlo":
         print(f"How to load it: unzip -p {out} README.txt")

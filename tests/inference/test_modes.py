@@ -1,31 +1,22 @@
-"""Every mode of every family gives the logits of the masked dense model."""
+"""Every mode of a Predictor gives the logits of the masked model, for batches of any size, in both engines."""
+
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from gaternet_jax.errors import UserError
-from gaternet_jax.inference import Predictor, dynamic, open_filters, tuning
+from gaternet_jax.gating import Site
+from gaternet_jax.inference import Predictor
 from gaternet_jax.inference.calibration import run_model
-from gaternet_jax.inference.predictor import MODES
-from gaternet_jax.models import layers
-from gaternet_jax.models.convolution import convolution
-from gaternet_jax.models.local import LocalHead
+from gaternet_jax.inference.compact import compact_model, departures
+from gaternet_jax.inference.dynamic import Dynamic, plan_profiles
+from gaternet_jax.inference.engines import Batching
 from tests.helpers import model_config, random_model
 
 SIZE, KINDS = 16, 4  # pixels; how many patterns of gates there are
-FAMILIES = {
-    "basic": {},
-    "bottleneck": {"backbone": "resnet11_bottleneck"},
-    "large images": {"backbone": "resnet18", "width": 8},
-    "squeeze": {"squeeze_ratio": 2},
-    "dense": {"backbone": "densenet10_k8", "width": 0},
-    "dense, squeeze": {"backbone": "densenet10_k8", "width": 0, "squeeze_ratio": 2},
-    "shake": {"backbone": "shake26_2x4d", "width": 0},
-    "shake, squeeze": {"backbone": "shake26_2x4d", "width": 0, "squeeze_ratio": 2},
-}
 
 
 def images_of(kinds, seed=0):
@@ -37,18 +28,10 @@ def images_of(kinds, seed=0):
     return images
 
 
-def engineered(patterns=None, scope="global", seed=0, **overrides):
+def engineered(patterns=None, seed=0, **overrides):
     """A model whose gates for images of kind k are patterns[k]."""
-    config = model_config(**({"gater.scope": scope, "gater.batch_norm": True, "gater.bottleneck": KINDS} | overrides))
-    model = random_model(config, seed)
+    model = random_model(model_config(**({"gater.batch_norm": True, "gater.bottleneck": KINDS} | overrides)), seed)
     if patterns is None:
-        return model
-    if scope == "local":
-        for _, module in nnx.iter_modules(model):
-            if isinstance(module, LocalHead):
-                start, size = module.sites[0].offset, module.scores.out_features
-                own = np.where(patterns[0][start : start + size], 9.0, -9.0)
-                module.scores.bias.set_value(jnp.asarray(own, jnp.float32))
         return model
     # Least squares from the extractor's features to one unit of the bottleneck per kind.
     head, kinds = model.gater.head, np.arange(KINDS).repeat(8)
@@ -69,127 +52,105 @@ def random_patterns(model, rate=0.5, seed=0):
     return np.random.default_rng(seed).random((KINDS, gates)) < rate
 
 
-def differing(model, mode, images, calibration=None, **options):
-    outputs = Predictor(model, mode, calibration, tune=False, **options)(images)
-    wanted = run_model(model, images)
-    np.testing.assert_array_equal(outputs.gates, wanted.gates)
-    return np.abs(outputs.logits - wanted.logits).max(1)
+@pytest.fixture(scope="module")
+def model():
+    """A third of its filters is never open, another always."""
+    patterns = random_patterns(engineered(gating="all"), 0.4)
+    patterns[:, ::3], patterns[:, 1::3] = False, True
+    return engineered(patterns, gating="all")
 
 
-MIXED = {"gating": "all", "backbone": "resnet11_bottleneck"}  # 1x1 and 3x3 convolutions
-QUICK = (("basic", "all"), ("dense", "residual"))
+@pytest.fixture(scope="module")
+def wanted(model):
+    """64 images, and what the masked model makes of them."""
+    images = images_of(np.arange(64) * 7 % KINDS, seed=2)
+    outputs = run_model(model, images)
+    assert 0 < outputs.gates.mean() < 1
+    assert len(np.unique(outputs.gates, axis=0)) == KINDS, "the gater was engineered well"
+    return images, outputs
 
 
-@pytest.mark.parametrize(
-    ("family", "gating"),
-    [
-        pytest.param(family, gating, marks=() if (family, gating) in QUICK else pytest.mark.slow)
-        for family in FAMILIES
-        for gating in ("residual", "all")
-    ],
-)
-def test_every_mode_gives_the_logits_of_the_masked_model(family, gating):
-    overrides = FAMILIES[family] | {"gating": gating}
-    patterns = random_patterns(engineered(**overrides), 0.4)
-    patterns[:, ::3] = False  # a third is never open, another always
-    patterns[:, 1::3] = True
-    model = engineered(patterns, **overrides)
-    calibration, images = images_of(np.arange(64) % KINDS, seed=1), images_of([0, 3, 1], seed=2)
-    assert 0 < run_model(model, images).gates.mean() < 1
-    assert len(np.unique(run_model(model, images).gates, axis=0)) == 3  # the gater was engineered well
-    for mode in ("dense", "compact", "specialists", "dynamic"):
-        assert differing(model, mode, images, calibration, batch_sizes=(4,)).max() <= 1e-4, mode
+CALIBRATION = images_of(np.arange(64) % KINDS, seed=1)
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        {},
-        pytest.param({"backbone": "densenet10_k8", "width": 0}, marks=pytest.mark.slow),
-        pytest.param({"squeeze_ratio": 2}, marks=pytest.mark.slow),
-    ],
-    ids=str,
-)
-def test_blocks_that_gate_themselves(overrides):
-    overrides = {"gating": "all"} | overrides
-    model = engineered(random_patterns(engineered(**overrides)), scope="local", **overrides)
-    images = images_of([0, 1, 2], seed=2)
-    for mode in ("dense", "compact", "dynamic"):
-        assert differing(model, mode, images, images, batch_sizes=(3,)).max() <= 1e-4, mode
-    with pytest.raises(UserError, match="block by block"):
-        Predictor(model, "specialists", images)
-
-
+@pytest.mark.parametrize("engine", ["xla", "onnxruntime"])
 @pytest.mark.parametrize("mode", ["dense", "compact", "specialists", "dynamic"])
-def test_batches_of_any_size_come_back_in_order(mode):
-    model = engineered(random_patterns(engineered(gating="all")), gating="all")
-    predictor = Predictor(model, mode, images_of(np.arange(64) % KINDS, seed=1), batch_sizes=(1, 16), tune=False)
-    for count in (1, 3, 64):
-        images = images_of(np.arange(count) * 7 % KINDS, seed=2)
-        outputs, wanted = predictor(images), run_model(model, images)
-        np.testing.assert_array_equal(outputs.gates, wanted.gates)
-        np.testing.assert_allclose(outputs.logits, wanted.logits, atol=1e-4)
+def test_batches_of_any_size_come_back_in_order(mode, engine, model, wanted):
+    predictor = Predictor(model, mode, CALIBRATION, batch_sizes=(1, 16), tune=False, engine=engine)
+    for count in (1, 3, 64) if engine == "onnxruntime" else (3, 19):
+        outputs = predictor(wanted[0][:count])
+        np.testing.assert_array_equal(outputs.gates, wanted[1].gates[:count])
+        np.testing.assert_allclose(outputs.logits, wanted[1].logits[:count], atol=1e-4)
+        if mode != "compact":  # whose gates that are fixed have other scores
+            np.testing.assert_allclose(outputs.gate_scores, wanted[1].gate_scores[:count], atol=1e-3)
 
 
-@pytest.mark.parametrize("mode", ["dense", "compact", "specialists", pytest.param("dynamic", marks=pytest.mark.slow)])
-def test_whatever_is_measured_the_logits_are_the_same(mode, monkeypatch):
-    """All algorithms, widths and ways that measurements could choose; here by chance."""
-    rng = np.random.default_rng(MODES.index(mode))
-    monkeypatch.setattr(tuning.ConvTimes, "measure", lambda _, runs, *__: list(rng.uniform(1, 2, len(runs))))
-    chosen = set()
-    monkeypatch.setattr(layers, "convolution", lambda *args: chosen.add(args[-1]) or convolution(*args))
-    monkeypatch.setattr(dynamic, "convolution", layers.convolution)
-    model = engineered(random_patterns(engineered(**MIXED), 0.3), **MIXED)
-    calibration, images = images_of(np.arange(64) % KINDS, seed=1), images_of([0, 3, 1], seed=2)
-    predictor = Predictor(model, mode, calibration, batch_sizes=(4,))
-    outputs, wanted = predictor(images), run_model(model, images)
-    np.testing.assert_array_equal(outputs.gates, wanted.gates)
-    np.testing.assert_allclose(outputs.logits, wanted.logits, atol=1e-4)
-    assert len(chosen) > 2, "the model has convolutions for several algorithms"
-
-
-def test_parts_of_kernels_are_those_that_indices_take():
-    kernel, some = jax.random.normal(jax.random.key(0), (3, 2, 5, 7)), jnp.array([3, 0, 4])
-    np.testing.assert_array_equal(open_filters.take_inputs(kernel, some), kernel[:, :, some])
-    np.testing.assert_array_equal(open_filters.take_outputs(kernel, some), kernel[..., some])
-
-
-@pytest.mark.parametrize("filters", [1, 5, 64])
-def test_open_filters_come_first_and_else_in_order(filters):
-    opened = np.random.default_rng(0).random((4, filters)) < np.array([[0], [0.3], [0.7], [1]])
-    orders, numbers = open_filters.open_first(jnp.asarray(opened))
-    np.testing.assert_array_equal(orders, np.argsort(~opened, axis=1, kind="stable"))
-    np.testing.assert_array_equal(numbers, opened.sum(1))
-
-
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
-def test_any_pattern_of_gates(seed):
-    """Backbones get gates that no gater gives: random ones, all closed, all open, one filter alone."""
-    from gaternet_jax.inference.dynamic import make_dynamic
-
-    model = engineered(gating="all", seed=seed)
-    size, rng = sum(site.size for site in model.gate_sites), np.random.default_rng(seed)
-    patterns = np.stack([rng.random(size) < rate for rate in (0, 0.1, 0.3, 0.5, 0.7, 0.9, 1)] + [np.arange(size) == 5])
-    gates, images = jnp.asarray(patterns, jnp.float32), jnp.asarray(images_of(np.arange(8) % KINDS))
-    dynamic = make_dynamic(model, SIZE)
-    run = jax.jit(lambda image, gates: dynamic.backbone(image, gates))
-    wanted = model.backbone(images, gates)
-    for i in range(len(patterns)):
-        np.testing.assert_allclose(run(images[i : i + 1], gates[i : i + 1])[0], wanted[i], atol=1e-4)
-    np.testing.assert_allclose(run(images, gates), wanted, atol=1e-4)
-
-
-def test_images_that_calibration_never_saw():
+def test_images_that_calibration_never_saw(model, wanted):
     """Exact modes stay exact; compaction counts what it only approximates."""
-    from gaternet_jax.inference.compact import compact_model, departures
-
-    model = engineered(random_patterns(engineered(gating="all")), gating="all")
-    calibration, images = images_of(np.zeros(16, int), seed=1), images_of(np.arange(8) % KINDS, seed=2)
+    calibration = images_of(np.zeros(16, int), seed=1)
+    images, outputs = wanted[0][:8], wanted[1]
     for mode in ("specialists", "dynamic"):
-        assert differing(model, mode, images, calibration, batch_sizes=(8,)).max() <= 1e-4, mode
-    compacted, selection = compact_model(model, run_model(model, calibration).gates)
-    whole, narrow = run_model(model, images), run_model(compacted, images)
-    left = departures(whole.gates, model.gate_sites, selection)
-    np.testing.assert_array_equal(left, np.arange(8) % KINDS != 0)
-    difference = np.abs(whole.logits - narrow.logits).max(1)
+        found = Predictor(model, mode, calibration, batch_sizes=(8,), tune=False)(images)
+        np.testing.assert_array_equal(found.gates, outputs.gates[:8])
+        np.testing.assert_allclose(found.logits, outputs.logits[:8], atol=1e-4)
+    compacted = compact_model(model, run_model(model, calibration).gates)
+    narrow = run_model(compacted, images)
+    left = departures(outputs.gates[:8], compacted)
+    np.testing.assert_array_equal(left, np.arange(8) * 7 % KINDS != 0)
+    difference = np.abs(outputs.logits[:8] - narrow.logits).max(1)
     assert difference[~left].max() <= 1e-4 < difference[left].min()
+
+
+def test_blocks_that_gate_themselves():
+    model = random_model(model_config(**{"gating": "all", "gater.scope": "local"}))
+    images = images_of([0, 1, 2], seed=2)
+    wanted = run_model(model, images)
+    for mode in ("dense", "compact", "auto"):
+        predictor = Predictor(model, mode, images, batch_sizes=(3,), tune=False)
+        found = predictor(images)
+        np.testing.assert_array_equal(found.gates, wanted.gates)
+        np.testing.assert_allclose(found.logits, wanted.logits, atol=1e-4)
+    assert set(predictor.seconds[3]) == {"dense"}
+    for mode in ("specialists", "dynamic"):
+        with pytest.raises(UserError, match="block by block"):
+            Predictor(model, mode, images)
+
+
+def test_profiles_have_room_for_tiers_of_the_images():
+    sites = [Site("a", 0, 8), Site("b", 8, 64)]
+    opened = np.zeros((4, 72), bool)
+    opened[:2, :2] = opened[:2, 8:11] = True  # half of the images open few
+    opened[2:, :5] = opened[2:, 8:28] = True
+    assert plan_profiles(opened, sites, lambda widths: sum(widths) / 72) == [(4, 8), (8, 24)]
+    assert plan_profiles(opened, sites, lambda widths: sum(widths) / 30) == [(4, 8)], "the other is hardly narrower"
+
+
+class Narrow:
+    """A network of which only the choice is looked at."""
+
+    def __init__(self):
+        self.model = SimpleNamespace(gate_sites=[Site("a", 0, 8), Site("b", 8, 8)])
+
+    def work(self, widths):
+        return sum(widths) / 16
+
+    def backbone(self, threads):
+        return "whole"
+
+    def profile(self, widths):
+        return widths
+
+
+def test_each_image_runs_by_the_narrowest_profile_with_room(monkeypatch):
+    gates = np.zeros((4, 16), np.float32)
+    gates[1, :3], gates[2, :4], gates[3] = 1, 1, 1
+    dynamic = Dynamic(Narrow(), gates[:3], Batching(8))
+    assert [engine for _, engine in dynamic.profiles] == [(4, 4)]
+    jobs = [(engine, rows.tolist()) for engine, rows in dynamic(gates)]
+    assert jobs == [((4, 4), [0]), ((4, 4), [1]), ((4, 4), [2]), ("whole", [3])], "image by image on CPUs"
+    slower = Dynamic(Narrow(), gates[:3], Batching(8), lambda engine, gates: 1.0 if engine == "whole" else 2.0)
+    assert [(engine, rows.tolist()) for engine, rows in slower(gates)] == [("whole", [0, 1, 2, 3])]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    together = Dynamic(Narrow(), gates[:3], Batching(8))
+    assert [(engine, rows.tolist()) for engine, rows in together(gates[:3])] == [((4, 4), [0, 1, 2])]
+    assert [(engine, rows.tolist()) for engine, rows in together(gates)] == [("whole", [0, 1, 2, 3])]

@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gaternet_jax.inference.narrow import narrow_model
-from gaternet_jax.inference.selection import select
 from gaternet_jax.models.build import abstract_model, build_model
 from gaternet_jax.models.functional import merge_model, split_model
 from gaternet_jax.models.macs import MacCounter
@@ -125,24 +123,6 @@ def test_closed_filters_are_spared_in_squeeze_and_excitation():
     for name in ("stage1.block1", "stage2.block1", "stage3.block1"):
         conv, fc1, fc2 = (layers[f"backbone.{name}.{part}"] for part in ("conv2", "squeeze.fc1", "squeeze.fc2"))
         assert conv.outputs == fc1.inputs == fc2.outputs and conv.outputs is not None
-
-
-def test_filters_without_gates_stay_in_a_compacted_model():
-    model = build_model(model_config(gating="all"))
-    keep = np.ones(sum(site.size for site in model.gate_sites), bool)
-    ungated = keep.copy()
-    for site in model.gate_sites:
-        keep[site.offset], ungated[site.offset + 1] = False, False
-    compacted = narrow_model(model, select(model.gate_sites, keep, ungated & keep))
-    counter, dense = MacCounter(compacted, 16), MacCounter(model, 16)
-    size = sum(site.size for site in compacted.gate_sites)
-    assert 0 < size < keep.sum()
-    gates = np.zeros((2, len(keep)), np.float32)
-    gates[0, keep] = gates[1, keep & ~ungated] = 1
-    np.testing.assert_allclose(
-        counter.count(jnp.stack([jnp.ones(size), jnp.zeros(size)])), dense.count(jnp.asarray(gates)), rtol=1e-5
-    )
-    assert counter.least * counter.dense == pytest.approx(float(dense.count(jnp.asarray(gates))[1]), rel=1e-5)
 
 
 @pytest.mark.parametrize("family", ["basic", "bottleneck", "imagenet", "shake"])

@@ -1,0 +1,131 @@
+"""How batches are cut on this machine: by a short measurement, remembered in the user's cache folder.
+
+Which number of threads and which microbatch is fastest depends on the network, the processor and what else runs there:
+small networks want one thread for each of several microbatches, large ones all threads for one image.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from gaternet_jax.inference.engines import Batching, Engine, Runner, cores
+
+MICROBATCH_PIXELS = 8 * 32 * 32  # of all images of a microbatch, where nothing is measured
+LARGE_PIXELS = 64 * 64  # images from this size on keep all cores busy one by one, where nothing is measured
+ENOUGH_SECONDS, REPEATS = 0.1, 5  # of one candidate, at most
+
+
+def usual_batching(engine: str, batch_size: int, image_size: int) -> Batching:
+    """A rule of thumb."""
+    if jax.default_backend() != "cpu":
+        return Batching(batch_size)
+    number = cores()
+    size = min(-(-batch_size // number), max(MICROBATCH_PIXELS // image_size**2, 1))
+    if engine == "xla":  # while one microbatch waits, another goes on
+        return Batching(size, min(-(-batch_size // size), 2 * number))
+    if batch_size == 1 or image_size**2 >= LARGE_PIXELS:
+        return Batching(1 if batch_size == 1 else size, 1, number if image_size**2 >= LARGE_PIXELS else 1)
+    return Batching(size, min(-(-batch_size // size), number))
+
+
+def candidates(engine: str, batch_size: int, image_size: int) -> list[Batching]:
+    """What may be fastest."""
+    usual, number = usual_batching(engine, batch_size, image_size), cores()
+    if jax.default_backend() != "cpu" or number == 1:
+        return [usual]
+    if engine == "xla":
+        return list(dict.fromkeys([usual, Batching(batch_size)]))
+    share = -(-batch_size // number)
+    sizes = sorted({min(size, share) for size in (2, 4, 8, 16)}) if batch_size > 1 else []
+    several = [Batching(size, min(-(-batch_size // size), number), 1) for size in sizes]
+    alone = [Batching(min(batch_size, 16), 1, number)]
+    return list(dict.fromkeys([usual, *several, *alone, *([Batching(1)] if batch_size == 1 else [])]))
+
+
+def choose_batching(
+    engine: str, batch_size: int, images: Any, program: str, make: Callable[[Batching], tuple[Engine, Runner]]
+) -> Batching:
+    """The fastest of the candidates.
+
+    Args:
+        engine: one of ENGINES.
+        batch_size: images of a call.
+        images: a batch to measure with, [batch, size, size, channels].
+        program: what tells this program from others, for the memory.
+        make: an engine of images, and a runner for it.
+    """
+    found = candidates(engine, batch_size, images.shape[1])
+    if len(found) == 1:
+        return found[0]
+    key, path = _key(engine, batch_size, images.shape[1:], program), memory_path()
+    memory = _read(path)
+    if (remembered := _remembered(memory.get(key), found)) is not None:
+        return remembered
+    chosen = min(found, key=lambda batching: _seconds_per_image(batching, images, *make(batching)))
+    _write(path, _read(path) | {key: list(chosen)})
+    return chosen
+
+
+def _seconds_per_image(batching: Batching, images: Any, engine: Engine, runner: Runner) -> float:
+    rows = np.arange(min(len(images), batching.microbatch * batching.at_once))
+    runner([(engine, rows)], images)  # compiles
+    taken: list[float] = []
+    while len(taken) < REPEATS and sum(taken) < ENOUGH_SECONDS:
+        start = time.perf_counter()
+        runner([(engine, rows)], images)
+        taken.append(time.perf_counter() - start)
+    return min(taken) / len(rows)
+
+
+def memory_path() -> Path:
+    """The file in which choices are remembered."""
+    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(folder) / "gaternet-jax" / "batching.json"
+
+
+def _key(engine: str, batch_size: int, shape: tuple[int, ...], program: str) -> str:
+    version = importlib.metadata.version("onnxruntime" if engine == "onnxruntime" else "jax")
+    digest = hashlib.sha256(program.encode()).hexdigest()[:16]
+    parts = platform.node(), _processor(), cores(), engine, version, batch_size, *shape, digest
+    return " ".join(map(str, parts))
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def _remembered(content: Any, found: list[Batching]) -> Batching | None:
+    return next((batching for batching in found if content == list(batching)), None)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What is remembered; nothing where that cannot be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _write(path: Path, memory: dict[str, Any]) -> None:
+    """Remembers, where that is possible: a folder that cannot be written only costs the measurement again."""
+    part = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(memory, indent=1) + "\n", encoding="utf-8")
+        part.replace(path)
+    except OSError:
+        return

@@ -1,0 +1,168 @@
+"""Who computes a program: XLA, or ONNX Runtime.
+
+XLA everywhere, and ONNX Runtime on CPUs, whose convolutions are the faster ones there (docs/inference.md). What an
+engine computes is a function of (prepared, *arrays), as `skip_closed` makes them; all arrays have the images of a batch
+along their first axis.
+"""
+
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from gaternet_jax.errors import UserError
+
+ENGINES = ("xla", "onnxruntime")
+
+Array = Any  # of JAX or NumPy
+Function = Callable[..., Any]  # of (prepared, *arrays) to a tuple of arrays
+
+
+class Engine(Protocol):
+    """Computes some rows of a batch."""
+
+    def __call__(self, rows: np.ndarray, *arrays: Array) -> Sequence[Array]:
+        """The outputs for these rows of the arrays."""
+        ...
+
+
+Jobs = list[tuple[Engine, np.ndarray]]  # engines, and the rows that each is to compute
+
+
+class Batching(NamedTuple):
+    """How a batch is run on a machine.
+
+    Attributes:
+        microbatch: images that run together.
+        at_once: microbatches that run at the same time.
+        threads: of each; XLA has its own.
+    """
+
+    microbatch: int
+    at_once: int = 1
+    threads: int = 1
+
+
+def choose_engine(engine: str) -> str:
+    """The engine for this machine.
+
+    Args:
+        engine: one of ENGINES; or "auto": ONNX Runtime on CPUs where it is installed, else XLA.
+
+    Raises:
+        UserError: an engine that there is not, or not here.
+    """
+    installed = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
+    if engine == "auto":
+        return "onnxruntime" if installed and jax.default_backend() == "cpu" else "xla"
+    if engine not in ENGINES:
+        raise UserError(f"unknown engine '{engine}'; known: auto, {', '.join(ENGINES)}")
+    if engine == "onnxruntime" and not installed:
+        raise UserError("engine 'onnxruntime' needs onnx and onnxruntime: pip install -e '.[onnx]'; or take 'xla'")
+    return engine
+
+
+class XLA:
+    """Runs a function as XLA compiles it, once for each number of rows.
+
+    Args:
+        run: as of `by_rows`; engines that share it share its programs.
+        prepared: its first argument.
+    """
+
+    def __init__(self, run: Function, prepared: Any):
+        self._run, self._prepared = run, prepared
+
+    def __call__(self, rows: np.ndarray, *arrays: Array) -> Sequence[Array]:
+        images, *others = arrays
+        return self._run(self._prepared, rows, images, *(array[rows] for array in others))
+
+
+def by_rows(function: Function) -> Function:
+    """Compiles a function of (prepared, images, ...) that takes the rows of its images from a batch on the device."""
+    return jax.jit(lambda prepared, rows, images, *others: function(prepared, images[rows], *others))
+
+
+class OnnxRuntime:
+    """Runs a function in ONNX Runtime, for any number of rows.
+
+    Args:
+        serialized: as of `write_onnx`.
+        threads: of one call.
+
+    Raises:
+        UserError: ONNX Runtime does not run it.
+    """
+
+    def __init__(self, serialized: bytes, threads: int):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
+        try:
+            self._session = onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # it has its own for each reason
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(f"onnxruntime {onnxruntime.__version__} does not run this model: {reason}") from error
+        self._names = [given.name for given in self._session.get_inputs()]
+
+    def __call__(self, rows: np.ndarray, *arrays: Array) -> Sequence[Array]:
+        feeds = zip(self._names, (np.asarray(array)[rows] for array in arrays), strict=True)
+        return self._session.run(None, dict(feeds))
+
+
+class Runner:
+    """Runs batches in microbatches, so many at once.
+
+    On a CPU the maps of a large batch leave the cache between one layer and the next, and a small program does not keep
+    all cores busy: several small ones do better. Accelerators take the batch as it is.
+
+    Args:
+        batching: how.
+        sizes: to which microbatches are padded, ascending, because each is compiled; none: they are not.
+    """
+
+    def __init__(self, batching: Batching, sizes: Sequence[int] = ()):
+        self.batching, self._sizes = batching, sizes
+        self._threads = ThreadPoolExecutor(batching.at_once, "microbatch") if batching.at_once > 1 else None
+
+    def __call__(self, jobs: Jobs, *arrays: Array) -> list[Array]:
+        """The outputs of engines for their rows, in the order of the rows of all.
+
+        Args:
+            jobs: engines, and the rows that each is to compute; together all rows from 0 on, each once.
+            arrays: of the batch.
+        """
+        tasks = [(engine, part) for engine, rows in jobs for part in self._cut(rows)]
+        if self._threads is not None and len(tasks) > 1:
+            found = list(self._threads.map(lambda task: self._compute(*task, *arrays), tasks))
+        else:
+            found = [self._compute(*task, *arrays) for task in tasks]
+        order = np.argsort(np.concatenate([rows for _, rows in tasks]), kind="stable")
+        joined = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return [array if len(tasks) == 1 else array[order] for array in joined]
+
+    def _cut(self, rows: np.ndarray) -> list[np.ndarray]:
+        size = self.batching.microbatch
+        if not self._sizes:  # as many for each thread
+            size = min(size, -(-len(rows) // self.batching.at_once))
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+    def _compute(self, engine: Engine, rows: np.ndarray, *arrays: Array) -> list[np.ndarray]:
+        padded = np.resize(rows, next((size for size in self._sizes if size >= len(rows)), len(rows)))
+        return [np.asarray(output)[: len(rows)] for output in engine(padded, *arrays)]  # as jax.device_get, but quicker
+
+
+def few_sizes(microbatch: int) -> list[int]:
+    """Sizes up to that of a microbatch, for groups of images: few programs, little padding."""
+    sizes = {microbatch, *(size for power in range(12) for size in (2**power, 3 * 2**power))}
+    return sorted(size for size in sizes if size <= microbatch)
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

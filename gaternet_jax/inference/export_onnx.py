@@ -1,0 +1,82 @@
+"""ONNX: the same inputs and outputs as the StableHLO artefact (export.py), written directly (onnx_writer.py)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from gaternet_jax.config import Config
+from gaternet_jax.errors import UserError
+from gaternet_jax.inference.engines import OnnxRuntime, choose_engine
+from gaternet_jax.inference.export import describe, inference_function, write_whole
+from gaternet_jax.inference.network import Network
+from gaternet_jax.models.gaternet import GaterNet
+
+OUTPUTS = ("probabilities", "labels", "gates")
+TOLERANCE = 1e-4  # of probabilities, between ONNX Runtime and JAX
+MAX_GATES_DIFFERING = 1e-3  # fraction; a score within rounding of the threshold may fall on either side
+CHECKED_IMAGES = 4
+
+
+def export_onnx(model: GaterNet, config: Config, labels: list[str], path: str | Path) -> None:
+    """Writes an ONNX file, once ONNX Runtime has computed from it what JAX computes.
+
+    Input: images, uint8 [batch, H, W, C]. Outputs: as of `Artifact`; a plain model has no output "gates". Convolutions
+    are float32, those of a bfloat16 model too: ONNX Runtime has no bfloat16 ones for CPUs. The metadata are
+    those of an artefact, each entry as JSON.
+
+    Args:
+        model: in evaluation mode.
+        config: of its run.
+        labels: names of the classes.
+        path: of the file; one that is there is replaced.
+
+    Raises:
+        UserError: onnx or onnxruntime is missing, or does not do this model; the file cannot be written; labels do not
+            fit.
+    """
+    choose_engine("onnxruntime")
+    from gaternet_jax.inference.onnx_writer import write_onnx
+
+    metadata = describe(model, config, labels)
+    model, size = _in_float32(model), config.data.image_size
+    images = jax.ShapeDtypeStruct((1, size, size, model.backbone.channels), jnp.uint8)
+    names = [name for name in OUTPUTS if name != "gates" or model.gate_sites]
+    infer = inference_function(Network(model, size, "onnxruntime"), config.data)
+    serialized = write_onnx(
+        lambda images: [infer(images)[name] for name in names],
+        {"images": images},
+        names,
+        **{name: json.dumps(value, ensure_ascii=False) for name, value in metadata.items()},
+    )
+    if differences := _compare(serialized, names, inference_function(Network(model, size, "xla"), config.data), images):
+        raise UserError(f"the ONNX model differs from JAX's: {differences}. Use --format=stablehlo")
+    write_whole(Path(path), lambda part: part.write_bytes(serialized))
+
+
+def _in_float32(model: GaterNet) -> GaterNet:
+    model = nnx.clone(model)
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, nnx.Conv | nnx.Linear):
+            module.dtype = jnp.float32
+    return model
+
+
+def _compare(serialized: bytes, names: list[str], infer: Any, spec: jax.ShapeDtypeStruct) -> str:
+    """How ONNX Runtime's outputs differ from JAX's on random images; "" where they do not."""
+    images = np.random.default_rng(0).integers(0, 256, (CHECKED_IMAGES, *spec.shape[1:]), np.uint8)
+    expected = jax.device_get(jax.jit(infer)(images))
+    outputs = OnnxRuntime(serialized, threads=1)(np.arange(CHECKED_IMAGES), images)
+    actual: dict[str, Any] = dict(zip(names, outputs, strict=True))
+    alike = np.ones(len(images), bool)
+    if "gates" in actual:
+        differing = actual["gates"] != expected["gates"]
+        if differing.mean() > MAX_GATES_DIFFERING:
+            return f"{differing.mean():.1%} of the gates"
+        alike = ~differing.any(1)
+    error = np.abs(actual["probabilities"] - expected["probabilities"])[alike].max(initial=0)
+    return "" if error <= TOLERANCE else f"probabilities by {error:.1e}"

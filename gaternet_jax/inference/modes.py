@@ -1,0 +1,102 @@
+"""The ways to run a network on batches of one size, on this machine."""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from gaternet_jax.inference.batching import choose_batching, usual_batching
+from gaternet_jax.inference.dynamic import Dynamic
+from gaternet_jax.inference.engines import Array, Batching, Engine, Jobs, Runner, few_sizes
+from gaternet_jax.inference.network import Network
+from gaternet_jax.inference.specialists import Specialists, plan_specialists
+from gaternet_jax.models.gaternet import Outputs
+
+TRIALS = 5  # of what is timed; the median counts
+
+Mode = Callable[[Array, int], Outputs]  # normalised images [B, H, W, C], how many of them count; arrays of NumPy
+
+
+class Modes:
+    """The ways to run a network.
+
+    Args:
+        network: see there.
+        example: a batch of normalised images, to measure with.
+        tune: whether to measure; a rule of thumb decides otherwise.
+    """
+
+    def __init__(self, network: Network, example: Array, tune: bool = True):
+        self._network, self._example, self._tune = network, example, tune
+        self.batching = self._choose_batching()
+        sizes = few_sizes(self.batching.microbatch) if network.engine == "xla" else ()
+        self._groups = Runner(self.batching, sizes)
+
+    def whole(self) -> Mode:
+        """All filters whose gates are not fixed closed."""
+        run, engine = self._whole_runner(self.batching), self._network.whole(self.batching.threads)
+
+        def whole(images: Array, count: int) -> Outputs:
+            return Outputs(*run([(engine, np.arange(count))], images))
+
+        return whole
+
+    def specialists(self, gates: np.ndarray) -> Mode:
+        """See specialists.py; made for gates like these, [N, G]."""
+        network = self._network
+        plan = plan_specialists(gates, network.model.gate_sites, network.work, len(self._example))
+        return self._routed(Specialists(network, plan, self.batching.threads))
+
+    def dynamic(self, gates: np.ndarray) -> Mode:
+        """See dynamic.py; its profiles have room for gates like these, [N, G]."""
+        return self._routed(Dynamic(self._network, gates, self.batching, self._seconds if self._tune else None))
+
+    def gates(self, images: Array, count: int) -> list[Array]:
+        """Gates and gate scores, [count, G] each."""
+        return self._groups([(self._gater, np.arange(count))], images)
+
+    @functools.cached_property
+    def _gater(self) -> Engine:
+        return self._network.gater(self.batching.threads)
+
+    def _routed(self, jobs: Callable[[np.ndarray], Jobs]) -> Mode:
+        """Decides the gates first, then has each image run by the engine that suits them."""
+
+        def routed(images: Array, count: int) -> Outputs:
+            gates, scores = self.gates(images, count)
+            (logits,) = self._groups(jobs(gates), images, gates)
+            arrays: list[Any] = [logits, gates, scores]
+            return Outputs(*arrays)
+
+        return routed
+
+    def _whole_runner(self, batching: Batching) -> Runner:
+        return Runner(batching, [batching.microbatch] if self._network.engine == "xla" else ())
+
+    def _choose_batching(self) -> Batching:
+        network, (batch_size, size, *_) = self._network, self._example.shape
+        if not self._tune:
+            return usual_batching(network.engine, batch_size, size)
+
+        def make(batching: Batching) -> tuple[Engine, Runner]:
+            return network.whole(batching.threads), self._whole_runner(batching)
+
+        return choose_batching(network.engine, batch_size, self._example, network.description, make)
+
+    def _seconds(self, engine: Engine, gates: np.ndarray) -> float:
+        images, rows = self._example[: len(gates)], np.arange(len(gates))
+        return median_seconds(lambda: self._groups([(engine, rows)], images, gates))
+
+
+def median_seconds(run: Callable[[], Any]) -> float:
+    """Seconds of a call, without the first, which compiles."""
+    jax.block_until_ready(run())
+    taken = []
+    for _ in range(TRIALS):
+        start = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - start)
+    return float(np.median(taken))

@@ -1,0 +1,97 @@
+"""How batches are cut, which engine runs them, and what is remembered of measurements."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from gaternet_jax.errors import UserError
+from gaternet_jax.inference import batching, engines
+from gaternet_jax.inference.batching import candidates, choose_batching, memory_path, usual_batching
+from gaternet_jax.inference.engines import Batching, Runner, choose_engine, few_sizes
+
+
+def test_onnx_runtime_on_cpus_where_it_is_installed(monkeypatch):
+    assert choose_engine("auto") == "onnxruntime" and choose_engine("xla") == "xla"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert choose_engine("auto") == "xla"
+    monkeypatch.undo()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxruntime" else name)
+    assert choose_engine("auto") == "xla"
+    with pytest.raises(UserError, match="engine 'onnxruntime' needs onnx and onnxruntime: pip install"):
+        choose_engine("onnxruntime")
+
+
+@pytest.mark.parametrize(("backend", "cores"), [("cpu", 2), ("cpu", 64), ("gpu", 16)])
+def test_a_batch_is_cut_for_the_machine(monkeypatch, backend, cores):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(batching, "cores", lambda: cores)
+    cut = {
+        ("xla", "cpu", 2): [Batching(1, 1), Batching(2, 2), Batching(8, 4), Batching(1, 4)],
+        ("xla", "cpu", 64): [Batching(1, 1), Batching(1, 3), Batching(1, 64), Batching(1, 64)],
+        ("onnxruntime", "cpu", 2): [Batching(1), Batching(2, 2), Batching(8, 2), Batching(1, 1, 2)],
+        ("onnxruntime", "cpu", 64): [Batching(1), Batching(1, 3), Batching(1, 64), Batching(1, 1, 64)],
+        ("xla", "gpu", 16): [Batching(1), Batching(3), Batching(64), Batching(64)],
+    }
+    for engine in engines.ENGINES if backend == "cpu" else ("xla",):
+        found = [usual_batching(engine, *sizes) for sizes in ((1, 32), (3, 32), (64, 32), (64, 224))]
+        assert found == cut[engine, backend, cores]
+        assert usual_batching(engine, 64, 32) in candidates(engine, 64, 32)
+
+
+def test_few_sizes_are_compiled_for_groups():
+    assert few_sizes(20) == [1, 2, 3, 4, 6, 8, 12, 16, 20]
+
+
+@pytest.mark.parametrize("cut", [Batching(4, 1), Batching(4, 3), Batching(11, 1)])
+@pytest.mark.parametrize("sizes", [[], [4, 11]])
+def test_rows_come_back_in_order_without_the_padding(cut, sizes):
+    x, seen = np.arange(20.0), []
+
+    def times(factor):
+        def engine(rows, x):
+            seen.append(len(rows))
+            return [factor * x[rows], rows]
+
+        return engine
+
+    jobs = [(times(2), np.array([0, 7, 3, 9, 8, 4])), (times(3), np.array([5, 6, 1, 2]))]
+    product, rows = Runner(cut, sizes)(jobs, x)
+    np.testing.assert_array_equal(rows, np.arange(10))
+    np.testing.assert_array_equal(product, [0, 3, 6, 6, 8, 15, 18, 14, 16, 18])
+    assert set(seen) <= {4, 11} if sizes else sum(seen) == 10
+
+
+def test_the_fastest_way_to_cut_is_measured_once_and_remembered(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(batching, "cores", lambda: 4)
+    seconds = {found: 1.0 + number for number, found in enumerate(candidates("onnxruntime", 64, 32)[::-1])}
+    fastest, measured, clock = min(seconds, key=seconds.get), [], [0.0]
+    monkeypatch.setattr(batching.time, "perf_counter", lambda: clock[0])
+
+    def make(way):
+        measured.append(way)
+
+        def engine(rows, images):
+            clock[0] += seconds[way] * len(rows)
+            return [rows]
+
+        return engine, Runner(way._replace(at_once=1))
+
+    def choose(program="a network"):
+        measured.clear()
+        return choose_batching("onnxruntime", 64, np.zeros((64, 32, 32, 3)), program, make)
+
+    assert choose() == fastest and set(measured) == set(seconds)
+    assert choose() == fastest and not measured
+    assert choose("another network") == fastest and measured
+    memory = json.loads(memory_path().read_text())
+    assert len(memory) == 2 and memory_path().is_relative_to(tmp_path)
+    for damaged in ("{", "[]", json.dumps({key: [3, 3, 3] for key in memory})):
+        memory_path().write_text(damaged)
+        assert choose() == fastest and measured
+    memory_path().unlink()
+    memory_path().parent.rmdir()
+    memory_path().parent.write_text("a file where the folder would be")
+    assert choose() == fastest and measured, "what cannot be written is measured again"

@@ -1,0 +1,153 @@
+"""Every network gives the logits of the masked one, whatever is left out of it, in both engines."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gaternet_jax.gating import Site
+from gaternet_jax.inference.engines import ENGINES
+from gaternet_jax.inference.fixed import fix_gates, fixed_gates
+from gaternet_jax.inference.network import Network, first_open
+from gaternet_jax.inference.selection import count_per_site, round_up
+from gaternet_jax.models.functional import merge_model, split_model
+from tests.helpers import model_config, random_model
+
+SIZE = 16  # pixels
+RATES = (0, 0.25, 0.5, 0.75, 1, 1)  # of the filters that are kept, those that each image opens
+FAMILIES = {  # a small member of each
+    "basic": {},
+    "bottleneck": {"backbone": "resnet11_bottleneck"},
+    "imagenet": {"backbone": "resnet18"},
+    "densenet": {"backbone": "densenet10", "width": 4},
+    "shake": {"backbone": "shake26_2x4d", "width": 0},
+}
+VARIANTS = {
+    "all": {"gating": "all"},
+    "residual": {"gating": "residual"},
+    "squeeze": {"gating": "all", "squeeze_ratio": 2},
+    "bfloat16": {"gating": "all", "dtype": "bfloat16"},
+    "local": {"gating": "all", "gater.scope": "local"},
+}
+QUICK = {("basic", "squeeze"), ("densenet", "residual"), ("basic", "local")}
+CASES = [
+    pytest.param(
+        overrides | options,
+        id=f"{family}, {variant}",
+        marks=() if (family, variant) in QUICK else pytest.mark.slow,
+    )
+    for family, overrides in FAMILIES.items()
+    for variant, options in VARIANTS.items()
+]
+
+
+def selection(sites, seed=0):
+    """Filters to keep, bool [G]: 0, 25, 50, 75 and 100% of the sites in turn."""
+    rng = np.random.default_rng(seed)
+    return np.concatenate([rng.random(site.size) < (number + seed) % 5 / 4 for number, site in enumerate(sites)])
+
+
+@pytest.mark.parametrize("overrides", CASES)
+def test_every_network_gives_the_logits_of_the_masked_one(overrides):
+    model, rng = random_model(model_config(**overrides)), np.random.default_rng(1)
+    images = rng.normal(size=(len(RATES), SIZE, SIZE, 3)).astype(np.float32)
+    keep, rows = selection(model.gate_sites), np.arange(len(RATES))
+    if model.gater is None:
+        model = fix_gates(model, ~keep, np.zeros_like(keep))
+        graphdef, *arrays = split_model(model)
+        wanted = jax.jit(lambda arrays, images: merge_model(graphdef, *arrays)(images))(arrays, images)
+        for engine in ENGINES:
+            logits, gates, _ = Network(model, SIZE, engine).whole()(rows, images)
+            np.testing.assert_array_equal(gates, wanted.gates)
+            np.testing.assert_allclose(logits, wanted.logits, atol=1e-4, err_msg=engine)
+        return
+    graphdef, *arrays = split_model(model)
+    gates = (keep[None] & (rng.random((len(RATES), len(keep))) < np.array(RATES)[:, None])).astype(np.float32)
+    assert gates[-1].any() and not gates[0].any()
+    wanted = jax.jit(lambda arrays, *inputs: merge_model(graphdef, *arrays).backbone(*inputs))(arrays, images, gates)
+    xla = Network(model, SIZE, "xla")
+    needed = zip(count_per_site(keep, model.gate_sites), model.gate_sites, strict=True)
+    widths = [round_up(int(number), site.size) for number, site in needed]
+    engines = {"static": xla.backbone(keep), "traced": xla.profile(widths)}
+    if model.backbone.conv.dtype == jnp.float32:
+        onnx = Network(model, SIZE, "onnxruntime")
+        engines |= {"ONNX Runtime": onnx.backbone(keep), "ONNX Runtime, whole": onnx.backbone()}
+    tolerance = 1e-4 if model.backbone.conv.dtype == jnp.float32 else 5e-2  # kernels are rounded after folding
+    for name, engine in engines.items():
+        np.testing.assert_allclose(engine(rows, images, gates)[0], wanted, atol=tolerance, err_msg=name)
+    (alone,) = engines["traced"](rows[3:4], images, gates)  # fewer filters than the profile has room for
+    np.testing.assert_allclose(alone, wanted[3:4], atol=tolerance)
+
+
+@pytest.mark.parametrize("scope", ["global", "local"])
+def test_gates_that_are_fixed_do_not_depend_on_the_image(scope):
+    model = random_model(model_config(gating="all", **{"gater.scope": scope}))
+    assert not np.any(fixed_gates(model))
+    closed, opened = (np.arange(len(selection(model.gate_sites))) % 3 == rest for rest in (0, 1))
+    fixed = fix_gates(model, closed, opened)
+    np.testing.assert_array_equal(fixed_gates(fixed), [closed, opened])
+    images = np.random.default_rng(0).normal(size=(4, SIZE, SIZE, 3)).astype(np.float32)
+    gates, before = (np.asarray(jax.jit(lambda x, net=net: net(x).gates)(images)) for net in (fixed, model))
+    assert not gates[:, closed].any() and gates[:, opened].all()
+    if scope == "global":  # blocks that gate themselves see other maps now
+        np.testing.assert_array_equal(gates[:, ~closed & ~opened], before[:, ~closed & ~opened])
+    assert not np.any(fixed_gates(model)), "the model is left as it is"
+
+
+def test_gates_that_are_fixed_stay_so_in_training():
+    """SemHash has no gradient there, and its noise is small beside such scores."""
+    model = random_model(model_config(gating="all"))
+    closed, opened = (np.arange(len(selection(model.gate_sites))) % 3 == rest for rest in (0, 1))
+    fixed = fix_gates(model, closed, opened)
+    fixed.train()
+    graphdef, params, stats = split_model(fixed)
+    images = np.random.default_rng(0).normal(size=(8, SIZE, SIZE, 3)).astype(np.float32)
+
+    def loss(params):
+        outputs = merge_model(graphdef, params, stats)(images, key=jax.random.key(0))
+        return (outputs.logits**2).mean() + outputs.gates.mean(), outputs.gates
+
+    gradient, gates = jax.jit(jax.grad(loss, has_aux=True))(params)
+    assert not gates[:, closed].any() and (gates[:, opened] == 1).all()
+    assert 0 < gates[:, ~closed & ~opened].mean() < 1
+    for part in gradient["gater"]["head"]["scores"].values():
+        moved = np.abs(part).reshape(-1, len(closed)).max(0) > 0
+        assert not moved[closed | opened].any() and moved[~closed & ~opened].mean() > 0.5
+
+
+def test_a_gater_that_has_nothing_to_decide_is_not_run():
+    model = random_model(model_config(gating="all"))
+    keep = selection(model.gate_sites)
+    network = Network(fix_gates(model, ~keep, keep), SIZE, "xla")
+    names = [layer.name for layer in network.program("whole").explain().layers]
+    assert names and not [name for name in names if "gater" in name]
+    images = np.random.default_rng(0).normal(size=(2, SIZE, SIZE, 3)).astype(np.float32)
+    logits, gates, _ = network.whole()(np.arange(2), images)
+    np.testing.assert_array_equal(gates, np.broadcast_to(keep, gates.shape))
+    np.testing.assert_allclose(logits, jax.jit(lambda x: network.model(x).logits)(images), atol=1e-4)
+    whole = Network(model, SIZE, "xla")
+    assert network.count_parameters() < whole.count_parameters()
+    everything = [site.size for site in model.gate_sites]
+    assert whole.work(everything) == 1 > whole.work([size // 2 for size in everything]) > 0.2
+
+
+def test_a_profile_serves_every_selection_of_its_widths():
+    """One compiled program; kernels were folded once."""
+    model = random_model(model_config(gating="all"))
+    network = Network(model, SIZE, "xla")
+    widths = tuple(site.size // 2 for site in model.gate_sites)
+    one, other = (network.profile(widths) for _ in range(2))
+    assert one._run is other._run and one._prepared is other._prepared
+    names = [step.name for step in network._of_folded._plan(network._of_folded._args).program.steps]
+    assert "conv_general_dilated" in names and "rsqrt" not in names
+
+
+@pytest.mark.parametrize("filters", [1, 5, 64])
+def test_open_filters_come_first_and_else_in_order(filters):
+    sites = [Site(f"site{number}", number * filters, filters) for number in range(4)]
+    opened = np.random.default_rng(0).random((4, filters)) < np.array([[0], [0.3], [0.7], [1]])
+    found = first_open(jnp.asarray(opened.ravel()), sites, [filters] * 4)
+    orders = np.stack([found[site.name] for site in sites])
+    np.testing.assert_array_equal(orders, np.argsort(~opened, axis=1, kind="stable"))
+    few = first_open(jnp.asarray(opened.ravel()), sites, [1] * 4)
+    np.testing.assert_array_equal(np.stack([few[site.name] for site in sites]), orders[:, :1])
