@@ -12,12 +12,13 @@ from benchmarks.accelerator.networks import config_of
 from benchmarks.accelerator.results import Task, seconds_per_call
 from benchmarks.inference import open_only, pattern
 from gaternet_jax.config import Config
-from gaternet_jax.inference.predictor import Predictor
+from gaternet_jax.inference.engines import Engine
+from gaternet_jax.inference.fixed import fix_gates
+from gaternet_jax.inference.network import Network
 from gaternet_jax.models.build import build_model
 from gaternet_jax.models.functional import merge_model, split_model
 
 OPEN = (0.5, 0.25, 0.75)  # fractions of open gates, the one that tells most first
-MODES = ("compact", "dynamic", "specialists", "dense")
 
 
 def tasks(tiny: bool, data_dir: str) -> Iterator[Task]:
@@ -37,40 +38,58 @@ def tasks(tiny: bool, data_dir: str) -> Iterator[Task]:
 
 
 def measure(config: Config, batch: int, fraction: float, budget: float) -> dict[str, Any]:
-    """Milliseconds of a batch in each mode, and how far its logits are from the masked model's.
+    """Measures milliseconds of a batch by each program, images on the device, and how far its logits are off.
+
+    dense: parameters folded, gates masked. compact: without the filters that are closed. specialist: the same, chosen
+    after the gater has run. profile: the filters are those that the gates open, which the program sees only then.
 
     Args:
         config: of the network.
         batch: images.
         fraction: of the filters of each convolution that is open.
-        budget: seconds for each mode.
+        budget: seconds for each program.
     """
     model, random = build_model(config.model), np.random.default_rng(0)
     model.eval()
-    open_only(model, pattern(model, fraction, random))
+    keep = pattern(model, fraction, random)
+    open_only(model, keep)
     size = config.data.image_size
-    images = random.normal(size=(batch, size, size, 3)).astype(np.float32)
-    calibration = random.normal(size=(8, size, size, 3)).astype(np.float32)
+    images = jax.device_put(random.normal(size=(batch, size, size, 3)).astype(np.float32))
     graphdef, params, stats = split_model(model)
     forward = jax.jit(lambda params, stats, images: merge_model(graphdef, params, stats)(images))
-    on_device = jax.device_put(images)
-    expected = np.asarray(forward(params, stats, on_device).logits)
+    expected = np.asarray(forward(params, stats, images).logits)
     result: dict[str, Any] = {"largest_logit": float(np.abs(expected).max())}
+    rows, network = np.arange(batch), Network(model, size, "xla")
+    widths = [int(keep[site.gates].sum()) for site in model.gate_sites]
 
-    def enter(name: str, run: Callable, wait: Callable, logits: np.ndarray | None = None) -> None:
-        result[f"{name}, ms"] = round(1e3 * seconds_per_call(run, wait, budget=budget), 3)
-        if logits is not None:
-            result[f"{name}, difference"] = float(np.abs(logits - expected).max())
+    def routed(backbone: Engine) -> Callable[[], Any]:
+        gater = network.gater()
+        return lambda: backbone(rows, images, gater(rows, images)[0])
 
-    enter("masked", lambda: forward(params, stats, on_device), jax.block_until_ready)
-    for mode in MODES:
+    def compact() -> Callable[[], Any]:
+        whole = Network(fix_gates(model, ~keep, np.zeros_like(keep)), size, "xla").whole()
+        return lambda: whole(rows, images)
+
+    def dense() -> Callable[[], Any]:
+        whole = network.whole()
+        return lambda: whole(rows, images)
+
+    programs: dict[str, Callable[[], Callable[[], Any]]] = {
+        "masked": lambda: lambda: forward(params, stats, images),
+        "compact": compact,
+        "specialist": lambda: routed(network.backbone(keep)),
+        "profile": lambda: routed(network.profile(widths)),
+        "dense": dense,
+    }
+    for name, make in programs.items():
         try:
-            predictor = Predictor(model, mode=mode, calibration=calibration, batch_sizes=(batch,), tune=False)
-            enter(mode, functools.partial(predictor, images), lambda _: None, np.asarray(predictor(images).logits))
-        except Exception as error:  # one mode that a device does not run leaves the others to be measured
-            result[f"{mode}, error"] = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
-    for name, (run, wait) in _pytorch(model, images).items():
-        enter(name, run, wait)
+            run = make()
+            result[f"{name}, ms"] = round(1e3 * seconds_per_call(run, jax.block_until_ready, budget=budget), 3)
+            result[f"{name}, difference"] = float(np.abs(np.asarray(run()[0]) - expected).max())
+        except Exception as error:  # one program that a device does not run leaves the others to be measured
+            result[f"{name}, error"] = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+    for name, (run, wait) in _pytorch(model, np.asarray(images)).items():
+        result[f"{name}, ms"] = round(1e3 * seconds_per_call(run, wait, budget=budget), 3)
     return result
 
 

@@ -31,7 +31,7 @@ def test_all_sections_are_measured_once_and_written(tmp_path, monkeypatch, use_d
     assert train["tiny"]["images_per_second, 2 steps a dispatch"] > 0
     assert train["tiny loader"]["images_per_second, training"] > 0
     infer = sections["infer.json"]["tiny"]
-    for mode in ("compact", "dynamic", "specialists", "dense"):
+    for mode in ("compact", "specialist", "profile", "dense"):
         assert infer[f"{mode}, ms"] > 0 and infer[f"{mode}, difference"] <= 1e-5 * infer["largest_logit"], mode
     assert [entry["test_images"] for entry in sections["study.json"]] == [64]
     capsys.readouterr()
