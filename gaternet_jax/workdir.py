@@ -8,7 +8,6 @@ workdir/starts.json        see starts.py
 workdir/tensorboard/       the same for TensorBoard
 workdir/checkpoints/STEP/  see checkpoint.py
 workdir/lock               held by the process that trains here
-workdir/compaction.json    of a compacted model: the filters that it kept
 workdir/finished           the last step, once all steps are done
 """
 

@@ -47,7 +47,6 @@ class Network:
         batch = FEW if engine == "xla" else traced_batch()
         images = jax.ShapeDtypeStruct((batch, image_size, image_size, model.backbone.channels), jnp.float32)
         self._shapes = {"images": images, "gates": jax.ShapeDtypeStruct((batch, len(self._closed)), jnp.float32)}
-        self._written: dict[Any, bytes] = {}
 
     def whole(self, threads: int = 1) -> Engine:
         """Images to logits, gates and gate scores."""
@@ -110,10 +109,7 @@ class Network:
     def _make(self, kind: str, keep: np.ndarray | None, threads: int) -> Engine:
         if self.engine == "xla":
             return XLA(self._by_rows(kind), self.prepare(kind, keep))
-        key = kind, None if keep is None else keep.tobytes()
-        if key not in self._written:
-            self._written[key] = self._write(kind, self.prepare(kind, keep))
-        return OnnxRuntime(self._written[key], threads)
+        return OnnxRuntime(self._write(kind, self.prepare(kind, keep)), threads)
 
     def _write(self, kind: str, prepared: Prepared) -> bytes:
         from gaternet_jax.inference.onnx_writer import write_onnx

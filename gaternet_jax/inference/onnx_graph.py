@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from onnx import helper, numpy_helper  # pyright: ignore[reportAttributeAccessIssue] until onnx.py here goes
+from onnx import helper, numpy_helper
 
 from gaternet_jax.errors import UserError
 from gaternet_jax.gating.program import Ref, Step

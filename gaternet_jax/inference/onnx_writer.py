@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from onnx import checker, helper  # pyright: ignore[reportAttributeAccessIssue] until onnx.py here goes
+from onnx import checker, helper
 
 from gaternet_jax.gating.program import Step, flatten, needed
 from gaternet_jax.inference.onnx_graph import BATCH, Graph, Stored, is_of_batch, is_static, natural

@@ -192,7 +192,7 @@ class Predictor:
             return modes.whole()
         if mode == "specialists":
             return modes.specialists(self._gates)
-        seen = images if self._calibration is None else self._calibration[: self.batch_sizes[-1]]
+        seen = images if self._calibration is None else self._calibration
         return modes.dynamic(modes.gates(self._normalized(seen), len(seen))[0])
 
     def modes(self, image_size: int, batch_size: int, compacted: bool = False) -> Modes:
