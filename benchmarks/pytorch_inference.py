@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from flax import nnx
 from torch import nn
 
 from gaternet_jax.models.blocks import ResidualBlock
 from gaternet_jax.models.gaternet import GaterNet
-from gaternet_jax.models.layers import BatchNorm
+from gaternet_jax.models.layers import BatchNorm, Conv, Linear
 from gaternet_jax.models.resnet import ResNet
 from gaternet_jax.models.semhash import SHIFT, STRETCH, THRESHOLD
 
@@ -30,7 +29,7 @@ def _only(value: Any) -> int:
     return number
 
 
-def _conv(layer: nnx.Conv) -> nn.Conv2d:
+def _conv(layer: Conv) -> nn.Conv2d:
     inputs, outputs = layer.in_features, layer.out_features
     conv = nn.Conv2d(inputs, outputs, layer.kernel_size[0], _only(layer.strides), _only(layer.padding), bias=False)
     conv.weight.data = _tensor(layer.kernel).permute(3, 2, 0, 1).contiguous()
@@ -44,7 +43,7 @@ def _batch_norm(layer: BatchNorm) -> nn.BatchNorm2d:
     return bn
 
 
-def _linear(layer: nnx.Linear) -> nn.Linear:
+def _linear(layer: Linear) -> nn.Linear:
     linear = nn.Linear(layer.in_features, layer.out_features)
     linear.weight.data, linear.bias.data = _tensor(layer.kernel).T.contiguous(), _tensor(layer.bias)
     return linear

@@ -54,7 +54,7 @@ def cifar() -> list[Run]:
         wanted += [("cifar10", "resnet20", model, seed) for seed in SEEDS[1:] for model in ("plain", "gated")]
         for card, backbones in (
             ("cifar10", ("resnet56",)), ("cifar100", ("resnet20", "resnet56")),
-            ("cifar10", ("resnet164",)), ("cifar100", ("resnet164",)),
+            ("cifar10", ("resnet164_paper",)), ("cifar100", ("resnet164_paper",)),
         ):  # fmt: skip
             wanted += [(card, backbone, model, 0) for backbone in backbones for model in MODELS]
             wanted += [(card, b, m, seed) for b in backbones for seed in SEEDS[1:] for m in ("plain", "gated")]

@@ -1,4 +1,4 @@
-"""Brings docs/results.md and README.md up to date with the ledger.
+"""Brings docs/results.md, README.md and docs/paper_to_code.md up to date with the ledger and the code.
 
     python -m benchmarks.tables
 
@@ -13,18 +13,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ledger, study
+from benchmarks import ledger, paper_models, study
 from benchmarks.published import PAPER_GATES, PLAIN, TABLE_1
 from benchmarks.runs import ROOT
 from gaternet_jax.command_line import command_line
 from gaternet_jax.errors import UserError
 from gaternet_jax.workdir import write_file
 
-PAGES = ("docs/results.md", "README.md")
+PAGES = ("docs/results.md", "README.md", "docs/paper_to_code.md")
 BLOCK = re.compile(r"(?<=<!-- ledger: )(\S+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
 NUMBER = re.compile(r"([\d.,]+( M|%)?( ± [\d.]+ \(\d+ seeds\))?)?( ?\(\d+ diverged\))?|diverged")
 SCHEDULES = tuple((recipe, epochs) for epochs in (200.0, 30.0) for recipe in ("he", "strong"))
-NAMES = {"resnet20": "ResNet-20", "resnet56": "ResNet-56", "resnet164": "ResNet-164", "resnet8": "ResNet-8"}
+NAMES = {"resnet20": "ResNet-20", "resnet56": "ResNet-56", "resnet164_paper": "ResNet-164", "resnet8": "ResNet-8"}
 SUFFIXES = {
     "plain": "", "wider": "-Wider", "se": "-SE", "gated": "-Gated", "local": ", gated block by block",
     "all": "-Gated, all convolutions", "macs50": "-Gated, 50% of the MACs",
@@ -102,10 +102,10 @@ def table_1(card: str):
         header = ["model", "parameters", "the paper's", "paper: test error %"]
         header += [f"`{recipe}`, {epochs:g} epochs" for recipe, epochs in SCHEDULES]
         rows = []
-        for backbone in ("resnet20", "resnet56", "resnet164"):
+        for backbone in ("resnet20", "resnet56", "resnet164_paper"):
             for kind in (*study.MODELS, *EXTRA.get((card, backbone), ())):
                 ours = [results.of(card, backbone, kind, recipe, epochs=epochs) for recipe, epochs in SCHEDULES]
-                size, error = TABLE_1.get((card, backbone, kind), (None, None))
+                size, error = TABLE_1.get((card, backbone.removesuffix("_paper"), kind), (None, None))
                 rows.append(
                     [
                         NAMES[backbone] + SUFFIXES[kind],
@@ -155,7 +155,7 @@ def all_gates(results: Results) -> str:
     """The gates of every gated network in the table of CIFAR-10, beside the paper's."""
     paper = [f"{100 * PAPER_GATES[name]:.1f}%" if name in PAPER_GATES else "" for name in GATES]
     rows = [["the paper's ResNet-164-Gated", "", *paper, ""]]
-    for backbone in ("resnet20", "resnet56", "resnet164"):
+    for backbone in ("resnet20", "resnet56", "resnet164_paper"):
         for kind in ("gated", "local", *EXTRA.get(("cifar10", backbone), ())):
             for recipe, epochs in SCHEDULES:
                 entries = results.of("cifar10", backbone, kind, recipe, epochs=epochs)
@@ -200,6 +200,7 @@ BLOCKS = {
     "gates": all_gates,
     "runs": all_runs,
     "findings": findings,
+    "paper-models": paper_models.block,
 }
 
 

@@ -40,7 +40,7 @@ from gaternet_jax.errors import UserError
 from gaternet_jax.gating.program import shaped
 from gaternet_jax.models.build import abstract_model
 from gaternet_jax.models.gaternet import GaterNet
-from gaternet_jax.models.layers import BatchNorm
+from gaternet_jax.models.layers import BatchNorm, Conv
 from gaternet_jax.models.macs import MacCounter
 from gaternet_jax.optimizer import learning_rate_schedule
 from gaternet_jax.parallel import make_mesh
@@ -131,12 +131,14 @@ def find_config(variant: str) -> Config:
     return importlib.import_module(f"gaternet_jax.configs.{card or 'imagenet'}").get_config(of_card)
 
 
-def share_off_padding(conv: nnx.Conv, positions: int) -> float:
-    """The share of (output position, kernel tap) pairs that meet the image and not its padding."""
-    kernel, stride = conv.kernel_size[0], np.ravel(conv.strides or 1)[0]
-    out = round(np.sqrt(positions)) // kernel
-    taps = stride * np.arange(out)[:, None] + np.arange(kernel) - kernel // 2
-    return float(((taps >= 0) & (taps < stride * out)).mean() ** 2)
+def share_off_padding(conv: Conv, positions: int) -> float:
+    """The share of (output position, kernel tap) pairs that meet the image and not its padding, of square images."""
+    out, share = round(np.sqrt(positions)), 1.0
+    for kernel, padding in zip(conv.kernel_size, np.broadcast_to(conv.padding, 2), strict=True):
+        if padding:
+            taps = conv.strides * np.arange(out)[:, None] + np.arange(kernel) - padding
+            share *= ((taps >= 0) & (taps < conv.strides * out)).mean()
+    return float(share)
 
 
 def analytic_flops(model: GaterNet, image_size: int, images: int) -> float:
@@ -149,8 +151,8 @@ def analytic_flops(model: GaterNet, image_size: int, images: int) -> float:
     total, parts = 0.0, set()
     for layer in MacCounter(model, image_size).layers:
         module, part = modules[layer.name], layer.name.partition(".")[0]
-        positions = layer.macs // (module.in_features * module.out_features)  # of the output, times the kernel's
-        share = share_off_padding(module, positions) if isinstance(module, nnx.Conv) else 1.0
+        positions = layer.macs // module.kernel.size
+        share = share_off_padding(module, positions) if isinstance(module, Conv) else 1.0
         total += (3 if part in parts else 2) * layer.macs * share
         parts.add(part)  # the first layer of gater or backbone is done
     return 2 * images * total

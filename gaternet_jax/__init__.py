@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gaternet_jax.models.build import build_model
     from gaternet_jax.models.gaternet import GaterNet, Outputs
     from gaternet_jax.models.gates import GateSite
+    from gaternet_jax.models.presets import create_model, list_models
     from gaternet_jax.models.semhash import sem_hash
     from gaternet_jax.run import Run, load_run
 
@@ -26,8 +27,10 @@ __all__ = [  # without write_onnx, which needs the package onnx
     "__version__",
     "build_model",
     "count_macs",
+    "create_model",
     "find_sites",
     "gate",
+    "list_models",
     "load_model",
     "load_run",
     "sem_hash",
@@ -42,8 +45,10 @@ _MODULES = {
     "UserError": "gaternet_jax.errors",
     "build_model": "gaternet_jax.models.build",
     "count_macs": "gaternet_jax.gating",
+    "create_model": "gaternet_jax.models.presets",
     "find_sites": "gaternet_jax.gating",
     "gate": "gaternet_jax.gating",
+    "list_models": "gaternet_jax.models.presets",
     "load_model": "gaternet_jax.checkpoint",
     "load_run": "gaternet_jax.run",
     "sem_hash": "gaternet_jax.models.semhash",

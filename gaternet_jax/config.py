@@ -3,10 +3,11 @@
 A run card (configs/) is `default()` with a few fields changed. Any field can be overridden on the command line:
 `--config.optimizer.learning_rate=0.05`.
 
-Sources: [P] the paper (arXiv 1811.11205), [C] the authors' released evaluation code, [He] He et al. 2016 (arXiv
-1512.03385) section 4.2; "assumed" marks what neither tells. The paper's learning rate, batch size, epochs, weight
-decay, schedule and lambda are not known. The default is the recipe of He et al. (variants.py: `he`): under it others'
-plain ResNets come near the paper's plain rows, under `strong` they are better than those (docs/results.md).
+Sources: [P] the paper (arXiv 1811.11205), [C] the authors' released evaluation code, [D] derived from numbers that [P]
+prints (docs/paper_to_code.md), [He] He et al. 2016 (arXiv 1512.03385) section 4.2; "assumed" marks what none tells. The
+paper's learning rate, batch size, epochs, weight decay, schedule and lambda are not known. The default is the recipe of
+He et al. (variants.py: `he`): under it others' plain ResNets come near the paper's plain rows, under `strong` they are
+better than those (docs/results.md).
 """
 
 from collections.abc import Iterator
@@ -34,15 +35,16 @@ def default() -> Config:
             as_many_parameters_as="",  # residual | all: a plain network takes the width that matches that gated one
             num_classes=10,  # of the dataset; 0: as many as it has
             channels=3,  # of the input images: 1 grayscale, 3 RGB
-            gating="residual",  # none | residual: second convolution of each block [C] | all: the first one too
+            gating="residual",  # none | residual: last convolution of each block [C] | all: the earlier ones too
+            dense_ungated="last",  # of a dense block's layers, without gates: first | last | none [D]; which: assumed
             dtype="float32",  # compute type: float32 [C] | bfloat16; parameters, BatchNorm and loss stay float32
-            squeeze_ratio=0,  # of squeeze-and-excitation in each block (Hu et al. 2018: 16); 0: none
+            squeeze_ratio=0,  # of squeeze-and-excitation in each block (see variants.py: -se); 0: none
             zero_init_residual=False,  # last BatchNorm scale of each residual block starts at 0 (Goyal et al. 2017)
             gater=dict(
                 scope="global",  # global: one gater decides all [P, C] | local: each block decides for itself
                 extractor="resnet20",  # [P, C] for CIFAR
                 width=0,  # filters of its first stage; 0: the extractor's own (ResNet-20: 16 [C])
-                bottleneck=8,  # units between features and gate scores [C]; in local scope: in each block's head
+                bottleneck=8,  # units between features and gate scores [C, D]; local scope: in each block's head
                 pretrained="",  # workdir of a plain run of the extractor to start from (an option of [P], unconfirmed)
                 batch_norm=False,  # before the bottleneck's ReLU: False [C], True [P]
                 initial_bias=0.0,  # of the gate scores, before training: 3.0 opens all gates; assumed, paper silent
@@ -143,6 +145,7 @@ FLOAT32_MAX = 3.4028235e38  # what is larger is infinite on the devices
 CHOICES = {
     "init_parts": ("all", "backbone", "gater"),
     "model.gating": ("none", "residual", "all"),
+    "model.dense_ungated": ("first", "last", "none"),
     "model.as_many_parameters_as": ("", "residual", "all"),
     "model.gater.scope": ("global", "local"),
     "model.dtype": ("float32", "bfloat16"),

@@ -8,6 +8,7 @@ from gaternet_jax.models.registry import is_backbone, known_backbones
 
 PLACEMENTS = ("residual", "all")  # which convolutions are gated
 BASELINES = ("plain", "wider", "se", "local")
+SE_RATIOS = {"resnet20": 4, "resnet56": 4, "resnet164_paper": 8}  # [D], see config.py; all others: Hu et al. 2018
 
 # Fields of config.optimizer, for small images. The paper's recipe is not known, and plain networks alone differ by a
 # point between these two: gating has to win under both. Each warms up for one epoch (He et al.: only ResNet-110).
@@ -67,7 +68,7 @@ def apply_variant(config: Config, variant: str, recipes: Mapping[str, Mapping[st
         if baseline == "wider":
             config.model.as_many_parameters_as = config.model.gating
         if baseline == "se":
-            config.model.squeeze_ratio = 16  # Hu et al. 2018
+            config.model.squeeze_ratio = SE_RATIOS.get(config.model.backbone, 16)
         config.model.gating = "none"
     for recipe in chosen:
         config.optimizer.update(recipes[recipe])

@@ -232,6 +232,10 @@ def load_config(workdir: str | Path) -> Config:
         raise UserError(f"{path} is not a config: {error}") from None
     config = default()
     known = dict(flatten(config))
+    if str(saved.get("model.backbone", "")).startswith("densenet"):
+        saved.setdefault("model.dense_ungated", "none")  # as it was before there was this field
+    elif saved:
+        saved.setdefault("model.dense_ungated", known["model.dense_ungated"])  # without effect
     missing, unknown = sorted(known.keys() - saved.keys()), sorted(saved.keys() - known.keys())
     if needed := [field for field in missing if _decides_outputs(field)]:
         raise UserError(f"{path} is of another version of gaternet-jax, or no config: it lacks {', '.join(needed)}")

@@ -3,13 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from gaternet_jax.analysis.observe import Observations
 from gaternet_jax.checkpoint import Checkpoints
 from gaternet_jax.config import default
 from gaternet_jax.configs.digits import get_config
-from gaternet_jax.models.build import build_model
+from gaternet_jax.models.build import abstract_model
 from gaternet_jax.models.functional import merge_model, split_model
 from gaternet_jax.models.gates import GateTable
 from gaternet_jax.workdir import save_config
@@ -33,9 +32,9 @@ def digits_config(**overrides):
 
 
 def model_config(**overrides):
-    """The `model` part of a config: a small gated ResNet for 3-channel images."""
+    """The `model` part of a config: a small gated ResNet for 3-channel images; of DenseNets, all layers are gated."""
     config = default().model
-    small = {"backbone": "resnet8", "width": 4, "gater.extractor": "resnet8", "gater.width": 4}
+    small = {"backbone": "resnet8", "width": 4, "gater.extractor": "resnet8", "gater.width": 4, "dense_ungated": "none"}
     config.update_from_flattened_dict(small | overrides)
     return config
 
@@ -45,7 +44,7 @@ def random_model(config, seed=0):
 
     Initialising parameters as for training compiles for ten seconds.
     """
-    model = nnx.eval_shape(lambda: build_model(config))
+    model = abstract_model(config)
     model.eval()
     graphdef, params, stats = split_model(model)
     rng = np.random.default_rng(seed)

@@ -71,6 +71,16 @@ def test_parts_of_a_variant_combine():
     squeezed = cifar10.get_config("densenet100-se").model
     assert (squeezed.backbone, squeezed.gating, squeezed.squeeze_ratio) == ("densenet100", "none", 16)
     assert cifar100.get_config("shake26_2x96d").model.backbone == "shake26_2x96d"
+    ratios = {name: cifar10.get_config(f"{name}-se").model.squeeze_ratio for name in ("resnet20", "resnet164_paper")}
+    assert ratios == {"resnet20": 4, "resnet164_paper": 8}
+
+
+@pytest.mark.parametrize("card", [imagenet, folder])
+def test_inception_takes_larger_images_and_has_no_residual(card):
+    config, resnet = card.get_config("inceptionv4"), card.get_config("resnet50")
+    assert (config.data.image_size, config.model.zero_init_residual) == (299, False)
+    assert (resnet.data.image_size, resnet.model.zero_init_residual) == (224, True)
+    assert imagenet.get_config().model.gater.bottleneck == 256
 
 
 @pytest.mark.parametrize("card", [cifar10, cifar100])
@@ -254,6 +264,8 @@ def test_config_of_another_version(tmp_path, capsys):
     assert "defaults of this one stand for checkpoint.every_steps, checkpoint.keep_" in capsys.readouterr().err
     load_config(change(lambda content: content["model"]["gater"].pop("initial_bias")))
     assert "stand for model.gater.initial_bias" in capsys.readouterr().err, "it says where training begins, no more"
+    load_config(change(lambda content: content["model"].pop("dense_ungated")))
+    assert not capsys.readouterr().err, "only DenseNets have such layers"
     loaded = load_config(change(lambda content: content["train"].update(spikes=3, beats={"a": [1]})))
     assert dict(flatten(loaded)) == dict(flatten(cifar10.get_config("resnet56")))
     load_config(tmp_path)
@@ -270,6 +282,15 @@ def test_config_of_another_version(tmp_path, capsys):
     ):
         with pytest.raises(UserError, match=message):
             load_config(change(edit))
+
+
+def test_dense_nets_of_earlier_versions_have_gates_in_every_layer(tmp_path):
+    config = cifar10.get_config("densenet100")
+    assert config.model.dense_ungated == "last"
+    content = config.to_dict()
+    del content["model"]["dense_ungated"]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert load_config(tmp_path).model.dense_ungated == "none"
 
 
 @pytest.mark.parametrize(

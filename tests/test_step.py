@@ -19,24 +19,24 @@ from gaternet_jax.parallel import make_mesh, replicated, split_by_batch
 from gaternet_jax.setup import make_training
 from gaternet_jax.step import jit_step, make_eval_step
 from tests.helpers import model_config
-from tests.models.test_macs import SMALL
+from tests.models.test_macs import SMALL, image_size
 
 GOLDEN = Path(__file__).parent / "golden" / "steps.json"
 UPDATE = bool(os.environ.get("UPDATE_GOLDEN"))
 
 
-def setup(devices=1, ema_decay=0.0, on_nonfinite="stop", **model_fields):
+def setup(devices=1, ema_decay=0.0, on_nonfinite="stop", size=16, **model_fields):
     """A small model, its step, its state and a batch."""
     config = default()
     config.model = model_config(**model_fields)
     config.train.ema_decay, config.train.on_nonfinite = ema_decay, on_nonfinite
     mesh = make_mesh(jax.devices()[:devices])
-    config.data.image_size = 16
+    config.data.image_size = size
     training = make_training(config, lambda _: 0.1)
     state = jax.device_put(training.state, replicated(mesh))
     random = np.random.default_rng(0)
     batch = {
-        "image": random.integers(0, 256, (8, 16, 16, 3), np.uint8),
+        "image": random.integers(0, 256, (8, size, size, 3), np.uint8),
         "label": random.integers(0, 10, 8).astype(np.int32),
         "mask": np.ones(8, bool),
     }
@@ -57,11 +57,16 @@ GOLDEN_MODELS = {  # a shrunken member of each family, and every gating of one
     "resnet8-all": {"gating": "all"},
     "resnet8-all-local": {"gating": "all", "gater.scope": "local"},
     "resnet8-se": {"gating": "none", "squeeze_ratio": 4},
-    **{f"{SMALL[f][0]}-all": {"backbone": SMALL[f][0], "width": SMALL[f][1], "gating": "all"} for f in SMALL},
+    **{
+        f"{name}-all": {"backbone": name, "width": width, "gating": "all", "size": image_size(family)}
+        for family, (name, width) in SMALL.items()
+    },
 }
 
 
-@pytest.mark.parametrize("name", GOLDEN_MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if "inception" in name else ()) for name in GOLDEN_MODELS]
+)
 def test_golden_values_of_two_steps(name):
     step, state, batch, *_ = setup(**GOLDEN_MODELS[name])
     found = []

@@ -1,7 +1,7 @@
 """CIFAR-100: 50,000 + 10,000 colour images of 32 x 32 pixels, 100 classes.
 
     python -m gaternet_jax.main --config=configs/cifar100.py    ResNet-20-Gated
-    python -m gaternet_jax.main --config=configs/cifar100.py:resnet164    ResNet-164-Gated, the largest claim
+    python -m gaternet_jax.main --config=configs/cifar100.py:resnet164_paper    ResNet-164-Gated, the largest claim
 
 Variants and cost as for CIFAR-10 (the output layer adds 90 units). The data must be prepared (see README). 200 epochs
 of 390 steps.

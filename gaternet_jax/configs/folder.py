@@ -40,4 +40,8 @@ def get_config(variant: str = ""):
     config.train.epochs = 90.0  # [G] 5.1
     config.train.eval_batch_size = 64
     config.train.log_every_steps = 10
-    return apply_variant(config, variant).lock()
+    config = apply_variant(config, variant)
+    if config.model.backbone.startswith("inceptionv4"):
+        config.model.zero_init_residual = False  # it has none
+        config.data.image_size = 299  # Szegedy et al. 2017
+    return config.lock()

@@ -1,6 +1,7 @@
 """ONNX: the same inputs and outputs as the StableHLO artefact (export.py), written directly (onnx_writer.py)."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,9 @@ def export_onnx(model: GaterNet, config: Config, labels: list[str], path: str | 
 
 def _in_float32(model: GaterNet) -> GaterNet:
     model = nnx.clone(model)
-    for _, module in nnx.iter_modules(model):
-        if isinstance(module, nnx.Conv | nnx.Linear):
+    modules: Iterator[tuple[Any, Any]] = nnx.iter_modules(model)
+    for _, module in modules:
+        if hasattr(module, "dtype"):
             module.dtype = jnp.float32
     return model
 

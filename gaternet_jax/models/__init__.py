@@ -1,1 +1,5 @@
-"""Models, in the order that data flows: gater -> gate scores -> gates -> backbone -> logits."""
+"""The networks. Importing this imports every family, which registers itself (registry.py)."""
+
+from gaternet_jax.models import densenet, inception, preact, resnet, shake_shake
+
+__all__ = ["densenet", "inception", "preact", "resnet", "shake_shake"]

@@ -1,6 +1,7 @@
 """What every backbone is built from, and what it offers."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ class BackboneOptions:
         gating: "none", "residual" (the convolution that ends each block) or "all".
         local_bottleneck: hidden units of each block's own gate head; 0: gates are given from outside.
         local_bias: of these heads' gate scores, before training.
+        dense_ungated: the layer of a dense block that gating "residual" leaves without gates: "first", "last", "none".
         squeeze_ratio: of squeeze-and-excitation in each block; 0: none.
         zero_init_residual: start the scale of each block's last BatchNorm at zero.
         dtype: compute type of the convolutions.
@@ -32,6 +34,7 @@ class BackboneOptions:
     gating: str
     local_bottleneck: int
     local_bias: float
+    dense_ungated: str
     squeeze_ratio: int
     zero_init_residual: bool
     dtype: jnp.dtype
@@ -54,7 +57,7 @@ class Backbone(nnx.Module):
     width: int
     num_features: int
     gate_sites: tuple[GateSite, ...]
-    fc: nnx.Linear | None
+    fc: Any
     stochastic: bool = False
 
     def features(self, images: jax.Array, gates: Gates = None, key: jax.Array | None = None) -> jax.Array:

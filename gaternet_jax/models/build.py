@@ -1,10 +1,12 @@
 """Configs to models, and the width at which a plain network has as many parameters as a gated one."""
 
 import dataclasses
+import functools
+import math
+import operator
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -13,7 +15,7 @@ from gaternet_jax.errors import UserError
 from gaternet_jax.models.backbone import BackboneOptions
 from gaternet_jax.models.gater import Gater, GaterHead
 from gaternet_jax.models.gaternet import GaterNet
-from gaternet_jax.models.keys import init_keys
+from gaternet_jax.models.keys import InitKeys, Keys, KeysWanted, ShapesOnly
 from gaternet_jax.models.registry import build_backbone
 
 
@@ -27,8 +29,12 @@ def build_model(config: Config, seed: int = 0) -> GaterNet:
     Raises:
         UserError: unknown model, gating, gater scope or dtype, or gating asked of a backbone without gate sites.
     """
-    for field, value in (("gating", config.gating), ("gater.scope", config.gater.scope), ("dtype", config.dtype)):
-        known = CHOICES[f"model.{field}"]
+    return _build(config, InitKeys(seed))
+
+
+def _build(config: Config, keys: Keys) -> GaterNet:
+    for field in ("gating", "gater.scope", "dense_ungated", "dtype"):
+        value, known = operator.attrgetter(field)(config), CHOICES[f"model.{field}"]
         if value not in known:
             raise UserError(f"unknown {field} '{value}'; known: {', '.join(known)}")
     if config.as_many_parameters_as and config.gating != "none":
@@ -45,10 +51,11 @@ def build_model(config: Config, seed: int = 0) -> GaterNet:
         gating=config.gating,
         local_bottleneck=config.gater.bottleneck if locally else 0,
         local_bias=config.gater.initial_bias,
+        dense_ungated=config.dense_ungated,
         squeeze_ratio=config.squeeze_ratio,
         zero_init_residual=config.zero_init_residual,
         dtype=jnp.dtype(config.dtype),
-        rngs=init_keys(seed),
+        rngs=keys,
     )
     backbone = build_backbone(config.backbone, options)
     num_gates = sum(site.size for site in backbone.gate_sites)
@@ -85,7 +92,10 @@ def extractor_options(config: Config, options: BackboneOptions) -> BackboneOptio
 
 def abstract_model(config: Config) -> GaterNet:
     """The model that `config` describes, with shapes in place of parameters: quick, and without memory."""
-    return nnx.eval_shape(lambda: build_model(config))
+    try:
+        return _build(config, ShapesOnly())
+    except KeysWanted:  # layers of others; tracing them takes several times as long
+        return nnx.eval_shape(lambda: build_model(config))
 
 
 def empty_model(config: Config) -> GaterNet:
@@ -95,8 +105,10 @@ def empty_model(config: Config) -> GaterNet:
 
 
 def count_parameters(model: nnx.Module | None) -> int:
-    """Parameters of a model or a part of one; of None, 0."""
-    return 0 if model is None else sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    """Counts the parameters of a model or a part of one; of None, 0."""
+    # A module is a tree of variables; nnx.state, which looks for cycles, takes five times as long.
+    variables = jax.tree.leaves(model, is_leaf=lambda node: isinstance(node, nnx.Variable))
+    return sum({id(variable): variable.size for variable in variables if isinstance(variable, nnx.Param)}.values())
 
 
 def match_width(config: Config) -> int:
@@ -108,24 +120,19 @@ def match_width(config: Config) -> int:
     gated = abstract_model(_changed(config, gating=config.as_many_parameters_as, as_many_parameters_as=""))
     target = count_parameters(gated)
 
+    @functools.cache
     def plain_count(width: int) -> int:
         return count_parameters(abstract_model(_changed(config, width=width, as_many_parameters_as="")))
 
-    # Every layer has (in x out) parameters with both proportional to the width: the count is quadratic in it, up to
-    # rounding. Solve the parabola through three widths, then look at its neighbours.
-    own = gated.backbone.width
-    widths = [own, own + max(own // 4, 2), 2 * own]
-    a, b, c = np.polyfit(widths, [plain_count(width) for width in widths], 2)
-    solution = int((-b + np.sqrt(b * b - 4 * a * (c - target))) / (2 * a))
-    # It grows with the width: the nearest is the last width that stays below the target, or the next.
-    below = max(solution, 1)
-    counts = {below: plain_count(below)}
-    while counts[below] > target and below > 1:
-        below -= 1
-        counts[below] = plain_count(below)
-    while max(counts.values()) <= target:
-        counts[max(counts) + 1] = plain_count(max(counts) + 1)
-    return min(sorted(counts), key=lambda width: abs(counts[width] - target))
+    # Nearly all layers have (in x out) parameters with both proportional to the width.
+    relative = target / count_parameters(gated.backbone)
+    width = max(round(gated.backbone.width * math.sqrt(relative)), 1)
+    # Counts grow with the width: the nearest is the last one that stays below the target, or the next.
+    while plain_count(width) > target and width > 1:
+        width -= 1
+    while plain_count(width + 1) <= target:
+        width += 1
+    return min(width, width + 1, key=lambda width: abs(plain_count(width) - target))
 
 
 def _changed(config: Config, **fields) -> Config:

@@ -1,13 +1,18 @@
 """DenseNet-BC for small images, with gates (Huang et al., CVPR 2017, sections 3 and 4.2)."""
 
+import dataclasses
+import re
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gaternet_jax.errors import UserError
 from gaternet_jax.models.backbone import Backbone, BackboneOptions
 from gaternet_jax.models.blocks import decide_locally, local_head
 from gaternet_jax.models.gates import Gates, GateTable, apply_gates
 from gaternet_jax.models.layers import BatchNorm, SqueezeExcitation, at_least_float32, conv, linear
+from gaternet_jax.models.registry import register
 
 COMPRESSION = 0.5  # of the channels, at each transition
 
@@ -18,7 +23,8 @@ class DenseLayer(nnx.Module):
         h = relu(bn2(conv1(relu(bn1(x))))) * g1          1x1, 4 growth filters; g1: gating "all" only
         y = [x, squeeze(conv2(h) * g2)]                  3x3; g2: gating "residual" and "all"
 
-    Placement assumed: the paper gates DenseNet, but not in the reading notes at hand.
+    Args:
+        gated: whether gating "residual" gates this layer.
     """
 
     def __init__(
@@ -27,6 +33,7 @@ class DenseLayer(nnx.Module):
         in_channels: int,
         growth: int,
         *,
+        gated: bool,
         feeds: tuple[str, ...],
         table: GateTable,
         options: BackboneOptions,
@@ -36,7 +43,8 @@ class DenseLayer(nnx.Module):
         self.bn2 = BatchNorm(4 * growth, rngs=options.rngs)
         self.site1 = table.add(f"{name}.conv1", 4 * growth, (f"{name}.conv2",)) if options.gating == "all" else None
         self.conv2 = conv(4 * growth, growth, 3, options)
-        self.site2 = table.add(f"{name}.conv2", growth, feeds) if options.gating != "none" else None
+        gated = options.gating == "all" or (options.gating == "residual" and gated)
+        self.site2 = table.add(f"{name}.conv2", growth, feeds) if gated else None
         ratio = options.squeeze_ratio
         self.squeeze = SqueezeExcitation(growth, ratio, rngs=options.rngs) if ratio else None
         self.local = local_head(in_channels, (self.site1, self.site2), options)
@@ -82,7 +90,9 @@ class DenseNet(Backbone):
             for i, name in enumerate(names):
                 # What a layer adds is read by all later layers of its block and by what follows the block.
                 feeds = (*(f"{later}.conv1" for later in names[i + 1 :]), after)
-                setattr(self, name, DenseLayer(name, channels, growth, feeds=feeds, table=table, options=options))
+                gated = {"none": True, "first": i > 0, "last": i < layers - 1}[options.dense_ungated]
+                layer = DenseLayer(name, channels, growth, gated=gated, feeds=feeds, table=table, options=options)
+                setattr(self, name, layer)
                 channels += growth
             order += names
             if block < 3:
@@ -102,3 +112,20 @@ class DenseNet(Backbone):
             module = getattr(self, name)
             x = module(x) if isinstance(module, Transition) else module(x, gates)
         return at_least_float32(jax.nn.relu(self.bn(x))).mean((1, 2))
+
+
+_GROWTH = {100: 12, 250: 24, 190: 40}  # Huang et al. 2017, table 2
+
+
+@register(r"densenet(\d+)(?:_k(\d+))?", ("densenet100", "densenet250", "densenet190"))
+def _densenet(match: re.Match[str], options: BackboneOptions) -> Backbone:
+    depth, growth = int(match[1]), int(match[2]) if match[2] else _GROWTH.get(int(match[1]))
+    if depth < 10 or depth % 6 != 4 or not (growth or options.width):
+        usual = ", ".join(f"{depth} (k = {growth})" for depth, growth in _GROWTH.items())
+        raise UserError(
+            f"no DenseNet-BC is '{match[0]}'; depths are 6n + 4, and others than {usual} "
+            "name their growth rate: densenet40_k12"
+        )
+    if options.zero_init_residual:
+        raise UserError("model.zero_init_residual=True was asked of a DenseNet, which has no residual to start at zero")
+    return DenseNet(depth, dataclasses.replace(options, width=options.width or growth))

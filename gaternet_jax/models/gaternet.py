@@ -16,7 +16,7 @@ from gaternet_jax.errors import UserError
 from gaternet_jax.models.backbone import Backbone
 from gaternet_jax.models.gater import Gater
 from gaternet_jax.models.gates import GateSite
-from gaternet_jax.models.keys import init_keys
+from gaternet_jax.models.keys import InitKeys
 from gaternet_jax.models.layers import linear
 from gaternet_jax.models.local import LocalPass
 from gaternet_jax.models.semhash import binary_gates, sampled_gates
@@ -98,7 +98,7 @@ class GaterNet(nnx.Module):
         """
         if num_classes < 1:
             raise UserError(f"num_classes={num_classes} must be at least 1")
-        self.backbone.fc = linear(self.backbone.num_features, num_classes, rngs=init_keys(seed))
+        self.backbone.fc = linear(self.backbone.num_features, num_classes, rngs=InitKeys(seed))
 
     def _check_images(self, images: jax.Array) -> None:
         channels = self.backbone.channels

@@ -1,8 +1,10 @@
-"""Keys of the initial parameters."""
+"""Where initial arrays come from: keys counted in Python, or nowhere, where shapes are all that is wanted."""
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from flax import nnx
 
 
 class InitKeys:
@@ -25,6 +27,27 @@ class InitKeys:
         return key
 
 
-def init_keys(seed: int) -> Any:
-    """Typed as whatever a Flax layer wants for `rngs`."""
-    return InitKeys(seed)
+class KeysWanted(Exception):
+    """Raised where a layer wants a key of `ShapesOnly`: one that does not make its arrays by `initial`."""
+
+
+class ShapesOnly:
+    """Makes `initial` and `filled` give shapes in place of arrays."""
+
+    def params(self) -> jax.Array:
+        raise KeysWanted
+
+
+Keys = Any  # InitKeys, nnx.Rngs or ShapesOnly; Flax types what its own layers take as nnx.Rngs
+
+
+def initial(keys: Keys, initializer: nnx.Initializer, shape: tuple[int, ...]) -> Any:
+    """Makes a float32 array by an initialiser and the next key."""
+    if isinstance(keys, ShapesOnly):
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+    return initializer(keys.params(), shape, jnp.float32)
+
+
+def filled(keys: Keys, value: float, shape: tuple[int, ...]) -> Any:
+    """Makes a float32 array of one number; no key is used up."""
+    return jax.ShapeDtypeStruct(shape, jnp.float32) if isinstance(keys, ShapesOnly) else jnp.full(shape, value)

@@ -4,36 +4,101 @@ Parameters and BatchNorm arithmetic are float32 whatever the compute type. Convo
 padding of kernel // 2), not by XLA's "SAME", which differs when the stride is 2.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.backbone import BackboneOptions
+from gaternet_jax.models.keys import Keys, filled, initial
 
 HE_FAN_OUT = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")  # released code
 LINEAR_UNIFORM = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # assumed: PyTorch's default
 
 
-def conv(in_channels: int, out_channels: int, kernel: int, options: BackboneOptions, *, stride: int = 1) -> nnx.Conv:
-    """A kernel x kernel convolution without bias, He-initialised by its fan-out (released code)."""
-    return nnx.Conv(
-        in_channels,
-        out_channels,
-        (kernel, kernel),
-        strides=stride,
-        padding=kernel // 2,
-        use_bias=False,
-        dtype=options.dtype,
-        kernel_init=HE_FAN_OUT,
-        rngs=options.rngs,
-    )
+class Conv(nnx.Module):
+    """A convolution of NHWC maps. `nnx.Conv` has four times as many attributes, each of which Flax checks as it is set.
+
+    Args:
+        kernel: float32 [h, w, inputs, filters].
+        strides: pixels, down and across.
+        padding: pixels on all sides, or (above and below, left and right).
+        dtype: compute type.
+    """
+
+    def __init__(self, kernel: Any, *, strides: int, padding: int | tuple[int, int], dtype: jnp.dtype):
+        self.kernel = nnx.Param(kernel)
+        self.strides, self.padding, self.dtype = strides, padding, dtype
+
+    @property
+    def kernel_size(self) -> tuple[int, int]:
+        height, width, _, _ = self.kernel.shape
+        return height, width
+
+    @property
+    def in_features(self) -> int:
+        return self.kernel.shape[2]
+
+    @property
+    def out_features(self) -> int:
+        return self.kernel.shape[3]
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        down, across = (self.padding, self.padding) if isinstance(self.padding, int) else self.padding
+        return jax.lax.conv_general_dilated(
+            inputs.astype(self.dtype),
+            self.kernel.get_value().astype(self.dtype),
+            (self.strides, self.strides),
+            ((down, down), (across, across)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
 
 
-def linear(in_features: int, out_features: int, *, initial_bias: float = 0.0, rngs: nnx.Rngs) -> nnx.Linear:
+class Linear(nnx.Module):
+    """A float32 fully connected layer.
+
+    Args:
+        kernel: float32 [inputs, outputs].
+        bias: float32 [outputs].
+    """
+
+    def __init__(self, kernel: Any, bias: Any):
+        self.kernel, self.bias = nnx.Param(kernel), nnx.Param(bias)
+
+    @property
+    def in_features(self) -> int:
+        return self.kernel.shape[0]
+
+    @property
+    def out_features(self) -> int:
+        return self.kernel.shape[1]
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        return inputs @ self.kernel.get_value() + self.bias.get_value()[None]
+
+
+def conv(
+    in_channels: int,
+    out_channels: int,
+    kernel: int | tuple[int, int],
+    options: BackboneOptions,
+    *,
+    stride: int = 1,
+    valid: bool = False,
+) -> Conv:
+    """A convolution without bias, He-initialised by its fan-out (released code); `valid`: without padding."""
+    height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
+    padding = 0 if valid else height // 2 if height == width else (height // 2, width // 2)
+    weights = initial(options.rngs, HE_FAN_OUT, (height, width, in_channels, out_channels))
+    return Conv(weights, strides=stride, padding=padding, dtype=options.dtype)
+
+
+def linear(in_features: int, out_features: int, *, initial_bias: float = 0.0, rngs: Keys) -> Linear:
     """A float32 fully connected layer; biases start at zero (released code) unless told otherwise."""
-    bias_init = nnx.initializers.constant(initial_bias)
-    return nnx.Linear(in_features, out_features, kernel_init=LINEAR_UNIFORM, bias_init=bias_init, rngs=rngs)
+    kernel = initial(rngs, LINEAR_UNIFORM, (in_features, out_features))
+    return Linear(kernel, initial(rngs, nnx.initializers.constant(initial_bias), (out_features,)))
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
@@ -41,22 +106,32 @@ def at_least_float32(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-class BatchNorm(nnx.BatchNorm):
+class BatchNorm(nnx.Module):
     """BatchNorm over all axes but the last, in float32, returned in the type of its input.
 
     Momentum 0.9 and epsilon 1e-5 are PyTorch's defaults (which write the momentum as 0.1); the running variance is
-    the biased one, as everywhere in Flax. Own arithmetic because `nnx.BatchNorm` evaluates in the compute type and,
-    in Flax 0.12, updates its statistics in a way that makes tracing time quadratic in the network's depth.
+    the biased one, as everywhere in Flax. Not `nnx.BatchNorm`, which evaluates in the compute type and, in Flax 0.12,
+    updates its statistics in a way that makes tracing time quadratic in the network's depth.
 
     Raises:
         UserError: in training, one value per channel (a batch of one, without maps or with maps of one position).
     """
 
-    def __init__(self, channels: int, *, rngs: nnx.Rngs, zero_init: bool = False):
-        scale_init = nnx.initializers.zeros if zero_init else nnx.initializers.ones
-        super().__init__(channels, momentum=0.9, epsilon=1e-5, scale_init=scale_init, rngs=rngs)
+    momentum = 0.9
 
-    def __call__(self, x: jax.Array) -> jax.Array:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __init__(self, channels: int, *, rngs: Keys, zero_init: bool = False, epsilon: float = 1e-5):
+        scale_init = nnx.initializers.zeros if zero_init else nnx.initializers.ones
+        self.mean, self.var = (nnx.BatchStat(filled(rngs, value, (channels,))) for value in (0.0, 1.0))
+        self.scale = nnx.Param(initial(rngs, scale_init, (channels,)))
+        self.bias = nnx.Param(initial(rngs, nnx.initializers.zeros, (channels,)))
+        self.epsilon = epsilon
+        self.use_running_average = False  # set by .train() and .eval()
+
+    @property
+    def num_features(self) -> int:
+        return self.scale.shape[0]
+
+    def __call__(self, x: jax.Array) -> jax.Array:
         inputs = at_least_float32(x)
         if self.use_running_average:
             mean, variance = self.mean.get_value(), self.var.get_value()
@@ -71,11 +146,17 @@ class BatchNorm(nnx.BatchNorm):
             variance = jnp.maximum((inputs * inputs).mean(axes) - mean * mean, 0.0)  # one pass over the maps
             self.mean.set_value(self.momentum * self.mean.get_value() + (1 - self.momentum) * mean)
             self.var.set_value(self.momentum * self.var.get_value() + (1 - self.momentum) * variance)
-        assert self.scale is not None and self.bias is not None
-        scale = self.scale.get_value() * jax.lax.rsqrt(variance + self.epsilon)
-        shift = self.bias.get_value() - mean * scale
-        per_channel = (1,) * (x.ndim - 1) + (-1,)
-        return (inputs * scale.reshape(per_channel) + shift.reshape(per_channel)).astype(x.dtype)
+        return _normalise(inputs, mean, variance + self.epsilon, self.scale.get_value(), self.bias.get_value()).astype(
+            x.dtype
+        )
+
+
+@jax.jit  # traced once for all layers of one shape
+def _normalise(x, mean, variance, scale, bias):
+    scale = scale * jax.lax.rsqrt(variance)
+    shift = bias - mean * scale
+    per_channel = (1,) * (x.ndim - 1) + (-1,)
+    return x * scale.reshape(per_channel) + shift.reshape(per_channel)
 
 
 class SqueezeExcitation(nnx.Module):
@@ -84,7 +165,7 @@ class SqueezeExcitation(nnx.Module):
     y = x * sigmoid(fc2(relu(fc1(mean(x)))))        fc1 to channels / ratio units, both with biases
     """
 
-    def __init__(self, channels: int, ratio: int, *, rngs: nnx.Rngs):
+    def __init__(self, channels: int, ratio: int, *, rngs: Keys):
         hidden = max(channels // ratio, 1)
         self.fc1 = linear(channels, hidden, rngs=rngs)
         self.fc2 = linear(hidden, channels, rngs=rngs)

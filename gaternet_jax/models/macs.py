@@ -8,10 +8,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from gaternet_jax.gating import MacCount, count_macs
-from gaternet_jax.models.gaternet import GaterNet
+from gaternet_jax.models.gaternet import GaterNet, Outputs
 
 
 class MacCounter:
@@ -75,9 +74,11 @@ class MacCounter:
 
 def trace_macs(model: GaterNet, image_size: int) -> MacCount:
     """Counts a whole model, which decides its gates itself; traced in evaluation mode, the caller's stays as it is."""
-    tracing = nnx.clone(model)
-    tracing.eval()
-    graphdef, arrays = nnx.split(tracing)
     images = jax.ShapeDtypeStruct((1, image_size, image_size, model.backbone.channels), jnp.float32)
-    # All outputs: gate scores are results, so that all are wanted, whatever the gates make of them.
-    return count_macs(lambda arrays, images: nnx.merge(graphdef, arrays)(images), arrays, images)
+
+    def evaluate(model: GaterNet, images: jax.Array) -> Outputs:
+        """All outputs: gate scores are results, so that all are wanted, whatever the gates make of them."""
+        model.eval()  # a copy's: as an argument, a module is a tree of arrays
+        return model(images)
+
+    return count_macs(evaluate, model, images)

@@ -5,16 +5,19 @@ He et al. (2016), section 4.2 (CIFAR) and table 1 (ImageNet), with 1x1 convoluti
 changes, activation after addition, and the stride of a bottleneck on its 3x3 convolution.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from flax import nnx
 
+from gaternet_jax.errors import UserError
 from gaternet_jax.models.backbone import Backbone, BackboneOptions
-from gaternet_jax.models.blocks import ResidualBlock
+from gaternet_jax.models.blocks import ResidualBlock, basic, bottleneck
 from gaternet_jax.models.gates import Gates, GateTable
 from gaternet_jax.models.layers import BatchNorm, at_least_float32, conv, linear
+from gaternet_jax.models.registry import known_backbones, register
 
 BlockPlan = Callable[[int, int], list[tuple[int, int, int]]]  # (width, stride) -> plan of a ResidualBlock
 
@@ -52,27 +55,26 @@ class ResNet(Backbone):
     """A stem, stages of residual blocks, global average pooling, and an output layer.
 
     Args:
-        block: `basic` or `bottleneck`.
-        blocks: number of blocks of each stage; each stage has twice the width of the one before.
+        stages: of each stage the plan of its blocks, their number, and its width relative to the first one's.
         large_images: a 7x7 stem of stride 2 and a 3x3 max-pooling of stride 2 (ImageNet) instead of a 3x3
             convolution (CIFAR).
         options: see BackboneOptions; the own widths are 16 (CIFAR) and 64 (ImageNet).
     """
 
-    def __init__(self, block: BlockPlan, blocks: tuple[int, ...], *, large_images: bool, options: BackboneOptions):
+    def __init__(self, stages: Sequence[tuple[BlockPlan, int, int]], *, large_images: bool, options: BackboneOptions):
         width = options.width or (64 if large_images else 16)
         kernel, stride = (7, 2) if large_images else (3, 1)
         self.large_images = large_images
         self.conv = conv(options.channels, width, kernel, options, stride=stride)
         self.bn = BatchNorm(width, rngs=options.rngs)
-        self.stage_names = tuple(f"stage{i}" for i in range(1, len(blocks) + 1))
+        self.stage_names = tuple(f"stage{i}" for i in range(1, len(stages) + 1))
         table, channels = GateTable(), width
-        for i, name in enumerate(self.stage_names):
+        for i, (name, (block, blocks, times)) in enumerate(zip(self.stage_names, stages, strict=True)):
             stage = Stage(
                 name,
                 channels,
-                width * 2**i,
-                blocks[i],
+                width * times,
+                blocks,
                 block=block,
                 stride=1 if i == 0 else 2,
                 table=table,
@@ -92,3 +94,39 @@ class ResNet(Backbone):
         for name in self.stage_names:
             x = getattr(self, name)(x, gates)
         return at_least_float32(x).mean((1, 2))
+
+
+# He et al. 2016, table 1.
+_IMAGENET = {
+    "18": (basic, (2, 2, 2, 2)),
+    "34": (basic, (3, 4, 6, 3)),
+    "50": (bottleneck, (3, 4, 6, 3)),
+    "101": (bottleneck, (3, 4, 23, 3)),
+    "152": (bottleneck, (3, 8, 36, 3)),
+}
+
+
+@register(r"resnet(18|34|50|101|152)", ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), image_size=224)
+def _imagenet_resnet(match: re.Match[str], options: BackboneOptions) -> Backbone:
+    block, blocks = _IMAGENET[match[1]]
+    return ResNet([(block, number, 2**i) for i, number in enumerate(blocks)], large_images=True, options=options)
+
+
+@register(
+    r"resnet(\d+)(_basic|_bottleneck)?",
+    ("resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet164"),
+)
+def _cifar_resnet(match: re.Match[str], options: BackboneOptions) -> Backbone:
+    """Basic blocks where the depth is 6n + 2, bottlenecks where it is 9n + 2; where both fit, basic up to 163."""
+    depth, kind = int(match[1]), match[2]
+    fits = {"_basic": depth >= 8 and depth % 6 == 2, "_bottleneck": depth >= 11 and depth % 9 == 2}
+    if kind is None:
+        kind = "_basic" if fits["_basic"] and (depth < 164 or not fits["_bottleneck"]) else "_bottleneck"
+    if not fits[kind]:
+        raise UserError(
+            f"no CIFAR ResNet has depth {depth}; depths are 6n + 2 with basic blocks and 9n + 2 with bottlenecks "
+            f"(name them resnetD_basic or resnetD_bottleneck where both fit): {', '.join(known_backbones())}"
+        )
+    layers, block = (6, basic) if kind == "_basic" else (9, bottleneck)
+    blocks = (depth - 2) // layers
+    return ResNet([(block, blocks, 2**i) for i in range(3)], large_images=False, options=options)

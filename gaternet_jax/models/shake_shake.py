@@ -4,6 +4,9 @@ Each block has two branches. In training they are mixed at random, for each imag
 and backward ("shake-shake-image"); in evaluation by their mean.
 """
 
+import dataclasses
+import re
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -12,8 +15,9 @@ from gaternet_jax.models.backbone import Backbone, BackboneOptions
 from gaternet_jax.models.blocks import decide_locally, local_head
 from gaternet_jax.models.gates import Gates, GateTable, apply_gates
 from gaternet_jax.models.layers import BatchNorm, SqueezeExcitation, at_least_float32, conv, linear
+from gaternet_jax.models.registry import register
 
-STEM_FILTERS = 16
+STEM_FILTERS = 16  # author's code
 BLOCKS_PER_STAGE = 4
 
 
@@ -109,15 +113,21 @@ class ShakeBlock(nnx.Module):
 
 
 class ShakeShake(Backbone):
-    """A 3x3 stem of 16 filters and three stages of four blocks, of `width`, 2 and 4 times `width` filters."""
+    """A 3x3 stem and three stages of four blocks, of `width`, 2 and 4 times `width` filters.
+
+    Args:
+        stem_filters: of the stem; None: as many as the first stage has.
+        options: see BackboneOptions.
+    """
 
     stochastic = True
 
-    def __init__(self, options: BackboneOptions):
+    def __init__(self, stem_filters: int | None, options: BackboneOptions):
         assert options.width is not None
-        self.conv = conv(options.channels, STEM_FILTERS, 3, options)
-        self.bn = BatchNorm(STEM_FILTERS, rngs=options.rngs)
-        table, channels, order = GateTable(), STEM_FILTERS, []
+        channels = stem_filters or options.width
+        self.conv = conv(options.channels, channels, 3, options)
+        self.bn = BatchNorm(channels, rngs=options.rngs)
+        table, order = GateTable(), []
         for stage in (1, 2, 3):
             for number in range(1, BLOCKS_PER_STAGE + 1):
                 name, width = f"stage{stage}_block{number}", options.width * 2 ** (stage - 1)
@@ -135,3 +145,13 @@ class ShakeShake(Backbone):
         for number, name in enumerate(self.order):
             x = getattr(self, name)(x, gates, None if key is None else jax.random.fold_in(key, number))
         return at_least_float32(jax.nn.relu(x)).mean((1, 2))
+
+
+@register(
+    r"shake26_2x([1-9]\d*)d(_paper)?",
+    ("shake26_2x32d", "shake26_2x64d", "shake26_2x96d", "shake26_2x64d_paper", "shake26_2x96d_paper"),
+)
+def _shake_shake(match: re.Match[str], options: BackboneOptions) -> Backbone:
+    """ "_paper": GaterNet's by its parameters, 11.71 M and 26.33 M, which a stem as wide as the first stage gives."""
+    stem_filters = None if match[2] else STEM_FILTERS
+    return ShakeShake(stem_filters, dataclasses.replace(options, width=options.width or int(match[1])))

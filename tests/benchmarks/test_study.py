@@ -23,7 +23,13 @@ def test_the_order_of_the_study():
     assert names[1] == "cifar10-resnet20-plain-strong-30ep-seed0", "both recipes side by side"
     half = len(names) // 2
     assert all("-30ep-" in name for name in names[:half]) and all("-200ep-" in name for name in names[half:])
-    stages = ["cifar10-resnet20", "cifar10-resnet56", "cifar100-resnet20", "cifar100-resnet56", "cifar10-resnet164"]
+    stages = [
+        "cifar10-resnet20",
+        "cifar10-resnet56",
+        "cifar100-resnet20",
+        "cifar100-resnet56",
+        "cifar10-resnet164_paper",
+    ]
     first = [next(i for i, name in enumerate(names) if name.startswith(stage)) for stage in stages]
     assert first == sorted(first)
     for seed in range(3):

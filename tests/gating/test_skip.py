@@ -9,7 +9,7 @@ from gaternet_jax.gating import gate, skip_closed
 from gaternet_jax.models.functional import merge_model, split_model
 from tests.gating.foreign import foreign
 from tests.helpers import model_config, random_model
-from tests.models.test_macs import SMALL
+from tests.models.test_macs import SMALL, image_size
 
 SIZE = 16  # pixels
 # Others are of the same operations; bottlenecks and the foreign network are tested with sums of whole maps, too.
@@ -38,10 +38,10 @@ def selection(sites, seed=0):
     ]
 
 
-def differences(function, params, num_gates, batch=3, dtype=jnp.float32, **options):
+def differences(function, params, num_gates, batch=3, dtype=jnp.float32, size=SIZE, **options):
     """Largest difference of logits, of images that open all, none and some of the kept channels."""
     rng = np.random.default_rng(1)
-    x = jnp.asarray(rng.normal(size=(batch, SIZE, SIZE, 3)), dtype)
+    x = jnp.asarray(rng.normal(size=(batch, size, size, 3)), dtype)
     program = skip_closed(function, params, x, jnp.zeros((batch, num_gates)), **options)
     keep, may_open = selection(program.sites)
     share = np.array([[1.0], [0.0], [0.6]])[:batch]
@@ -59,14 +59,14 @@ def differences(function, params, num_gates, batch=3, dtype=jnp.float32, **optio
     "family", [pytest.param(family, marks=() if family in QUICK else pytest.mark.slow) for family in SMALL]
 )
 def test_every_family_gives_the_logits_of_the_masked_network(family, gating):
-    assert differences(*backbone(*SMALL[family], gating)) <= 1e-4
+    assert differences(*backbone(*SMALL[family], gating), size=image_size(family)) <= 1e-4
 
 
 @pytest.mark.parametrize(
-    "family", ["basic", *(pytest.param(name, marks=pytest.mark.slow) for name in ("densenet", "shake"))]
+    "family", ["basic", *(pytest.param(f, marks=pytest.mark.slow) for f in ("densenet", "shake", "paper", "inception"))]
 )
 def test_families_with_squeeze_and_excitation(family):
-    assert differences(*backbone(*SMALL[family], squeeze_ratio=2)) <= 1e-4
+    assert differences(*backbone(*SMALL[family], squeeze_ratio=2), size=image_size(family)) <= 1e-4
 
 
 @pytest.mark.parametrize("scope", ["global", "local"])

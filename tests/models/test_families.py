@@ -11,19 +11,20 @@ from gaternet_jax.models.gates import GateSite
 from gaternet_jax.models.local import LocalHead, LocalPass
 from gaternet_jax.models.shake_shake import shake
 from tests.helpers import model_config
-from tests.models.test_macs import SMALL
+from tests.models.test_macs import SMALL, image_size
 
 FAMILIES = list(SMALL)
 
 
 def each(*variants, everywhere):
-    """Marks (family, variant): all variants of basic ResNets and `everywhere` of all families are quick enough."""
+    """Marks (family, variant): all variants of basic ResNets and `everywhere` of most families are quick enough."""
     return pytest.mark.parametrize(
         ("family", "variant"),
         [
-            pytest.param(family, variant, marks=() if family == "basic" or variant in everywhere else pytest.mark.slow)
+            pytest.param(family, variant, marks=() if family == "basic" or quick else pytest.mark.slow)
             for family in FAMILIES
             for variant in variants
+            for quick in [variant in everywhere and family != "inception"]
         ],
     )
 
@@ -33,8 +34,9 @@ def config(family, **fields):
     return model_config(backbone=name, width=width, **fields)
 
 
-def images(batch=3):
-    return jax.random.normal(jax.random.key(0), (batch, 32, 32, 3))
+def images(batch=3, family="basic"):
+    size = image_size(family, 32)
+    return jax.random.normal(jax.random.key(0), (batch, size, size, 3))
 
 
 def num_gates(model):
@@ -53,7 +55,9 @@ def test_all_gates_open_equals_the_plain_network(family, variant):
     nnx.update(plain.backbone, nnx.state(gated.backbone))
     gated.eval(), plain.eval()
     open_gates = jnp.ones((3, num_gates(gated)))
-    np.testing.assert_array_equal(gated.backbone(images(), open_gates), plain(images()).logits)
+    np.testing.assert_array_equal(
+        gated.backbone(images(family=family), open_gates), plain(images(family=family)).logits
+    )
     offsets = [site.offset for site in gated.gate_sites]
     assert offsets == list(np.cumsum([0] + [site.size for site in gated.gate_sites])[:-1])
     assert all(module_at(gated.backbone, site.name).out_features == site.size for site in gated.gate_sites)
@@ -71,7 +75,7 @@ def test_closed_filter_gets_no_gradient_and_open_ones_do(family, variant):
     @jax.grad
     def gradient_of(params):
         backbone = nnx.merge(graphdef, params, stats, copy=True)
-        return (backbone(images(), gates, jax.random.key(1)) ** 2).sum()
+        return (backbone(images(family=family), gates, jax.random.key(1)) ** 2).sum()
 
     gradient = nnx.to_pure_dict(gradient_of(params))
     for site in model.gate_sites:
@@ -100,7 +104,7 @@ def test_ten_steps_on_one_batch_lower_the_loss(family, variant):
     @jax.jit
     def step(params, key):
         def loss(params):
-            outputs = nnx.merge(graphdef, params, stats, copy=True)(images(), key=key)
+            outputs = nnx.merge(graphdef, params, stats, copy=True)(images(family=family), key=key)
             log_probability = jax.nn.log_softmax(outputs.logits)
             return -jnp.take_along_axis(log_probability, labels[:, None], -1).mean()
 
@@ -120,23 +124,25 @@ def test_ten_steps_on_one_batch_lower_the_loss(family, variant):
         assert not kernels or np.mean(kernels) > 0.6
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(family, marks=pytest.mark.slow if family == "inception" else ()) for family in FAMILIES]
+)
 def test_local_gates_depend_on_the_blocks_own_input_only(family):
     model = build_model(config(family, gating="all", **{"gater.scope": "local"}))
     assert model.gater is None
     model.eval()
-    outputs = model(images())
+    outputs = model(images(family=family))
     assert outputs.gates.shape == outputs.gate_scores.shape == (3, num_gates(model))
     np.testing.assert_array_equal(outputs.gates, np.asarray(outputs.gate_scores) >= -3e-5)
     # The first block's gates do not change when the weights of later blocks do.
     first, last = model.gate_sites[0], model.gate_sites[-1]
     module = module_at(model.backbone, last.name)
     module.kernel.set_value(jnp.zeros_like(module.kernel.get_value()))
-    again = model(images())
+    again = model(images(family=family))
     np.testing.assert_array_equal(again.gates[:, first.gates], outputs.gates[:, first.gates])
     given = jnp.ones((3, num_gates(model)))
     with pytest.raises(ValueError, match="gates itself"):
-        model.backbone(images(), given)
+        model.backbone(images(family=family), given)
 
 
 def test_local_gates_are_binary_for_whole_samples():

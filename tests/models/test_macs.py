@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from benchmarks.tpu_aot import share_off_padding
 from gaternet_jax.models.build import abstract_model, build_model
 from gaternet_jax.models.functional import merge_model, split_model
+from gaternet_jax.models.layers import Conv
 from gaternet_jax.models.macs import MacCounter
 from gaternet_jax.models.registry import known_backbones
 from tests.helpers import model_config
@@ -19,7 +21,14 @@ SMALL = {  # a shrunken member of each family: name, width
     "imagenet": ("resnet18", 4),
     "densenet": ("densenet10", 4),
     "shake": ("shake26_2x4d", 0),
+    "paper": ("resnet11_paper", 16),  # hidden maps have a fourth of it
+    "inception": ("inceptionv4_1_1_1", 4),
 }
+
+
+def image_size(family, usual=16):
+    """A size, pixels, that the shrunken member of a family can take."""
+    return 75 if family == "inception" else usual
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -35,14 +44,6 @@ def module_at(model, path):
     return model
 
 
-def share_off_padding(conv, positions):
-    """The share of (output position, kernel tap) pairs that meet the image and not its padding."""
-    kernel, stride = conv.kernel_size[0], conv.strides if isinstance(conv.strides, int) else conv.strides[0]
-    out = round(np.sqrt(positions)) // kernel
-    taps = stride * np.arange(out)[:, None] + np.arange(kernel) - kernel // 2
-    return ((taps >= 0) & (taps < stride * out)).mean() ** 2
-
-
 @pytest.mark.parametrize("name", ["resnet20", "resnet11_bottleneck", "resnet18", "densenet40_k12", "shake26_2x16d"])
 def test_count_agrees_with_the_compiler(name):
     """XLA counts two operations per multiply-accumulate, none where a kernel lies on padding, and BatchNorm besides."""
@@ -51,8 +52,8 @@ def test_count_agrees_with_the_compiler(name):
     counted = 0
     for layer in MacCounter(model, size).layers:
         module = module_at(model, layer.name)
-        positions = layer.macs // (module.in_features * module.out_features)
-        counted += layer.macs * (share_off_padding(module, positions) if isinstance(module, nnx.Conv) else 1)
+        positions = layer.macs // module.kernel.size
+        counted += layer.macs * (share_off_padding(module, positions) if isinstance(module, Conv) else 1)
     model.eval()
     graphdef, params, stats = split_model(model)
     forward = jax.jit(lambda params, stats, x: merge_model(graphdef, params, stats)(x).logits)
@@ -66,7 +67,7 @@ def test_gated_count_equals_that_of_a_network_without_the_closed_filters(family,
     """Brute force: per layer, output filters left times input channels left."""
     name, width = SMALL[family]
     model = abstract_model(model_config(backbone=name, width=width, gating=gating))
-    counter = MacCounter(model, 16)
+    counter = MacCounter(model, image_size(family))
     size = sum(site.size for site in model.gate_sites)
     gates = np.random.default_rng(0).integers(0, 2, (3, size))
     gates[1], gates[2] = 1, 0

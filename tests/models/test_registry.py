@@ -26,13 +26,18 @@ EXPECTED = {
     "resnet56": (855_770, 1_008, 2_016),
     "resnet110": (1_730_714, 2_016, 4_032),
     "resnet164": (1_704_154, 8_064, 12_096),
+    "resnet164_paper": (1_619_290, 7_200, 18 * (2 * (4 + 32 + 64) + 16 + 128 + 256)),
     "densenet100": (769_162, 576, 2_880),
+    "densenet250": (15_324_406, 123 * 24, 123 * 5 * 24),
     "densenet190": (25_624_430, 3_720, 18_600),
     "shake26_2x32d": (2_923_162, 1_792, 3_584),
     "shake26_2x64d": (11_653_978, 3_584, 7_168),
     "shake26_2x96d": (26_192_922, 5_376, 10_752),
+    "shake26_2x64d_paper": (11_709_514, 3_584, 7_168),
+    "shake26_2x96d_paper": (26_331_754, 5_376, 10_752),
+    "inceptionv4": (42_679_816, 16_608, 31_552),
 }
-IMAGENET = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+IMAGENET = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "inceptionv4")
 RELEASED = {"resnet20": 547_842, "resnet56": 1_137_186}  # gated, with the ResNet-20 gater: released code
 
 
@@ -87,13 +92,14 @@ def test_any_depth_of_a_family():
         ("resnet32_bottleneck", "no CIFAR ResNet has depth 32"),
         ("densenet101", "no DenseNet-BC is 'densenet101'; depths are 6n \\+ 4"),
         ("densenet40", "name their growth rate: densenet40_k12"),
+        ("resnet21_paper", "no ResNet of bottlenecks has depth 21"),
     ):
         with pytest.raises(UserError, match=message):
             build_model(model_config(backbone=name, width=0))
 
 
 def test_unknown_names_are_refused_with_what_exists():
-    with pytest.raises(UserError, match="unknown model 'vgg16'; known models: resnet18, resnet34"):
+    with pytest.raises(UserError, match="unknown model 'vgg16'; known models: densenet100, "):
         build_model(model_config(backbone="vgg16"))
     with pytest.raises(UserError, match="unknown model 'nope'; known models"):
         build_model(model_config(**{"gater.extractor": "nope"}))
@@ -125,6 +131,20 @@ def test_gating_asked_of_a_backbone_without_gate_sites(monkeypatch):
     assert plain(jnp.zeros((2, 8, 8, 3))).logits.shape == (2, 10)
 
 
+def test_shapes_are_those_of_the_model_also_of_other_peoples_layers(monkeypatch):
+    monkeypatch.setattr(registry, "_FAMILIES", list(registry._FAMILIES))
+    registry.register("pool", ("pool",))(lambda match, options: Pool(options))
+    for config in (model_config(), model_config(backbone="pool", gating="none")):
+        shapes, arrays = (
+            [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(nnx.state(model))]
+            for model in (abstract_model(config), build_model(config))
+        )
+        assert shapes == arrays
+        leaves = jax.tree.leaves(nnx.state(abstract_model(config)))
+        assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
+        assert count(config) == sum(leaf.size for leaf in jax.tree.leaves(nnx.state(build_model(config), nnx.Param)))
+
+
 def test_same_seed_same_parameters():
     one, same, other = (build_model(model_config(), seed=seed) for seed in (1, 1, 2))
     leaves = [jax.tree.leaves(nnx.state(model, nnx.Param)) for model in (one, same, other)]
@@ -153,8 +173,23 @@ def test_wider_is_for_plain_networks():
         build_model(model_config(as_many_parameters_as="all"))
 
 
+@pytest.mark.parametrize(("ungated", "number"), [("first", 1), ("last", 2)])
+def test_one_layer_of_each_dense_block_may_have_no_gates(ungated, number):
+    fields = {"backbone": "densenet16_k4", "width": 0}
+    every, some, all_gates = (
+        [site.name for site in abstract_model(model_config(**fields, **changed)).gate_sites]
+        for changed in ({}, {"dense_ungated": ungated}, {"dense_ungated": ungated, "gating": "all"})
+    )
+    assert [name for name in every if name not in some] == [f"block{i}_layer{number}.conv2" for i in (1, 2, 3)]
+    assert len(all_gates) == 12
+
+
 def test_options_that_a_family_cannot_have_are_refused():
     with pytest.raises(UserError, match="asked of a DenseNet, which has no residual"):
         build_model(model_config(backbone="densenet100", zero_init_residual=True))
+    with pytest.raises(UserError, match="of 'resnet164_paper', whose blocks end without BatchNorm"):
+        build_model(model_config(backbone="resnet164_paper", zero_init_residual=True))
+    with pytest.raises(UserError, match="unknown dense_ungated 'some'; known: first, last, none"):
+        build_model(model_config(backbone="densenet100", dense_ungated="some"))
     with pytest.raises(UserError, match="unknown model 'shake26_2x0d'"):
         build_model(model_config(backbone="shake26_2x0d"))
