@@ -27,7 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gaternet_jax.command_line import positive
-from gaternet_jax.config import Config
+from gaternet_jax.config import RunConfig
 from gaternet_jax.configs.imagenet import get_config
 from gaternet_jax.data.batches import Share
 from gaternet_jax.data.datasets import find_dataset
@@ -45,7 +45,7 @@ def encoded_images(reader: Reader) -> list[tuple[bytes, int]]:
     return [reader.record(index) for index in range(min(len(reader), 1000))]
 
 
-def bare_loop(images: list[bytes], config: Config, batch: int) -> Iterator[int]:
+def bare_loop(images: list[bytes], config: RunConfig, batch: int) -> Iterator[int]:
     """Yields the number of images decoded, a batch's worth at a time."""
     random, data = np.random.default_rng(0), config.data
     headers = [parse_jpeg(image) for image in images]
@@ -76,12 +76,12 @@ def bare_loop(images: list[bytes], config: Config, batch: int) -> Iterator[int]:
             yield batch * CORES
 
 
-def stream(reader: Reader, config: Config, batch: int) -> Iterator[int]:
+def stream(reader: Reader, config: RunConfig, batch: int) -> Iterator[int]:
     for made in StreamSplit(reader, config, Share(0, 1)).train_batches(batch, seed=0, first_step=0):
         yield len(made["label"])
 
 
-def tf_data(images: list[tuple[bytes, int]], config: Config, batch: int, dct: str) -> Iterator[int]:
+def tf_data(images: list[tuple[bytes, int]], config: RunConfig, batch: int, dct: str) -> Iterator[int]:
     import tensorflow as tf  # pyright: ignore[reportMissingModuleSource]
 
     size, data = config.data.image_size, config.data
@@ -183,7 +183,7 @@ def main() -> None:
     images = encoded_images(reader)
 
     def variant(**fields: int) -> Iterator[int]:
-        other: Config = config.copy_and_resolve_references()
+        other: RunConfig = config.copy_and_resolve_references()
         other.data.update(fields)
         return stream(reader, other, arguments.batch)
 

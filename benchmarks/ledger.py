@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.runs import ROOT, Run, parse_settings
 from gaternet_jax.command_line import command_line
-from gaternet_jax.config import Config, default, identify
+from gaternet_jax.config import MAY_CHANGE, RunConfig, default, identify
 from gaternet_jax.distributed import is_primary
 from gaternet_jax.errors import NonFiniteError, UserError
 from gaternet_jax.models.build import abstract_model, count_parameters
@@ -27,7 +27,7 @@ from gaternet_jax.models.macs import MacCounter
 from gaternet_jax.starts import load_starts
 from gaternet_jax.train import train
 from gaternet_jax.variants import recipe_of
-from gaternet_jax.workdir import MAY_CHANGE, load_config, write_file
+from gaternet_jax.workdir import load_config, write_file
 
 FOLDER = ROOT / "results"
 DEFAULTS = "defaults.json"
@@ -155,12 +155,12 @@ def _merge(starts: list[dict]) -> list[dict]:
     return merged
 
 
-def _plain(config: Config) -> dict[str, object]:
+def _plain(config: RunConfig) -> dict[str, object]:
     """Fields to values as JSON has them; where a run starts from another one, that it does."""
     return {field: list(value) if isinstance(value, tuple) else value for field, value in identify(config).items()}
 
 
-def _deciding(config: Config) -> dict[str, object]:
+def _deciding(config: RunConfig) -> dict[str, object]:
     return {field: value for field, value in _plain(config).items() if field not in IGNORED}
 
 
@@ -170,18 +170,18 @@ def defaults(folder: Path = FOLDER) -> dict[str, object]:
     return _plain(default()) | (json.loads(path.read_text(encoding="utf-8")) if path.exists() else {})
 
 
-def difference(config: Config, folder: Path = FOLDER) -> dict[str, object]:
+def difference(config: RunConfig, folder: Path = FOLDER) -> dict[str, object]:
     """The fields of a config that differ from the ledger's defaults, of those that decide what a run computes."""
     before = defaults(folder)
     return {field: value for field, value in sorted(_deciding(config).items()) if before.get(field, ()) != value}
 
 
-def _entry_name(run: Run, config: Config, folder: Path) -> str:
+def _entry_name(run: Run, config: RunConfig, folder: Path) -> str:
     digest = hashlib.sha256(json.dumps(difference(config, folder), sort_keys=True).encode()).hexdigest()
     return f"{run.name}-{digest[:6]}"
 
 
-def find(config: Config, folder: Path = FOLDER, entries: list[dict] | None = None) -> dict | None:
+def find(config: RunConfig, folder: Path = FOLDER, entries: list[dict] | None = None) -> dict | None:
     """The entry of the run that a config describes, if the ledger has it; `entries` saves loading it."""
     wanted = difference(config, folder)
     entries = load(folder) if entries is None else entries

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from gaternet_jax.config import Config, flatten
+from gaternet_jax.config import RunConfig, flatten
 from gaternet_jax.configs import card_names, find_card
 from gaternet_jax.errors import UserError
 
@@ -38,7 +38,7 @@ class Run:
         parts = (Path(self.card).stem, model, f"{config.train.epochs:g}ep", f"seed{config.seed}")
         return "-".join(part for part in parts if part)
 
-    def config(self) -> Config:
+    def config(self) -> RunConfig:
         """Builds its config.
 
         Raises:
@@ -47,7 +47,7 @@ class Run:
         config = load_card(self.card, self.variant)
         unknown = self.settings.keys() - {field for field, _ in flatten(config)}
         if unknown:
-            raise UserError(f"--set names unknown fields: {', '.join(sorted(unknown))} (see gaternet_jax/config.py)")
+            raise UserError(f"--set names unknown fields: {', '.join(sorted(unknown))}; see gaternet train --help")
         try:
             config.update_from_flattened_dict(dict(self.settings))
         except (TypeError, ValueError) as error:
@@ -62,7 +62,7 @@ class Run:
         return f"python -m gaternet_jax.main --config={card}{fields}"
 
 
-def load_card(path: str, variant: str) -> Config:
+def load_card(path: str, variant: str) -> RunConfig:
     """Loads the config of a run card's variant.
 
     Raises:

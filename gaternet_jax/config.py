@@ -1,7 +1,7 @@
-"""Every field of a run, with its unit and source, and the check of their values.
+"""Every field of a run: its type, unit, source and bounds, and whether a resumed run or an evaluation may change it.
 
 A run card (configs/) is `default()` with a few fields changed. Any field can be overridden on the command line:
-`--config.optimizer.learning_rate=0.05`.
+`--config.optimizer.learning_rate=0.05`; `gaternet train --help` lists them.
 
 Sources: [P] the paper (arXiv 1811.11205), [C] the authors' released evaluation code, [D] derived from numbers that [P]
 prints (docs/paper_to_code.md), [He] He et al. 2016 (arXiv 1512.03385) section 4.2; "assumed" marks what none tells. The
@@ -10,249 +10,299 @@ He et al. (variants.py: `he`): under it others' plain ResNets come near the pape
 better than those (docs/results.md).
 """
 
-from collections.abc import Iterator
-from typing import Any
-
-from ml_collections import ConfigDict
+from typing import Any, Literal
 
 from gaternet_jax.errors import UserError
+from gaternet_jax.fields import Section, field, make, misfits, out_of_bounds, table
+from gaternet_jax.fields import flatten as flatten
 
-Config = Any  # an ml_collections.ConfigDict; its fields are beyond a type checker
+Config = Any  # a RunConfig, or one of its parts, where it is not said which
 
 
-def default() -> Config:
-    """The CIFAR recipe; unlocked, so that a run card can change it and lock it."""
-    config: Config = ConfigDict()
-    config.seed = 0  # less than 2**32; initial parameters, shuffling, augmentation and gate noise all follow from it
+class GaterConfig(Section):
+    """What decides which filters are open."""
 
-    config.init_from = ""  # workdir of a run whose model this one starts from; "": from random numbers
-    config.init_parts = "all"  # what is taken from there: all | backbone | gater
-
-    config.model = ConfigDict(
-        dict(
-            backbone="resnet20",  # any of gaternet_jax.models.registry.known_backbones()
-            width=0,  # filters of the first stage (DenseNet: growth rate); 0: the model's own (ResNet: 16 [He, C])
-            as_many_parameters_as="",  # residual | all: a plain network takes the width that matches that gated one
-            num_classes=10,  # of the dataset; 0: as many as it has
-            channels=3,  # of the input images: 1 grayscale, 3 RGB
-            gating="residual",  # none | residual: last convolution of each block [C] | all: the earlier ones too
-            dense_ungated="last",  # of a dense block's layers, without gates: first | last | none [D]; which: assumed
-            dtype="float32",  # compute type: float32 [C] | bfloat16; parameters, BatchNorm and loss stay float32
-            squeeze_ratio=0,  # of squeeze-and-excitation in each block (see variants.py: -se); 0: none
-            zero_init_residual=False,  # last BatchNorm scale of each residual block starts at 0 (Goyal et al. 2017)
-            gater=dict(
-                scope="global",  # global: one gater decides all [P, C] | local: each block decides for itself
-                extractor="resnet20",  # [P, C] for CIFAR
-                width=0,  # filters of its first stage; 0: the extractor's own (ResNet-20: 16 [C])
-                bottleneck=8,  # units between features and gate scores [C, D]; local scope: in each block's head
-                pretrained="",  # workdir of a plain run of the extractor to start from (an option of [P], unconfirmed)
-                batch_norm=False,  # before the bottleneck's ReLU: False [C], True [P]
-                initial_bias=0.0,  # of the gate scores, before training: 3.0 opens all gates; assumed, paper silent
-            ),
-        )
+    scope: Literal["global", "local"] = field(
+        "global", "global: one gater decides all [P, C] | local: each block decides for itself"
     )
-    config.data = ConfigDict(
-        dict(
-            name="cifar10",  # "digits", or the name of a prepared TFDS dataset
-            root="",  # a folder of images, prepared on first use (see tools/prepare); data.name may then be ""
-            data_dir="",  # folder of prepared datasets; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets
-            train_split="train",
-            eval_split="test",  # "": the first of test, validation that is there
-            pipeline="auto",  # memory: decoded once | device: held there | stream: decoded anew | auto: one that fits
-            image_size=32,  # pixels, height and width
-            resize="area",  # area: all pixels count | bilinear: 2 x 2 of them, faster
-            train_crop="center",  # center: as eval_crop | random: of random area, aspect and place (stream only)
-            crop_area=(0.08, 1.0),  # "random" only: fractions of the image's area (Szegedy et al. 2015)
-            crop_aspect=(3 / 4, 4 / 3),  # "random" only: width / height (likewise)
-            eval_crop=1.0,  # side of the central square relative to the shorter side; 224 / 256: 0.875
-            background=(255, 255, 255),  # R, G, B that transparent pictures are put on
-            mean=(0.4914, 0.4822, 0.4465),  # per channel, of pixels in [0, 1] [C]
-            std=(0.2470, 0.2435, 0.2616),  # likewise [C]
-            crop_padding=4,  # pixels of zero padding before the random crop [He]
-            flip=True,  # random horizontal flip [He]
-            cutout=0,  # pixels, side of the square that is blanked at random (DeVries and Taylor 2017: 16); 0: none
-            on_error="raise",  # an image that cannot be read: raise | skip: another takes its place, and it is reported
-            threads=0,  # "stream" only: that read and decode; 0: as many as CPU cores
-            stall_seconds=300.0,  # a wait for a batch of so long is reported, with where it hangs
-            workers=0,  # "stream" only: processes with so many threads each; 0: threads of the training process
-        )
+    extractor: str = field("resnet20", "network that sees the image first", source="P, C: for CIFAR")
+    width: int = field(0, "filters of its first stage; 0: the extractor's own (ResNet-20: 16 [C])", at_least=0)
+    bottleneck: int = field(
+        8, "units between features and gate scores; in local scope: in each block's head", source="C, D", above=0
     )
-    config.loss = ConfigDict(
-        dict(
-            gate="l1",  # l1: mean(gates) [P] | target: (open fraction - t)^2 | macs: (fraction of dense MACs - t)^2
-            gate_weight=0.1,  # lambda, the weight of that term [P has it for l1]; value assumed
-            gate_target=0.5,  # t, for target and macs; assumed
-            gate_target_scope="overall",  # target only: the open fraction overall | of each site
-            label_smoothing=0.0,  # probability mass spread over all classes; 0: none [He]
-        )
+    pretrained: str = field(
+        "",
+        "workdir of a plain run of the extractor to start from (an option of [P], unconfirmed)",
+        start=True,
+        run=True,
     )
-    config.optimizer = ConfigDict(
-        dict(
-            learning_rate=0.1,  # peak, at the configured batch size [He]
-            momentum=0.9,  # [He]
-            nesterov=False,  # whether that momentum is Nesterov's [He: not]
-            weight_decay=1e-4,  # on kernels only [He: 1e-4 on all parameters]
-            schedule="steps",  # steps [He] | cosine to zero
-            schedule_epochs=0.0,  # in which the schedule runs off, then its last rate holds; 0: all of train.epochs
-            warmup_epochs=1.0,  # linear from zero; assumed
-            decay_at=(0.5, 0.75),  # "steps" only: fractions of the run at which the rate falls [He]
-            decay_factor=0.1,  # "steps" only [He]
-            gater_rate=1.0,  # the gater's learning rate relative to the others'; 0: the gater is frozen
-            clip_norm=0.0,  # the gradient's norm is cut to this; 0: never [He]
-        )
+    batch_norm: bool = field(False, "before the bottleneck's ReLU: False [C], True [P]")
+    initial_bias: float = field(
+        0.0, "of the gate scores, before training: 3.0 opens all gates", source="assumed, paper silent", start=True
     )
-    config.train = ConfigDict(
-        dict(
-            batch_size=128,  # images per step over all devices [He]
-            epochs=200.0,  # may be a fraction; assumed [He: 164]
-            ema_decay=0.0,  # moving average of parameters, for evaluation; usually 0.9999, less early on; 0: none [He]
-            on_nonfinite="stop",  # loss, gradient or update NaN or infinite: stop | skip: that step changes nothing
-            max_skipped_steps=10,  # "skip" only: in the whole run; one more ends it
-            eval_batch_size=512,  # images per evaluation step over all devices
-            eval_every_epochs=1.0,  # a checkpoint follows each evaluation
-            log_every_steps=50,  # training metrics are means over this many steps
-            steps_per_call=0,  # in one dispatch, at most; 0: a logging window with images on an accelerator, else 1
-        )
-    )
-    config.checkpoint = ConfigDict(
-        dict(
-            keep_latest=2,  # checkpoints; the best one (top-1 on eval_split) is kept besides
-            every_steps=0,  # more checkpoints between evaluations; 0: none
-        )
-    )
-    return config
 
 
-POSITIVE = """
-    model.channels model.gater.bottleneck data.image_size train.batch_size train.epochs
-    train.eval_batch_size train.eval_every_epochs train.log_every_steps checkpoint.keep_latest data.stall_seconds
-"""
-NON_NEGATIVE = """
-    seed model.num_classes model.width model.gater.width model.squeeze_ratio data.crop_padding data.cutout
-    train.max_skipped_steps data.threads data.workers loss.gate_weight
-    optimizer.clip_norm optimizer.gater_rate optimizer.learning_rate optimizer.weight_decay optimizer.warmup_epochs
-    optimizer.schedule_epochs checkpoint.every_steps train.steps_per_call
-"""
-KINDS = {
-    bool: "True or False",
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    tuple: "a sequence of numbers",
-}
-STARTING_POINTS = ("init_from", "model.gater.pretrained")  # folders of other runs
-FLOAT32_MAX = 3.4028235e38  # what is larger is infinite on the devices
-CHOICES = {
-    "init_parts": ("all", "backbone", "gater"),
-    "model.gating": ("none", "residual", "all"),
-    "model.dense_ungated": ("first", "last", "none"),
-    "model.as_many_parameters_as": ("", "residual", "all"),
-    "model.gater.scope": ("global", "local"),
-    "model.dtype": ("float32", "bfloat16"),
-    "data.pipeline": ("auto", "memory", "device", "stream"),
-    "data.resize": ("area", "bilinear"),
-    "data.train_crop": ("center", "random"),
-    "data.on_error": ("raise", "skip"),
-    "train.on_nonfinite": ("stop", "skip"),
-    "loss.gate": ("l1", "target", "macs"),
-    "loss.gate_target_scope": ("overall", "site"),
-    "optimizer.schedule": ("cosine", "steps"),
-}
+class ModelConfig(Section):
+    """The network."""
+
+    backbone: str = field("resnet20", "any model that `gaternet models` lists")
+    width: int = field(
+        0, "filters of the first stage (DenseNet: growth rate); 0: the model's own (ResNet: 16 [He, C])", at_least=0
+    )
+    as_many_parameters_as: Literal["", "residual", "all"] = field(
+        "", "residual | all: a plain network takes the width that matches that gated one"
+    )
+    num_classes: int = field(10, "of the dataset; 0: as many as it has", at_least=0)
+    channels: Literal[1, 3] = field(3, "of the input images: 1 grayscale, 3 RGB")
+    gating: Literal["none", "residual", "all"] = field(
+        "residual", "none | residual: last convolution of each block [C] | all: the earlier ones too"
+    )
+    dense_ungated: Literal["first", "last", "none"] = field(
+        "last", "of a dense block's layers, without gates: first | last | none; which is assumed", source="D"
+    )
+    dtype: Literal["float32", "bfloat16"] = field(
+        "float32", "compute type; parameters, BatchNorm and loss stay float32", source="C"
+    )
+    squeeze_ratio: int = field(0, "of squeeze-and-excitation in each block (see variants.py: -se); 0: none", at_least=0)
+    zero_init_residual: bool = field(
+        False, "last BatchNorm scale of each residual block starts at 0 (Goyal et al. 2017)", start=True
+    )
+    gater: GaterConfig
 
 
-def validate(config: Config, num_devices: int) -> None:
-    """Checks ranges and combinations, before anything is compiled.
+class DataConfig(Section):
+    """The images, and how they come to the model."""
+
+    name: str = field(
+        "cifar10", '"digits", or the name of a prepared TFDS dataset', resume=True, evaluate=True
+    )  # of a resumed run, dataset.json tells whether it is the same one
+    root: str = field(
+        "", 'a folder of images, prepared on first use (gaternet prepare); name may then be ""', resume=True
+    )
+    data_dir: str = field(
+        "",
+        'folder of prepared datasets; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets',
+        resume=True,
+        evaluate=True,
+    )
+    train_split: str = field("train", "images to train on, as TFDS writes it: train[:5000]")
+    eval_split: str = field("test", 'to evaluate on; "": the first of test, validation that is there', evaluate=True)
+    pipeline: Literal["auto", "memory", "device", "stream"] = field(
+        "auto",
+        "memory: decoded once | device: held there | stream: decoded anew | auto: one that fits",
+        resume=True,
+        evaluate=True,
+    )
+    image_size: int = field(32, "pixels, height and width", above=0)
+    resize: Literal["area", "bilinear"] = field("area", "area: all pixels count | bilinear: 2 x 2 of them, faster")
+    train_crop: Literal["center", "random"] = field(
+        "center", "center: as eval_crop | random: of random area, aspect and place (stream only)"
+    )
+    crop_area: tuple[float, float] = field(
+        (0.08, 1.0),
+        '"random" only: fractions of the image\'s area (Szegedy et al. 2015)',
+        check=lambda area: len(area) == 2 and 0 < area[0] <= area[1] <= 1,
+        must="two numbers between 0 and 1, least and greatest",
+    )
+    crop_aspect: tuple[float, float] = field(
+        (3 / 4, 4 / 3),
+        '"random" only: width / height (likewise)',
+        check=lambda aspect: len(aspect) == 2 and 0 < aspect[0] <= aspect[1],
+        must="two positive numbers, least and greatest",
+    )
+    eval_crop: float = field(
+        1.0, "side of the central square relative to the shorter side; 224 / 256: 0.875", above=0, at_most=1
+    )
+    background: tuple[int, ...] = field(
+        (255, 255, 255),
+        "R, G, B that transparent pictures are put on",
+        check=lambda colour: len(colour) == 3 and all(type(part) is int and 0 <= part <= 255 for part in colour),
+        must="three integers from 0 to 255: red, green and blue",
+    )
+    mean: tuple[float, ...] = field((0.4914, 0.4822, 0.4465), "per channel, of pixels in [0, 1]", source="C")
+    std: tuple[float, ...] = field((0.2470, 0.2435, 0.2616), "likewise", source="C", above=0)
+    crop_padding: int = field(4, "pixels of zero padding before the random crop", source="He", at_least=0)
+    flip: bool = field(True, "random horizontal flip", source="He")
+    cutout: int = field(
+        0, "pixels, side of the square that is blanked at random (DeVries and Taylor 2017: 16); 0: none", at_least=0
+    )
+    on_error: Literal["raise", "skip"] = field(
+        "raise",
+        "an image that cannot be read: raise | skip: another takes its place, and it is reported",
+        resume=True,
+        evaluate=True,
+    )
+    threads: int = field(
+        0, '"stream" only: that read and decode; 0: as many as CPU cores', at_least=0, resume=True, evaluate=True
+    )
+    stall_seconds: float = field(
+        300.0, "a wait for a batch of so long is reported, with where it hangs", above=0, resume=True
+    )
+    workers: int = field(
+        0,
+        '"stream" only: processes with so many threads each; 0: threads of the training process',
+        at_least=0,
+        resume=True,
+        evaluate=True,
+    )
+
+
+class LossConfig(Section):
+    """What is minimised besides the cross-entropy."""
+
+    gate: Literal["l1", "target", "macs"] = field(
+        "l1", "l1: mean(gates) [P] | target: (open fraction - t)^2 | macs: (fraction of dense MACs - t)^2"
+    )
+    gate_weight: float = field(
+        0.1, "lambda, the weight of that term [P has it for l1]", source="value assumed", at_least=0
+    )
+    gate_target: float = field(0.5, "t, for target and macs", source="assumed", above=0, at_most=1)
+    gate_target_scope: Literal["overall", "site"] = field(
+        "overall", "target only: the open fraction overall | of each site"
+    )
+    label_smoothing: float = field(
+        0.0, "probability mass spread over all classes; 0: none", source="He", at_least=0, below=1
+    )
+
+
+class OptimizerConfig(Section):
+    """How the loss is minimised."""
+
+    learning_rate: float = field(0.1, "peak, at the configured batch size", source="He", at_least=0)
+    momentum: float = field(0.9, "of SGD", source="He", at_least=0, below=1)
+    nesterov: bool = field(False, "whether that momentum is Nesterov's", source="He: not")
+    weight_decay: float = field(1e-4, "on kernels only", source="He: 1e-4 on all parameters", at_least=0)
+    schedule: Literal["cosine", "steps"] = field("steps", "steps [He] | cosine to zero")
+    schedule_epochs: float = field(
+        0.0,
+        "in which the schedule runs off, then its last rate holds; 0: all of train.epochs",
+        at_least=0,
+        resume=True,
+    )
+    warmup_epochs: float = field(1.0, "linear from zero", source="assumed", at_least=0)
+    decay_at: tuple[float, ...] = field(
+        (0.5, 0.75),
+        '"steps" only: fractions of the run at which the rate falls',
+        source="He",
+        check=lambda places: all(0 < at < 1 for at in places) and list(places) == sorted(set(places)),
+        must="increasing fractions between 0 and 1",
+    )
+    decay_factor: float = field(0.1, '"steps" only', source="He", above=0, below=1)
+    gater_rate: float = field(1.0, "the gater's learning rate relative to the others'; 0: it is frozen", at_least=0)
+    clip_norm: float = field(0.0, "the gradient's norm is cut to this; 0: never", source="He", at_least=0)
+
+
+class TrainConfig(Section):
+    """How long, in which steps, and what is told of it."""
+
+    batch_size: int = field(128, "images per step over all devices", source="He", above=0)
+    epochs: float = field(200.0, "may be a fraction", source="assumed; He: 164", above=0, resume=True)
+    ema_decay: float = field(
+        0.0,
+        "moving average of parameters, for evaluation; usually 0.9999, less early on; 0: none",
+        source="He",
+        at_least=0,
+        below=1,
+    )
+    on_nonfinite: Literal["stop", "skip"] = field(
+        "stop", "loss, gradient or update NaN or infinite: stop | skip: that step changes nothing"
+    )
+    max_skipped_steps: int = field(10, '"skip" only: in the whole run; one more ends it', at_least=0, resume=True)
+    eval_batch_size: int = field(
+        512, "images per evaluation step over all devices", above=0, resume=True, evaluate=True
+    )
+    eval_every_epochs: float = field(1.0, "a checkpoint follows each evaluation", above=0, resume=True)
+    log_every_steps: int = field(50, "training metrics are means over this many steps", above=0, resume=True)
+    steps_per_call: int = field(
+        0,
+        "in one dispatch, at most; 0: a logging window with images on an accelerator, else 1",
+        at_least=0,
+        resume=True,
+    )
+
+
+class CheckpointConfig(Section):
+    """What is kept."""
+
+    keep_latest: int = field(2, "checkpoints; the best one (top-1 on eval_split) is kept besides", above=0, resume=True)
+    every_steps: int = field(0, "more checkpoints between evaluations; 0: none", at_least=0, resume=True)
+
+
+class RunConfig(Section):
+    """The whole config of a run."""
+
+    seed: int = field(
+        0, "initial parameters, shuffling, augmentation and gate noise all follow from it", at_least=0, below=2**32
+    )
+    init_from: str = field(
+        "", 'workdir of a run whose model this one starts from; "": from random numbers', start=True, run=True
+    )
+    init_parts: Literal["all", "backbone", "gater"] = field("all", "what is taken from there", start=True)
+    model: ModelConfig
+    data: DataConfig
+    loss: LossConfig
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    checkpoint: CheckpointConfig
+
+
+FIELDS = table(RunConfig)
+CHOICES = {name: known.choices for name, known in FIELDS.items() if known.choices}
+MAY_CHANGE = tuple(sorted(name for name, known in FIELDS.items() if known.resume))  # by a resumed run
+MAY_OVERRIDE = tuple(sorted(name for name, known in FIELDS.items() if known.evaluate))  # by an evaluation
+INITIAL_ONLY = tuple(sorted(name for name, known in FIELDS.items() if known.start))
+
+
+def default() -> RunConfig:
+    """Makes the CIFAR recipe; unlocked, so that a run card can change it and lock it."""
+    return make(RunConfig)
+
+
+def validate(config: RunConfig, num_devices: int) -> None:
+    """Checks fields and their combinations, before anything is compiled.
 
     Raises:
         UserError: naming every field that is wrong, its value and what is expected.
     """
-    check_fields(config)
-    fields = dict(flatten(config))
-    problems = [f"{f}={fields[f]} must be greater than 0" for f in POSITIVE.split() if not fields[f] > 0]
-    problems += [f"{f}={fields[f]} must be at least 0" for f in NON_NEGATIVE.split() if not fields[f] >= 0]
-    for field in ("train.batch_size", "train.eval_batch_size"):
-        if fields[field] % num_devices:
-            problems.append(f"{field}={fields[field]} must be a multiple of the number of devices, {num_devices}")
-    for field in ("data.mean", "data.std"):
-        if len(fields[field]) != config.model.channels:
-            problems.append(
-                f"{field}={fields[field]} needs one number per channel (model.channels={config.model.channels})"
-            )
-    if config.model.channels not in (1, 3):
-        problems.append(f"model.channels={config.model.channels} must be 1 (grayscale) or 3 (RGB)")
-    decay_at = tuple(config.optimizer.decay_at)
-    if any(not 0 < at < 1 for at in decay_at) or list(decay_at) != sorted(set(decay_at)):
-        problems.append(f"optimizer.decay_at={decay_at} must be increasing fractions between 0 and 1")
-    if any(not std > 0 for std in config.data.std):
-        problems.append(f"data.std={config.data.std} must be greater than 0")
-    background = tuple(config.data.background)
-    if len(background) != 3 or any(type(value) is not int or not 0 <= value <= 255 for value in background):
-        problems.append(f"data.background={background} must be three integers from 0 to 255: red, green and blue")
-    for field, kind, highest in (
-        ("data.crop_area", "numbers between 0 and 1", 1.0),
-        ("data.crop_aspect", "positive numbers", float("inf")),
-    ):
-        if len(fields[field]) != 2 or not 0 < fields[field][0] <= fields[field][1] <= highest:
-            problems.append(f"{field}={fields[field]} must be two {kind}, least and greatest")
-    if not 0 < config.data.eval_crop <= 1:
-        problems.append(f"data.eval_crop={config.data.eval_crop} must be greater than 0 and at most 1")
-    if config.data.train_crop == "random" and config.data.pipeline in ("memory", "device"):
-        problems.append("data.train_crop=random needs data.pipeline=stream: a split in memory is cropped once")
-    for field, choices in CHOICES.items():
-        if fields[field] not in choices:
-            problems.append(f"{field}='{fields[field]}' must be one of {', '.join(choices)}")
-    for field, value in fields.items():
-        if any(not abs(number) <= FLOAT32_MAX for number in _floats(value)):
-            problems.append(f"{field}={value} must be finite (in float32)")
-    if config.seed >= 2**32:
-        problems.append(f"seed={config.seed} must be less than 2**32: further bits would be ignored")
-    if not 0 < config.optimizer.decay_factor < 1:
-        problems.append(f"optimizer.decay_factor={config.optimizer.decay_factor} must be between 0 and 1")
-    for field in ("optimizer.momentum", "loss.label_smoothing", "train.ema_decay"):
-        if not 0 <= fields[field] < 1:
-            problems.append(f"{field}={fields[field]} must be at least 0 and less than 1")
-    if not 0 < config.loss.gate_target <= 1:
-        problems.append(f"loss.gate_target={config.loss.gate_target} must be greater than 0 and at most 1")
-    length = "optimizer.schedule_epochs" if config.optimizer.schedule_epochs else "train.epochs"
-    if config.optimizer.warmup_epochs >= fields[length] > 0:
-        problems.append(
-            f"optimizer.warmup_epochs={config.optimizer.warmup_epochs} must be less than {length}={fields[length]}"
-        )
-    if config.model.gater.batch_norm and config.train.batch_size == 1:
-        problems.append("model.gater.batch_norm=True needs train.batch_size of at least 2: it compares images")
-    if config.init_from and config.init_parts != "backbone" and config.model.gater.pretrained:
-        problems.append("init_from and model.gater.pretrained are both for the gater; give one, or init_parts=backbone")
+    _refuse(misfits(config, FIELDS) or out_of_bounds(config, FIELDS) + _combinations(config, num_devices))
+
+
+def check_fields(config: Config) -> None:
+    """Checks that a config has the fields that there are, and each a value of its type, within its bounds.
+
+    Raises:
+        UserError: naming every field that is missing, unknown, of another type or out of bounds.
+    """
+    _refuse(misfits(config, FIELDS) or out_of_bounds(config, FIELDS))
+
+
+def _refuse(problems: list[str]) -> None:
     if problems:
         raise UserError("the config cannot be used:\n  " + "\n  ".join(problems))
 
 
-def check_fields(config: Config) -> None:
-    """Checks that a config has the fields of `default()`, and each a value of its type.
-
-    Raises:
-        UserError: naming every field that is missing, unknown or of another type.
-    """
-    known = dict(flatten(default()))
-    fields = dict(flatten(config)) if isinstance(config, ConfigDict) else {}
-    problems = [f"{field} is missing" for field in known.keys() - fields.keys()]
-    problems += [f"{field} is unknown" for field in fields.keys() - known.keys()]
-    for field in fields.keys() & known.keys():
-        value, like = fields[field], known[field]
-        numbers = isinstance(like, tuple) and isinstance(value, tuple) and all(map(_is_number, value))
-        whole = isinstance(like, float) and _is_number(value)  # a whole number will do
-        if not (numbers or whole or (type(value) is type(like) and not isinstance(like, tuple))):
-            problems.append(f"{field}={value!r} must be {KINDS[type(like)]}")
-    if problems:
-        raise UserError("the config cannot be used:\n  " + "\n  ".join(sorted(problems)))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _floats(value: Any) -> tuple[float, ...]:
-    values = value if isinstance(value, tuple) else (value,)
-    return tuple(number for number in values if isinstance(number, float))
+def _combinations(config: RunConfig, num_devices: int) -> list[str]:
+    problems = []
+    for name, size in (("batch_size", config.train.batch_size), ("eval_batch_size", config.train.eval_batch_size)):
+        if size % num_devices:
+            problems.append(f"train.{name}={size} must be a multiple of the number of devices, {num_devices}")
+    for name, values in (("mean", config.data.mean), ("std", config.data.std)):
+        if len(values) != config.model.channels:
+            problems.append(
+                f"data.{name}={values} needs one number per channel (model.channels={config.model.channels})"
+            )
+    if config.data.train_crop == "random" and config.data.pipeline in ("memory", "device"):
+        problems.append("data.train_crop=random needs data.pipeline=stream: a split in memory is cropped once")
+    name, epochs = "train.epochs", config.train.epochs
+    if config.optimizer.schedule_epochs:
+        name, epochs = "optimizer.schedule_epochs", config.optimizer.schedule_epochs
+    if config.optimizer.warmup_epochs >= epochs > 0:
+        problems.append(f"optimizer.warmup_epochs={config.optimizer.warmup_epochs} must be less than {name}={epochs}")
+    if config.model.gater.batch_norm and config.train.batch_size == 1:
+        problems.append("model.gater.batch_norm=True needs train.batch_size of at least 2: it compares images")
+    if config.init_from and config.init_parts != "backbone" and config.model.gater.pretrained:
+        problems.append("init_from and model.gater.pretrained are both for the gater; give one, or init_parts=backbone")
+    return problems
 
 
 def identify(config: Config) -> dict[str, Any]:
@@ -261,13 +311,4 @@ def identify(config: Config) -> dict[str, Any]:
     Two runs of equal fields compute the same, as far as their starting points are the same.
     """
     fields = dict(flatten(config))
-    return fields | {field: "a run" for field in STARTING_POINTS if fields.get(field)}
-
-
-def flatten(config: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields ("model.gater.bottleneck", 8) and so on; sequences as tuples."""
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, tuple(value) if isinstance(value, (list, tuple)) else value
+    return fields | {name: "a run" for name, known in FIELDS.items() if known.run and fields.get(name)}

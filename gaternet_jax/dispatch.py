@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gaternet_jax.config import Config
+from gaternet_jax.config import RunConfig
 from gaternet_jax.data.batches import Split
 from gaternet_jax.parallel import debugs_nans, on_accelerator, replicated, split_by_batch, split_second_axis
 from gaternet_jax.state import TrainState
 from gaternet_jax.step import Batch, Metrics, Step, with_images
 
 
-def choose_steps_per_call(config: Config, split: Split, mesh: Mesh) -> tuple[int, int]:
+def choose_steps_per_call(config: RunConfig, split: Split, mesh: Mesh) -> tuple[int, int]:
     """How many steps a dispatch runs, and for how many its program has room.
 
     train.steps_per_call, or, where that is 0, a logging window if the images are on an accelerator and 1 if not.

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gaternet_jax import checkpoint
-from gaternet_jax.config import Config, flatten, validate
+from gaternet_jax.config import INITIAL_ONLY, MAY_OVERRIDE, Config, flatten, validate
 from gaternet_jax.data.batches import Split
 from gaternet_jax.data.splits import open_run_split
 from gaternet_jax.errors import UserError
@@ -29,20 +29,10 @@ from gaternet_jax.parallel import (
     to_devices,
 )
 from gaternet_jax.step import make_eval_step, with_images
-from gaternet_jax.workdir import INITIAL_ONLY, load_config
+from gaternet_jax.workdir import load_config
 
 HARDLY_ANY = 0.01  # of the gates; assumed
 LAG = 2  # steps that are started before the sums of one are fetched
-MAY_OVERRIDE = (
-    "data.data_dir",
-    "data.eval_split",
-    "data.name",
-    "data.on_error",
-    "data.pipeline",
-    "data.threads",
-    "data.workers",
-    "train.eval_batch_size",
-)
 DECIDING = ("data.name", "data.image_size", "data.resize", "data.eval_crop", "data.mean", "data.std")  # and model.*
 FROM_DATASET = ("data.name", "model.num_classes")
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gaternet_jax.config import Config
+from gaternet_jax.config import LossConfig
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.gates import GateSite
 from gaternet_jax.models.macs import MacCounter
@@ -41,7 +41,7 @@ def is_class(labels: jax.Array, logits: jax.Array) -> jax.Array:
     return (labels >= 0) & (labels < logits.shape[-1])
 
 
-def make_gate_loss(config: Config, sites: tuple[GateSite, ...], macs: MacCounter) -> GateLoss:
+def make_gate_loss(config: LossConfig, sites: tuple[GateSite, ...], macs: MacCounter) -> GateLoss:
     """The weighted gate term of the loss, as a function of the gates; 0 for a model without gates.
 
     Args:

@@ -24,8 +24,10 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from gaternet_jax.command_line import command_line
+from gaternet_jax.config import FIELDS
 from gaternet_jax.configs import card_names, find_card
 from gaternet_jax.errors import UserError
+from gaternet_jax.fields import describe
 from gaternet_jax.paths import expand_arguments
 
 # All that computes is imported where it is used: --help and mistakes in flags are answered without JAX.
@@ -181,6 +183,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     argv = expand_arguments(argv)
     if {"--help", "-help", "-h", "--helpshort"} & set(argv[1:]):
         print(f"{__doc__}\n{flags.FLAGS.module_help(sys.modules[__name__])}")
+        print(f"\nFields of the config, with the values of those that no run card changes:\n{describe(FIELDS)}")
         sys.exit()
     try:
         remaining = flags.FLAGS(argv)
@@ -212,7 +215,7 @@ def _explain(error: Exception) -> str:
     """Says what is wrong with the flags or with the run card, in a sentence."""
     reason = str(error.__cause__ or error).strip().splitlines()[-1].strip() if str(error) else ""
     if isinstance(error, flags.Error):
-        return f"{reason}; --help lists the flags, gaternet_jax/config.py the fields"
+        return f"{reason}; --help lists the flags and the fields"
     if isinstance(error, (OSError, SyntaxError)):
         return (
             f"the file that --config names cannot be read ({reason}); run cards that need no file: "
@@ -222,7 +225,7 @@ def _explain(error: Exception) -> str:
         error = error.__context__
     if isinstance(error, (AttributeError, KeyError)):
         words = str(error.args[0]).replace("\n", ". ")
-        return f"the config cannot be used: {words}. The fields there are: gaternet_jax/config.py"
+        return f"the config cannot be used: {words}. --help lists the fields"
     place = traceback.extract_tb(error.__traceback__)[-1]
     what = ": ".join(part for part in (type(error).__name__, reason) if part)
     return f"the run card fails: {what} ({place.filename}, line {place.lineno})"

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gaternet_jax.config import Config
+from gaternet_jax.config import OptimizerConfig, RunConfig
 
 
-def learning_rate_schedule(config: Config, steps_per_epoch: int, num_steps: int) -> optax.Schedule:
+def learning_rate_schedule(config: OptimizerConfig, steps_per_epoch: int, num_steps: int) -> optax.Schedule:
     """Learning rate by step: linear warm-up from zero, then cosine to zero, or steps; then the last rate.
 
     Args:
@@ -30,7 +30,7 @@ def learning_rate_schedule(config: Config, steps_per_epoch: int, num_steps: int)
     return schedule if steps >= num_steps else lambda step: schedule(jnp.minimum(step, steps - 1))
 
 
-def describe_change(before: Config, now: Config, steps_per_epoch: int, done: int) -> str:
+def describe_change(before: RunConfig, now: RunConfig, steps_per_epoch: int, done: int) -> str:
     """What becomes of the learning rate of a run that goes on with another number of epochs; "" if nothing.
 
     Args:
@@ -40,7 +40,7 @@ def describe_change(before: Config, now: Config, steps_per_epoch: int, done: int
         done: steps done.
     """
 
-    def rate(config: Config, step: int) -> float:
+    def rate(config: RunConfig, step: int) -> float:
         num_steps = max(round(config.train.epochs * steps_per_epoch), 1)
         schedule: Any = learning_rate_schedule(config.optimizer, steps_per_epoch, num_steps)
         return float(schedule(min(step, num_steps - 1)))
@@ -61,7 +61,7 @@ def kernels_only(params):
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
-def make_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """The optimiser; its weight decay is L2, added to the (clipped) gradient before momentum, as in PyTorch's SGD."""
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     of_gater = [_scale_gater(config.gater_rate)] if config.gater_rate != 1 else []

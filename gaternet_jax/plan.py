@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 
-from gaternet_jax.config import Config
+from gaternet_jax.config import RunConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Plan:
 
 
 def make_plan(
-    config: Config,
+    config: RunConfig,
     steps_per_epoch: int,
     steps_per_call: int,
     *,

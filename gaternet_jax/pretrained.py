@@ -7,7 +7,7 @@ from typing import Any
 from flax import nnx
 
 from gaternet_jax.checkpoint import load_model
-from gaternet_jax.config import Config
+from gaternet_jax.config import RunConfig
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.paths import expand_home
@@ -16,7 +16,7 @@ from gaternet_jax.workdir import load_labels
 OUTPUT_LAYER = "fc"
 
 
-def initialize(model: GaterNet, config: Config, classes: Sequence[str]) -> list[str]:
+def initialize(model: GaterNet, config: RunConfig, classes: Sequence[str]) -> list[str]:
     """Copies into a fresh model what config.init_from and config.model.gater.pretrained name.
 
     The output layer is copied where the classes are the same, by name and order, and stays freshly initialised

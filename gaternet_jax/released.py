@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from gaternet_jax.config import Config
+from gaternet_jax.config import ModelConfig
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.build import build_model
 from gaternet_jax.models.functional import Tree, split_model
@@ -34,7 +34,7 @@ _NETWORKS = {"backbone", "gater"}
 _COUNTERS = ("num_batches_tracked", "n_averaged")  # of PyTorch; nothing here depends on them
 
 
-def infer_model(tensors: dict[str, np.ndarray], config: Config) -> Config:
+def infer_model(tensors: dict[str, np.ndarray], config: ModelConfig) -> ModelConfig:
     """Fills in a `model` config from the shapes: depths, widths, bottleneck, classes.
 
     Args:
@@ -143,7 +143,7 @@ def _to_float32(name: str, value: Any) -> np.ndarray:
     return array
 
 
-def convert_released(tensors: dict[str, np.ndarray], config: Config) -> tuple[Tree, Tree]:
+def convert_released(tensors: dict[str, np.ndarray], config: ModelConfig) -> tuple[Tree, Tree]:
     """Parameters and BatchNorm statistics of the model that `config` describes.
 
     Args:

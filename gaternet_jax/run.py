@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gaternet_jax.checkpoint import Which, load_model
-from gaternet_jax.config import Config
+from gaternet_jax.config import RunConfig
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.paths import expand_home
@@ -39,7 +39,7 @@ class Run:
 
     workdir: Path
     model: GaterNet
-    config: Config
+    config: RunConfig
     labels: list[str]
 
     def preprocess(self, images: Any) -> jax.Array:

@@ -25,36 +25,12 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from gaternet_jax.config import Config, check_fields, default, flatten, identify
+from gaternet_jax.config import INITIAL_ONLY, MAY_CHANGE, RunConfig, check_fields, default, flatten, identify
 from gaternet_jax.data.record import DatasetRecord, number_classes
 from gaternet_jax.errors import UserError
 
 REPLACED = ".replaced"  # ends the name of a checkpoint that gives way to a new one of its step, until that is written
 BUCKETS = (("gs",), ("s3",), ("az",), ("hf",))  # folders of / that etils.epath, which Orbax uses, takes for buckets
-
-# Fields of the model that only say where training begins.
-INITIAL_ONLY = ("model.gater.initial_bias", "model.gater.pretrained", "model.zero_init_residual")
-
-# Fields that a resumed run may change. All others decide what the run computes.
-MAY_CHANGE = (
-    "data.data_dir",
-    "data.name",  # dataset.json tells whether it is the same one
-    "data.on_error",
-    "data.pipeline",
-    "data.root",
-    "data.stall_seconds",
-    "data.threads",
-    "data.workers",
-    "optimizer.schedule_epochs",
-    "train.epochs",
-    "train.eval_batch_size",
-    "train.eval_every_epochs",
-    "train.log_every_steps",
-    "train.max_skipped_steps",
-    "train.steps_per_call",
-    "checkpoint.keep_latest",
-    "checkpoint.every_steps",
-)
 
 
 def local_folder(path: str | Path) -> Path:
@@ -111,7 +87,7 @@ def check_new_folder(out: Path) -> None:
         raise UserError(f"{out} is not an empty folder; choose another --out")
 
 
-def check_workdir(workdir: Path, given: Config) -> None:
+def check_workdir(workdir: Path, given: RunConfig) -> None:
     """Checks that a workdir is new or empty, or holds the run that `given` describes.
 
     Raises:
@@ -142,7 +118,7 @@ def check_workdir(workdir: Path, given: Config) -> None:
 
 
 @contextlib.contextmanager
-def in_use(workdir: Path, given: Config) -> Iterator[None]:
+def in_use(workdir: Path, given: RunConfig) -> Iterator[None]:
     """Keeps other runs out of a workdir; the system lets go of it, whatever ends this process.
 
     Raises:
@@ -196,7 +172,7 @@ def has_checkpoint(workdir: Path) -> bool:
     return bool(saved_steps(workdir))
 
 
-def save_config(config: Config, labels: list[str], workdir: Path) -> None:
+def save_config(config: RunConfig, labels: list[str], workdir: Path) -> None:
     """Writes workdir/config.json, and the names of the classes to workdir/labels.txt, one a line."""
     workdir.mkdir(parents=True, exist_ok=True)
     write_file(workdir / "labels.txt", "".join(f"{label}\n" for label in labels))
@@ -210,7 +186,7 @@ def write_file(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def load_config(workdir: str | Path) -> Config:
+def load_config(workdir: str | Path) -> RunConfig:
     """Reads workdir/config.json.
 
     One of another version is read, too: fields that it lacks have their defaults, and those that this version does not

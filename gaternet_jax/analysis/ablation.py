@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gaternet_jax.analysis.observe import Observations
-from gaternet_jax.config import Config
+from gaternet_jax.config import RunConfig
 from gaternet_jax.data.augment import normalize
 from gaternet_jax.models.functional import Tree, merge_model, split_model
 from gaternet_jax.models.gaternet import GaterNet
@@ -59,7 +59,7 @@ def turn_over(gates: jax.Array, gate: jax.Array) -> jax.Array:
 
 def ablate(
     model: GaterNet,
-    config: Config,
+    config: RunConfig,
     images: np.ndarray,
     numbers: np.ndarray,
     observations: Observations,
@@ -104,7 +104,7 @@ def ablate(
 
 
 def _predict_turned_over(
-    model: GaterNet, config: Config, images: np.ndarray, gates: np.ndarray, filters: np.ndarray
+    model: GaterNet, config: RunConfig, images: np.ndarray, gates: np.ndarray, filters: np.ndarray
 ) -> np.ndarray:
     """Predictions, int32 [F, S], with each of the filters' gates turned over."""
     graphdef, params, stats = split_model(model)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gaternet_jax.config import Config
+from gaternet_jax.config import RunConfig
 from gaternet_jax.data.batches import Batch, Share
 from gaternet_jax.data.images import read_files
 from gaternet_jax.data.splits import open_run_split
@@ -29,7 +29,7 @@ class Source(NamedTuple):
     batches: Callable[[], Iterator[Batch]]
 
 
-def split_source(workdir: str | Path, config: Config, split: str | None = None, data_dir: str = "") -> Source:
+def split_source(workdir: str | Path, config: RunConfig, split: str | None = None, data_dir: str = "") -> Source:
     """Opens a split of the run's own dataset.
 
     Args:
@@ -53,7 +53,7 @@ def split_source(workdir: str | Path, config: Config, split: str | None = None, 
     return Source(opened.name, opened.num_images, lambda: opened.eval_batches(config.train.eval_batch_size))
 
 
-def folder_source(folder: Path, config: Config, class_names: Sequence[str]) -> Source:
+def folder_source(folder: Path, config: RunConfig, class_names: Sequence[str]) -> Source:
     """Image files below a folder; the class of one is the name of its sub-folder, if the model knows such a class.
 
     Raises:

@@ -12,7 +12,7 @@ import numpy as np
 
 from gaternet_jax.analysis.images import Source, split_source
 from gaternet_jax.checkpoint import load_model
-from gaternet_jax.config import Config, validate
+from gaternet_jax.config import RunConfig, validate
 from gaternet_jax.data.augment import normalize
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.functional import Tree, merge_model, split_model
@@ -115,7 +115,7 @@ def thumbnail_size(num_images: int, image_size: int, channels: int) -> int:
 
 
 def pass_images(
-    model: GaterNet, config: Config, source: Source, class_names: Sequence[str], sample: int = 0
+    model: GaterNet, config: RunConfig, source: Source, class_names: Sequence[str], sample: int = 0
 ) -> Observed:
     """Passes images through a model, batch by batch, with a progress bar.
 

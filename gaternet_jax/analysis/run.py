@@ -21,7 +21,7 @@ from gaternet_jax.analysis.plot import Subject
 from gaternet_jax.analysis.portraits import filter_portrait, image_portrait, unusual_images
 from gaternet_jax.analysis.report import write_report
 from gaternet_jax.analysis.statistics import INPUT_DEPENDENT, compute_statistics, plain, save_statistics
-from gaternet_jax.config import Config
+from gaternet_jax.config import RunConfig
 from gaternet_jax.errors import UserError
 from gaternet_jax.evaluate import note_on_gates
 from gaternet_jax.models.gaternet import GaterNet
@@ -104,7 +104,7 @@ def analyze(workdir: Path, out: Path, options: Options, compare: Path | None = N
     return [f"{name}: {value}" for name, value in summary]
 
 
-def _examine(model: GaterNet, config: Config, workdir: Path, name: str, options: Options) -> _Run:
+def _examine(model: GaterNet, config: RunConfig, workdir: Path, name: str, options: Options) -> _Run:
     labels = load_labels(workdir)
     source = (
         folder_source(options.images, config, labels)

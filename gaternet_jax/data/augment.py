@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from gaternet_jax.config import Config
+from gaternet_jax.config import Config, DataConfig
 
 
 def normalize(images: jax.Array, config: Config) -> jax.Array:
@@ -13,7 +13,7 @@ def normalize(images: jax.Array, config: Config) -> jax.Array:
     return (images.astype(jnp.float32) / 255.0 - mean) / std
 
 
-def augment(images: jax.Array, key: jax.Array, config: Config) -> jax.Array:
+def augment(images: jax.Array, key: jax.Array, config: DataConfig) -> jax.Array:
     """Random crop after zero padding and random horizontal flip (He et al. 2016, 4.2); normalisation; cutout.
 
     Each image draws for itself.

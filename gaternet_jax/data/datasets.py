@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from gaternet_jax.config import Config
+from gaternet_jax.config import RunConfig
 from gaternet_jax.data.reader import has_labels
 from gaternet_jax.data.record import DatasetRecord
 from gaternet_jax.errors import UserError
@@ -85,8 +85,8 @@ def open_dataset(folder: Path) -> tfds.core.DatasetBuilder:
 
 
 def find_run_dataset(
-    config: Config, run: DatasetRecord | None = None
-) -> tuple[Config, tfds.core.DatasetBuilder, DatasetRecord]:
+    config: RunConfig, run: DatasetRecord | None = None
+) -> tuple[RunConfig, tfds.core.DatasetBuilder, DatasetRecord]:
     """The dataset of a run; that of config.data.root is prepared if it is not there yet.
 
     Args:

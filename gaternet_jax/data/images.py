@@ -13,7 +13,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from gaternet_jax.config import Config
+from gaternet_jax.config import DataConfig
 from gaternet_jax.data.decode import MAX_PIXELS, WHITE, decode_image
 from gaternet_jax.data.jpeg import SCALES, decode_jpeg_part, parse_jpeg
 from gaternet_jax.errors import UserError
@@ -33,7 +33,7 @@ class Box(NamedTuple):
 ChooseBox = Callable[[int, int], Box]  # of an image's height and width
 
 
-def read_files(paths: Sequence[Path], data: Config, channels: int) -> np.ndarray:
+def read_files(paths: Sequence[Path], data: DataConfig, channels: int) -> np.ndarray:
     """Reads image files as a run's evaluation images are read: the centre, at the model's size.
 
     Args:

@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
-from gaternet_jax.config import Config
+from gaternet_jax.config import RunConfig
 from gaternet_jax.data.images import center_box, random_box, read_box
 from gaternet_jax.errors import UserError
 
@@ -45,7 +45,7 @@ class Reader:
     """
 
     def __init__(
-        self, builder: tfds.core.DatasetBuilder, split: str, config: Config, labels: Sequence[int] | None = None
+        self, builder: tfds.core.DatasetBuilder, split: str, config: RunConfig, labels: Sequence[int] | None = None
     ):
         self.name, self.split = f"{builder.name}/{split}", split
         features: Any = builder.info.features
@@ -53,7 +53,7 @@ class Reader:
         data = config.data
         self.shape = (data.image_size, data.image_size, config.model.channels)
         self._center = functools.partial(center_box, fraction=data.eval_crop)
-        self._random = functools.partial(random_box, area=tuple(data.crop_area), aspect=tuple(data.crop_aspect))
+        self._random = functools.partial(random_box, area=data.crop_area, aspect=data.crop_aspect)
         self._resize, self._background, self._skip = data.resize, tuple(data.background), data.on_error == "skip"
         self._records = _open_records(builder, split)
         if not self._skip:

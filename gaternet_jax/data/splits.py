@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from gaternet_jax.config import Config
+from gaternet_jax.config import RunConfig
 from gaternet_jax.data.batches import Share, Split
 from gaternet_jax.data.datasets import find_dataset, record_dataset
 from gaternet_jax.data.memory import DeviceSplit, MemorySplit, decoded_size, host_memory, load_split
@@ -16,7 +16,7 @@ from gaternet_jax.errors import UserError, not_installed
 from gaternet_jax.workdir import load_dataset
 
 
-def open_run_split(workdir: str | Path, config: Config, split: str, share: Share, device_memory: int = 0) -> Split:
+def open_run_split(workdir: str | Path, config: RunConfig, split: str, share: Share, device_memory: int = 0) -> Split:
     """Opens a split for the model of a run, with the run's labels.
 
     Args:
@@ -41,7 +41,7 @@ def open_run_split(workdir: str | Path, config: Config, split: str, share: Share
 def open_split(
     builder: tfds.core.DatasetBuilder,
     split: str,
-    config: Config,
+    config: RunConfig,
     share: Share,
     device_memory: int = 0,
     labels: Sequence[int] | None = None,
@@ -78,7 +78,7 @@ def open_split(
     return load_split(reader, share, DeviceSplit if pipeline == "device" else MemorySplit)
 
 
-def choose_pipeline(config: Config, size: int, device_memory: int) -> str:
+def choose_pipeline(config: RunConfig, size: int, device_memory: int) -> str:
     """data.pipeline, or what `auto` stands for: the first of device, memory, stream that a split fits comfortably.
 
     Args:

@@ -18,7 +18,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from gaternet_jax.config import Config
+from gaternet_jax.config import RunConfig
 from gaternet_jax.data.batches import Batch, Share, Split, train_batch_indices
 from gaternet_jax.data.images import BOX_NUMBERS
 from gaternet_jax.data.reader import LeftOut, Reader
@@ -37,7 +37,7 @@ class StreamSplit(Split):
         share: the part of each batch that is wanted; no more is read.
     """
 
-    def __init__(self, reader: Reader, config: Config, share: Share):
+    def __init__(self, reader: Reader, config: RunConfig, share: Share):
         self.name, self.num_images = reader.name, len(reader)
         self._reader, self._share = reader, share
         self._threads = config.data.threads or os.cpu_count() or 1

@@ -135,7 +135,7 @@ def model_config(name: str, fields: dict[str, Any] | None = None) -> Config:
         )
     with config.ignore_type():  # `check_fields` names what is of another type
         for field, value in (fields or {}).items():
-            part = config.model.gater if field.startswith("gater_") else config.model
+            part: Any = config.model.gater if field.startswith("gater_") else config.model
             part[field.removeprefix("gater_")] = value
     check_fields(config)
     return config.model

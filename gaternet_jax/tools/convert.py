@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from gaternet_jax.command_line import command_line
-from gaternet_jax.config import Config, default
+from gaternet_jax.config import RunConfig, default
 from gaternet_jax.data.record import number_classes
 from gaternet_jax.errors import UserError, not_installed
 from gaternet_jax.paths import expand_arguments
@@ -42,7 +42,7 @@ def read_pickle(path: Path) -> object:
         raise UserError(f"{path} is not a PyTorch checkpoint of tensors: {error}") from None
 
 
-def convert(checkpoint: Path, out: Path) -> Config:
+def convert(checkpoint: Path, out: Path) -> RunConfig:
     """Writes `out`/config.json, labels.txt and checkpoints/0, or nothing if anything is wrong.
 
     Raises:

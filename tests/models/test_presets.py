@@ -51,7 +51,7 @@ def test_unknown_names_are_refused_with_near_ones(name, message):
         ({"widht": 4}, "model.widht is unknown"),
         ({"gater_scop": "local"}, "model.gater.scop is unknown"),
         ({"width": "8"}, "model.width='8' must be a whole number"),
-        ({"gating": "some"}, "unknown gating 'some'; known: none, residual, all"),
+        ({"gating": "some"}, "model.gating='some' must be one of none, residual, all"),
         ({"num_classes": 0}, "num_classes=0"),
     ],
 )
