@@ -82,7 +82,7 @@ def test_batches_of_any_size_come_back_in_order(mode, engine, model, wanted):
         np.testing.assert_array_equal(outputs.gates, wanted[1].gates[:count])
         np.testing.assert_allclose(outputs.logits, wanted[1].logits[:count], atol=1e-4)
         if mode != "compact":  # whose gates that are fixed have other scores
-            np.testing.assert_allclose(outputs.gate_scores, wanted[1].gate_scores[:count], atol=1e-3)
+            np.testing.assert_allclose(outputs.gate_scores, wanted[1].gate_scores[:count], rtol=1e-3)
 
 
 def test_images_that_calibration_never_saw(model, wanted):
