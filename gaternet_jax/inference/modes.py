@@ -90,9 +90,9 @@ class Modes:
 
         return choose_batching(network.engine, batch_size, self.example, network.description, make)
 
-    def _seconds(self, engine: Engine, gates: np.ndarray) -> float:
-        images, rows = self.example[: len(gates)], np.arange(len(gates))
-        return median_seconds(lambda: self._groups([(engine, rows)], images, gates))
+    def _seconds(self, jobs: Jobs, gates: np.ndarray) -> float:
+        images = self.example[: len(gates)]
+        return median_seconds(lambda: self._groups(jobs, images, gates))
 
 
 def median_seconds(run: Callable[[], Any]) -> float:
