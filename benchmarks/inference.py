@@ -122,23 +122,26 @@ def modes(model: GaterNet, keep: np.ndarray, others: np.ndarray, images: np.ndar
     dynamic = ways.dynamic(others)
     runs["dynamic"] = lambda images: dynamic(images, batch_size)
     if batch_size > 1:
-        specialists = classes(ways, others, batch_size)
+        specialists = Clustered(ways, others).specialists(others.repeat(20, 0))
         runs["specialists"] = lambda images: specialists(images, batch_size)
     return runs
 
 
-def classes(ways: Modes, patterns: np.ndarray, batch_size: int) -> Callable:
-    """Specialists whose gates are replaced, after the gater has run, by patterns of the images' classes."""
-    clustered = Modes.__new__(Modes)
-    clustered.__dict__ |= ways.__dict__
-    of_images = patterns[np.arange(batch_size) % CLASSES]
+class Clustered(Modes):
+    """Modes whose gates are replaced, after the gater has run, by patterns of the images' classes.
 
-    def gates(images: np.ndarray, count: int) -> list[np.ndarray]:
-        ways.gates(images, count)
-        return [of_images[:count], of_images[:count]]
+    Args:
+        modes: of the same network.
+        patterns: float32 [CLASSES, G].
+    """
 
-    clustered.gates = gates
-    return clustered.specialists(patterns.repeat(20, 0))
+    def __init__(self, modes: Modes, patterns: np.ndarray):
+        super().__init__(modes.network, modes.example)
+        self._patterns = patterns[np.arange(len(modes.example)) % CLASSES]
+
+    def gates(self, images: Any, count: int) -> list[Any]:
+        super().gates(images, count)
+        return [self._patterns[:count], self._patterns[:count]]
 
 
 def main() -> None:

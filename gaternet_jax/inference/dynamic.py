@@ -8,7 +8,6 @@ before the backbone starts. On CPUs image by image, on accelerators for all imag
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -20,6 +19,8 @@ from gaternet_jax.models.gates import GateSite
 
 TIERS = (0.5, 1.0)  # of the images, those that open the fewest filters; each tier has a profile
 WORTH = 0.9  # of the whole network's multiply-accumulates, at most, for a profile
+FASTER = 0.9  # of the whole network's time, at most, for a profile
+MEASURED = 8  # images, at most, where each runs alone
 DRAWS = 64  # of batches, where their images run together
 
 Widths = tuple[int, ...]
@@ -51,8 +52,8 @@ class Dynamic:
         network: with a global gater.
         gates: like those to come, [N, G].
         batching: of the batches to come.
-        seconds: of an engine for images and gates, [B, H, W, C] and [B, G], to leave out what is not faster than the
-            whole network; None: nothing is left out.
+        seconds: of jobs for images with gates [B, G], to leave out what is not faster than the whole network; None:
+            nothing is left out.
     """
 
     def __init__(
@@ -67,11 +68,13 @@ class Dynamic:
         profiles = plan_profiles(opened, self.sites, network.work)
         self.profiles = [(np.array(widths), network.profile(widths)) for widths in profiles]
         if seconds is not None and profiles:
-            limit = seconds(self.whole, gates[:together])
+            number = min(batching.microbatch * batching.at_once, MEASURED) if self.one_by_one else together
+            rows = np.arange(number)
+            limit = FASTER * seconds([(self.whole, rows)], np.resize(gates, (number, gates.shape[1])))
             self.profiles = [
                 (widths, engine)
                 for widths, engine in self.profiles
-                if seconds(engine, np.tile(_gates_of(widths, self.sites), (together, 1))) < limit
+                if seconds(self._jobs(engine, rows), np.tile(_gates_of(widths, self.sites), (number, 1))) < limit
             ]
 
     def __call__(self, gates: np.ndarray) -> Jobs:
@@ -79,13 +82,16 @@ class Dynamic:
         counts = count_per_site(opened if self.one_by_one else np.any(opened, axis=0, keepdims=True), self.sites)
         fits = np.array([(counts <= widths).all(1) for widths, _ in self.profiles] + [np.ones(len(counts), bool)])
         chosen = np.broadcast_to(fits.argmax(0), len(gates))
-        jobs: list[tuple[Engine, np.ndarray]] = []
+        jobs: Jobs = []
         for number, (_, engine) in enumerate(self.profiles):
-            rows = np.flatnonzero(chosen == number)
-            parts: Any = rows[:, None] if self.one_by_one else [rows]
-            jobs += [(engine, part) for part in parts if len(part)]
+            jobs += self._jobs(engine, np.flatnonzero(chosen == number))
         rows = np.flatnonzero(chosen == len(self.profiles))
         return [*jobs, (self.whole, rows)] if len(rows) else jobs
+
+    def _jobs(self, engine: Engine, rows: np.ndarray) -> Jobs:
+        """What a profile's engine has to do for some images."""
+        parts = list(rows[:, None]) if self.one_by_one else [rows]
+        return [(engine, part) for part in parts if len(part)]
 
 
 def _gates_of(widths: np.ndarray, sites: Sequence[GateSite]) -> np.ndarray:

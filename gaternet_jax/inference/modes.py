@@ -27,17 +27,21 @@ class Modes:
         network: see there.
         example: a batch of normalised images, to measure with.
         tune: whether to measure; a rule of thumb decides otherwise.
+
+    Attributes:
+        network, example: as given.
+        batching: how batches are cut.
     """
 
     def __init__(self, network: Network, example: Array, tune: bool = True):
-        self._network, self._example, self._tune = network, example, tune
+        self.network, self.example, self._tune = network, example, tune
         self.batching = self._choose_batching()
         sizes = few_sizes(self.batching.microbatch) if network.engine == "xla" else ()
         self._groups = Runner(self.batching, sizes)
 
     def whole(self) -> Mode:
         """All filters whose gates are not fixed closed."""
-        run, engine = self._whole_runner(self.batching), self._network.whole(self.batching.threads)
+        run, engine = self._whole_runner(self.batching), self.network.whole(self.batching.threads)
 
         def whole(images: Array, count: int) -> Outputs:
             return Outputs(*run([(engine, np.arange(count))], images))
@@ -46,13 +50,13 @@ class Modes:
 
     def specialists(self, gates: np.ndarray) -> Mode:
         """See specialists.py; made for gates like these, [N, G]."""
-        network = self._network
-        plan = plan_specialists(gates, network.model.gate_sites, network.work, len(self._example))
+        network = self.network
+        plan = plan_specialists(gates, network.model.gate_sites, network.work, len(self.example))
         return self._routed(Specialists(network, plan, self.batching.threads))
 
     def dynamic(self, gates: np.ndarray) -> Mode:
         """See dynamic.py; its profiles have room for gates like these, [N, G]."""
-        return self._routed(Dynamic(self._network, gates, self.batching, self._seconds if self._tune else None))
+        return self._routed(Dynamic(self.network, gates, self.batching, self._seconds if self._tune else None))
 
     def gates(self, images: Array, count: int) -> list[Array]:
         """Gates and gate scores, [count, G] each."""
@@ -60,7 +64,7 @@ class Modes:
 
     @functools.cached_property
     def _gater(self) -> Engine:
-        return self._network.gater(self.batching.threads)
+        return self.network.gater(self.batching.threads)
 
     def _routed(self, jobs: Callable[[np.ndarray], Jobs]) -> Mode:
         """Decides the gates first, then has each image run by the engine that suits them."""
@@ -74,21 +78,21 @@ class Modes:
         return routed
 
     def _whole_runner(self, batching: Batching) -> Runner:
-        return Runner(batching, [batching.microbatch] if self._network.engine == "xla" else ())
+        return Runner(batching, [batching.microbatch] if self.network.engine == "xla" else ())
 
     def _choose_batching(self) -> Batching:
-        network, (batch_size, size, *_) = self._network, self._example.shape
+        network, (batch_size, size, *_) = self.network, self.example.shape
         if not self._tune:
             return usual_batching(network.engine, batch_size, size)
 
         def make(batching: Batching) -> tuple[Engine, Runner]:
             return network.whole(batching.threads), self._whole_runner(batching)
 
-        return choose_batching(network.engine, batch_size, self._example, network.description, make)
+        return choose_batching(network.engine, batch_size, self.example, network.description, make)
 
-    def _seconds(self, engine: Engine, gates: np.ndarray) -> float:
-        images, rows = self._example[: len(gates)], np.arange(len(gates))
-        return median_seconds(lambda: self._groups([(engine, rows)], images, gates))
+    def _seconds(self, jobs: Jobs, gates: np.ndarray) -> float:
+        images = self.example[: len(gates)]
+        return median_seconds(lambda: self._groups(jobs, images, gates))
 
 
 def median_seconds(run: Callable[[], Any]) -> float:

@@ -7,10 +7,10 @@ import pytest
 
 from benchmarks import inference as module
 from benchmarks.accuracy_time import mean_macs
-from benchmarks.inference import medians, open_only, pattern
+from benchmarks.inference import masked, medians, open_only, pattern
 from gaternet_jax.models.build import build_model
 from gaternet_jax.models.macs import MacCounter
-from tests.helpers import model_config
+from tests.helpers import model_config, random_model
 
 
 @pytest.mark.parametrize("backbone", ["resnet8", "resnet18", "resnet50"])
@@ -55,3 +55,20 @@ def test_every_run_is_timed_in_every_round(monkeypatch):
     runs = {name: functools.partial(lambda name, s, _: run(name, s), name, s) for name, s in (("a", 0.009), ("b", 1.0))}
     assert medians(runs, np.zeros(1), rounds=3) == pytest.approx({"a": 0.009, "b": 1.0})
     assert calls.count("a") == 1 + 3 * (1 + 4) and calls.count("b") == 1 + 3
+
+
+def test_every_mode_is_timed_with_the_gates_that_it_is_for(monkeypatch, tmp_path):
+    """ "specialists" have an image of each class."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model, rng = random_model(model_config(gating="all")), np.random.default_rng(0)
+    keep, images = pattern(model, 0.5, rng), rng.normal(size=(4, 16, 16, 3)).astype(np.float32)
+    open_only(model, keep)
+    others = np.stack([pattern(model, 0.5, rng) for _ in range(module.CLASSES)]).astype(np.float32)
+    runs = module.modes(model, keep, others, images, "onnxruntime")
+    wanted = masked(model)(images)
+    assert set(runs) == {"gater", "dense", "compact", "dynamic", "specialists"}
+    for mode in ("dense", "compact", "dynamic"):
+        np.testing.assert_allclose(runs[mode](images).logits, wanted.logits, atol=1e-4)
+    outputs = runs["specialists"](images)
+    np.testing.assert_array_equal(outputs.gates, others[:4])
+    np.testing.assert_allclose(outputs.logits, model.backbone(jnp.asarray(images), jnp.asarray(others[:4])), atol=1e-4)

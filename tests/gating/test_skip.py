@@ -1,19 +1,16 @@
-"""Whole networks: the logits of the masked one, whatever is kept and whatever is open within it."""
+"""Whole networks: the logits of the masked one; of all families: tests/inference/test_network.py."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gaternet_jax.gating import gate, skip_closed
+from gaternet_jax.gating import Site, gate, skip_closed
 from gaternet_jax.models.functional import merge_model, split_model
 from tests.gating.foreign import foreign
 from tests.helpers import model_config, random_model
-from tests.models.test_macs import SMALL, image_size
 
 SIZE = 16  # pixels
-# Others are of the same operations; bottlenecks and the foreign network are tested with sums of whole maps, too.
-QUICK = ("basic", "densenet")
 
 
 def backbone(name, width, gating="all", **overrides):
@@ -52,21 +49,6 @@ def differences(function, params, num_gates, batch=3, dtype=jnp.float32, size=SI
     out, wanted = both(params, keep, x, gates)
     assert out.dtype == wanted.dtype and np.abs(np.asarray(wanted)).max() > 0.1
     return np.abs(np.asarray(out - wanted)).max()
-
-
-@pytest.mark.parametrize("gating", [pytest.param("residual", marks=pytest.mark.slow), "all"])
-@pytest.mark.parametrize(
-    "family", [pytest.param(family, marks=() if family in QUICK else pytest.mark.slow) for family in SMALL]
-)
-def test_every_family_gives_the_logits_of_the_masked_network(family, gating):
-    assert differences(*backbone(*SMALL[family], gating), size=image_size(family)) <= 1e-4
-
-
-@pytest.mark.parametrize(
-    "family", ["basic", *(pytest.param(f, marks=pytest.mark.slow) for f in ("densenet", "shake", "paper", "inception"))]
-)
-def test_families_with_squeeze_and_excitation(family):
-    assert differences(*backbone(*SMALL[family], squeeze_ratio=2), size=image_size(family)) <= 1e-4
 
 
 @pytest.mark.parametrize("scope", ["global", "local"])
@@ -120,8 +102,8 @@ def test_sums_of_whole_maps_leave_no_scatter():
         closed = jax.make_jaxpr(program)(jax.eval_shape(lambda params: program.prepare(params, keep), params), *shapes)  # noqa: B023
         names = [equation.primitive.name for equation in closed.eqns[0].params["jaxpr"].eqns]
         outputs = [layer.outputs is not None for layer in program.explain().layers if ".conv2" in layer.name]
-        found.append((names.count("scatter-add"), names.count("mul"), all(outputs), any(outputs)))
-    assert found == [(3, 6, True, True), (0, 6, False, False)], "zeros are in the kernels"
+        found.append((names.count("scatter-add"), names.count("mul"), names.count("jit"), all(outputs), any(outputs)))
+    assert found == [(3, 0, 6, True, True), (0, 0, 6, False, False)], "zeros are in the kernels, gates are still gates"
 
 
 @pytest.mark.parametrize(
@@ -229,6 +211,18 @@ def test_gates_outside_what_is_kept_count_as_closed():
     program = small_program()
     out = program(program.prepare(AFFINE, [np.array([1])]), x, gates)
     np.testing.assert_allclose(out, affine(AFFINE, x, jnp.array([[0, 1.0, 0]])))
+
+
+def test_what_was_transformed_can_be_transformed_again():
+    """So that what depends on all parameters is computed once, and the choice of channels for each image."""
+    x, gates, program = jnp.ones((2, 2)), jnp.tile(jnp.array([[0, 0.5, 1.0]]), (2, 1)), small_program()
+    prepared = program.prepare(AFFINE)
+    again = skip_closed(program.__call__, prepared, x, gates)
+    assert again.sites == program.sites == (Site("hidden", 0, 3),)
+    out = again(again.prepare(prepared, [np.array([2, 1])]), x, gates)
+    np.testing.assert_allclose(out, affine(AFFINE, x, gates))
+    (hidden, _) = again.explain([1]).layers
+    assert hidden.outputs is not None and hidden.outputs.count([1]) == 1
 
 
 def test_sites_that_are_always_open_need_no_gates():
