@@ -20,6 +20,7 @@ from gaternet_jax.models.keys import InitKeys
 from gaternet_jax.models.layers import linear
 from gaternet_jax.models.local import LocalPass
 from gaternet_jax.models.semhash import binary_gates, sampled_gates
+from gaternet_jax.models.streams import layer_keys
 
 
 class Outputs(NamedTuple):
@@ -64,6 +65,10 @@ class GaterNet(nnx.Module):
             ValueError: images of another shape or type, or training mode without a key.
         """
         self._check_images(images)
+        with layer_keys(None if self.deterministic else key):
+            return self._predict(images, key)
+
+    def _predict(self, images: jax.Array, key: jax.Array | None) -> Outputs:
         noise_key = mix_key = backbone_key = extractor_key = None
         if not self.deterministic and key is not None:
             noise_key, mix_key, backbone_key, extractor_key = jax.random.split(key, 4)
