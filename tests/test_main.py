@@ -106,7 +106,10 @@ def test_first_interrupt_ends_with_a_checkpoint_and_the_command_goes_on(tmp_path
     ("arguments", "message"),
     [
         (["--config=configs/digits.py:resnet21"], "no CIFAR ResNet has depth 21; depths are 6n + 2"),
-        (["--config=configs/digits.py", "--config.model.backbone=vgg"], "unknown model 'vgg'; known models: densenet100"),
+        (
+            ["--config=configs/digits.py", "--config.model.backbone=vgg"],
+            "unknown model 'vgg'; known models: densenet100",
+        ),
         (["--config=configs/digits.py", "--config.data.name=x"], "unknown dataset 'x'"),
     ],
     ids=str,
