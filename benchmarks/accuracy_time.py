@@ -17,13 +17,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.inference import masked, medians
-from gaternet_jax.checkpoint import load_model
 from gaternet_jax.command_line import command_line
 from gaternet_jax.data.augment import normalize
 from gaternet_jax.inference.calibration import read_split, run_model
 from gaternet_jax.inference.predictor import Predictor
 from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.models.macs import MacCounter
+from gaternet_jax.training.checkpoint import load_model
 from gaternet_jax.workdir import load_config
 
 MODES = ("dense", "compact", "specialists", "dynamic", "auto")

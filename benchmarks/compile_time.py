@@ -13,9 +13,9 @@ import jax
 
 from benchmarks.train_step import images
 from gaternet_jax.config import default
-from gaternet_jax.parallel import make_mesh, replicated, split_by_batch
-from gaternet_jax.setup import make_training
-from gaternet_jax.step import jit_step
+from gaternet_jax.training.mesh import make_mesh, replicated, split_by_batch
+from gaternet_jax.training.setup import make_training
+from gaternet_jax.training.step import jit_step
 
 
 def measure(name: str) -> dict[str, float]:

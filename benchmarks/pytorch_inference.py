@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from gaternet_jax.gating.semhash import SHIFT, STRETCH, THRESHOLD
 from gaternet_jax.models.blocks import ResidualBlock
 from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.models.layers import BatchNorm, Conv, Linear
 from gaternet_jax.models.resnet import ResNet
-from gaternet_jax.models.semhash import SHIFT, STRETCH, THRESHOLD
 
 
 def _tensor(variable: Any) -> torch.Tensor:

@@ -26,7 +26,7 @@ from benchmarks.runs import Run
 from gaternet_jax.command_line import command_line
 from gaternet_jax.data.datasets import find_dataset
 from gaternet_jax.errors import UserError
-from gaternet_jax.starts import describe_machine, load_starts
+from gaternet_jax.training.starts import describe_machine, load_starts
 
 SAVING = 5.0  # seconds that a run gets for its last checkpoint
 START = 60.0  # seconds: with less, no run is begun, because it would do little but compile

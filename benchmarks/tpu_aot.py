@@ -35,18 +35,18 @@ from jax.experimental import topologies
 from benchmarks.hlo import Array, Collective, find_collectives, hbm_traffic
 from gaternet_jax.command_line import command_line
 from gaternet_jax.config import Config, validate
-from gaternet_jax.dispatch import StepLoop
 from gaternet_jax.errors import UserError
 from gaternet_jax.gating.program import shaped
 from gaternet_jax.models.build import abstract_model
 from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.models.layers import BatchNorm, Conv
 from gaternet_jax.models.macs import MacCounter
-from gaternet_jax.optimizer import learning_rate_schedule
-from gaternet_jax.parallel import make_mesh
 from gaternet_jax.progress import progress_bar
-from gaternet_jax.setup import make_training
-from gaternet_jax.step import jit_step
+from gaternet_jax.training.dispatch import StepLoop
+from gaternet_jax.training.mesh import make_mesh
+from gaternet_jax.training.optimizer import learning_rate_schedule
+from gaternet_jax.training.setup import make_training
+from gaternet_jax.training.step import jit_step
 
 TRAIN_IMAGES = 1_281_167  # of ImageNet; only the learning rate's schedule depends on it
 CIFAR_IMAGES = 50_000

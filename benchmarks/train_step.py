@@ -21,10 +21,10 @@ from tqdm import tqdm
 from benchmarks.accelerator.networks import replicated_copy, training
 from gaternet_jax.config import default
 from gaternet_jax.data.memory import DeviceSplit
-from gaternet_jax.dispatch import StepLoop, stack_batches
 from gaternet_jax.models.build import build_model
 from gaternet_jax.models.functional import merge_model, split_model
-from gaternet_jax.parallel import (
+from gaternet_jax.training.dispatch import StepLoop, stack_batches
+from gaternet_jax.training.mesh import (
     make_mesh,
     replicate,
     split_by_batch,
@@ -33,7 +33,7 @@ from gaternet_jax.parallel import (
     this_process,
     to_devices,
 )
-from gaternet_jax.step import jit_step
+from gaternet_jax.training.step import jit_step
 
 STEPS = 4  # in one dispatch
 Candidates = dict[str, Callable[[], object]]

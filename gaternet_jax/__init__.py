@@ -5,16 +5,16 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gaternet_jax.checkpoint import load_model
     from gaternet_jax.errors import UserError
     from gaternet_jax.gating import count_macs, find_sites, gate, skip_closed
+    from gaternet_jax.gating.semhash import sem_hash
     from gaternet_jax.inference.onnx_writer import write_onnx as write_onnx
     from gaternet_jax.models.build import build_model
     from gaternet_jax.models.gaternet import GaterNet, Outputs
     from gaternet_jax.models.gates import GateSite
     from gaternet_jax.models.presets import create_model, list_models
-    from gaternet_jax.models.semhash import sem_hash
     from gaternet_jax.run import Run, load_run
+    from gaternet_jax.training.checkpoint import load_model
 
     __version__: str
 
@@ -49,9 +49,9 @@ _MODULES = {
     "find_sites": "gaternet_jax.gating",
     "gate": "gaternet_jax.gating",
     "list_models": "gaternet_jax.models.presets",
-    "load_model": "gaternet_jax.checkpoint",
+    "load_model": "gaternet_jax.training.checkpoint",
     "load_run": "gaternet_jax.run",
-    "sem_hash": "gaternet_jax.models.semhash",
+    "sem_hash": "gaternet_jax.gating.semhash",
     "skip_closed": "gaternet_jax.gating",
     "write_onnx": "gaternet_jax.inference.onnx_writer",
 }

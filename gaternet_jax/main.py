@@ -82,8 +82,8 @@ def set_up() -> None:
     """Does what must be done before anything touches a device."""
     import jax
 
-    from gaternet_jax import distributed
     from gaternet_jax.progress import silence
+    from gaternet_jax.training import processes as distributed
 
     distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if _COMPILATION_CACHE.value:
@@ -102,8 +102,8 @@ def _report_thread_error(args: threading.ExceptHookArgs) -> None:
 
 
 def run_training() -> None:
-    from gaternet_jax.profiling import parse_steps
-    from gaternet_jax.train import train
+    from gaternet_jax.training.loop import train
+    from gaternet_jax.training.profiling import parse_steps
 
     config = _CONFIG.value
     if _DATA_DIR.value:
@@ -116,7 +116,7 @@ def run_training() -> None:
 
 
 def run_evaluation() -> None:
-    from gaternet_jax.evaluate import check_fits, describe, evaluate, note_on_gates
+    from gaternet_jax.training.evaluate import check_fits, describe, evaluate, note_on_gates
 
     overrides = config_flags.get_override_values(flags.FLAGS["config"]) if _CONFIG.value else {}
     if _CONFIG.value:
@@ -142,8 +142,8 @@ def workdir_of(config_name: str) -> str:
 
 def summary(workdir: Path, metrics: dict) -> str:
     """Tells what a person wants to know when the run has ended."""
-    from gaternet_jax.checkpoint import Checkpoints
-    from gaternet_jax.evaluate import note_on_gates
+    from gaternet_jax.training.checkpoint import Checkpoints
+    from gaternet_jax.training.evaluate import note_on_gates
 
     if not metrics["finished"]:
         return f"\nInterrupted after step {metrics['step']}; saved in {workdir}. The same command goes on from there."

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gaternet_jax.checkpoint import Which, load_model
 from gaternet_jax.config import RunConfig
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.paths import expand_home
+from gaternet_jax.training.checkpoint import Which, load_model
 from gaternet_jax.workdir import load_config, load_labels
 
 if TYPE_CHECKING:

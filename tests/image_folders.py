@@ -12,7 +12,7 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from gaternet_jax.data.datasets import find_dataset
-from gaternet_jax.data.image_files import serialize
+from gaternet_jax.data.prepare.image_files import serialize
 
 _protos: Any = tf_example_pb2  # made at run time, unknown to type checkers
 

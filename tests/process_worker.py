@@ -8,8 +8,8 @@ import sys
 
 import jax
 
-from gaternet_jax import distributed
-from gaternet_jax.train import train
+from gaternet_jax.training import processes as distributed
+from gaternet_jax.training.loop import train
 from tests.helpers import digits_config
 
 

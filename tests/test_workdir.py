@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from gaternet_jax import load_model
-from gaternet_jax.checkpoint import Checkpoints
 from gaternet_jax.errors import UserError
-from gaternet_jax.evaluate import evaluate
 from gaternet_jax.tools import analyze, compact, convert, export, predict
-from gaternet_jax.train import train
+from gaternet_jax.training.checkpoint import Checkpoints
+from gaternet_jax.training.evaluate import evaluate
+from gaternet_jax.training.loop import train
 from gaternet_jax.workdir import check_new_folder, check_place, in_use, load_config, save_config
 from tests.helpers import digits_config
 

@@ -8,10 +8,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gaternet_jax.config import Config, default
-from gaternet_jax.parallel import replicate
-from gaternet_jax.setup import make_training
-from gaternet_jax.state import TrainState
-from gaternet_jax.step import Step
+from gaternet_jax.training.mesh import replicate
+from gaternet_jax.training.setup import make_training
+from gaternet_jax.training.state import TrainState
+from gaternet_jax.training.step import Step
 
 
 def config_of(

@@ -17,9 +17,9 @@ from gaternet_jax.data.batches import steps_per_epoch
 from gaternet_jax.data.datasets import find_dataset
 from gaternet_jax.data.memory import DeviceSplit
 from gaternet_jax.data.splits import open_split
-from gaternet_jax.dispatch import StepLoop, stack_batches
 from gaternet_jax.errors import UserError
-from gaternet_jax.parallel import (
+from gaternet_jax.training.dispatch import StepLoop, stack_batches
+from gaternet_jax.training.mesh import (
     device_memory,
     make_mesh,
     replicate,

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from gaternet_jax.analysis.images import Source, split_source
-from gaternet_jax.checkpoint import load_model
 from gaternet_jax.config import RunConfig, validate
 from gaternet_jax.data.augment import normalize
 from gaternet_jax.errors import UserError
@@ -19,8 +18,9 @@ from gaternet_jax.models.functional import Tree, merge_model, split_model
 from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.models.gates import GateSite, GateTable
 from gaternet_jax.models.macs import MacCounter
-from gaternet_jax.parallel import make_mesh, replicate, split_by_batch
 from gaternet_jax.progress import progress_bar
+from gaternet_jax.training.checkpoint import load_model
+from gaternet_jax.training.mesh import make_mesh, replicate, split_by_batch
 from gaternet_jax.workdir import load_config, load_labels, local_folder
 
 MAX_SIDE = 96  # pixels of a thumbnail

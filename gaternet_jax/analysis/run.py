@@ -23,8 +23,8 @@ from gaternet_jax.analysis.report import write_report
 from gaternet_jax.analysis.statistics import INPUT_DEPENDENT, compute_statistics, plain, save_statistics
 from gaternet_jax.config import RunConfig
 from gaternet_jax.errors import UserError
-from gaternet_jax.evaluate import note_on_gates
 from gaternet_jax.models.gaternet import GaterNet
+from gaternet_jax.training.evaluate import note_on_gates
 from gaternet_jax.workdir import load_config, load_labels
 
 

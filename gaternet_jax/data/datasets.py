@@ -102,7 +102,7 @@ def find_run_dataset(
     """
     data = config.data
     if data.root:
-        from gaternet_jax.data.prepare import prepare_folder
+        from gaternet_jax.data.prepare.folders import prepare_folder
 
         builder = open_dataset(prepare_folder(expand_home(data.root), resolve_data_dir(data.data_dir), data.name))
     elif not data.name:
@@ -172,7 +172,7 @@ def prepared_versions(folder: Path) -> list[Path]:
 
 
 def _prepare_digits(root: Path) -> Path:
-    from gaternet_jax.data.digits import Digits
+    from gaternet_jax.data.prepare.digits import Digits
 
     try:
         (root / "digits").mkdir(parents=True, exist_ok=True)

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gaternet_jax.errors import UserError
+from gaternet_jax.gating.semhash import binary_gates, sampled_gates
 from gaternet_jax.models.backbone import Backbone
 from gaternet_jax.models.gater import Gater
 from gaternet_jax.models.gates import GateSite
 from gaternet_jax.models.keys import InitKeys
 from gaternet_jax.models.layers import linear
 from gaternet_jax.models.local import LocalPass
-from gaternet_jax.models.semhash import binary_gates, sampled_gates
 from gaternet_jax.models.streams import layer_keys
 
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gaternet_jax.gating.semhash import binary_gates, sampled_gates
 from gaternet_jax.models.gates import GateSite, LocalGates
 from gaternet_jax.models.layers import at_least_float32, linear
-from gaternet_jax.models.semhash import binary_gates, sampled_gates
 
 
 class LocalHead(nnx.Module):

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from gaternet_jax.checkpoint import load_model
 from gaternet_jax.command_line import command_line, positive
 from gaternet_jax.inference.calibration import read_split, run_model
 from gaternet_jax.inference.compact import (
@@ -24,6 +23,7 @@ from gaternet_jax.inference.compact import (
     save_compacted,
 )
 from gaternet_jax.paths import expand_arguments
+from gaternet_jax.training.checkpoint import load_model
 from gaternet_jax.workdir import check_new_folder, load_config, load_dataset, load_labels, save_dataset
 
 

@@ -48,9 +48,9 @@ def convert(checkpoint: Path, out: Path) -> RunConfig:
     Raises:
         UserError: `out` is not empty, or the checkpoint cannot be converted.
     """
-    from gaternet_jax.checkpoint import Checkpoints
-    from gaternet_jax.released import convert_released, flatten_released, infer_model
-    from gaternet_jax.safetensors import read_safetensors
+    from gaternet_jax.models.released import convert_released, flatten_released, infer_model
+    from gaternet_jax.models.safetensors import read_safetensors
+    from gaternet_jax.training.checkpoint import Checkpoints
     from gaternet_jax.workdir import check_new_folder, save_config
 
     check_new_folder(out)

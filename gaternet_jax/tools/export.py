@@ -10,12 +10,12 @@ import argparse
 from pathlib import Path
 from typing import Literal
 
-from gaternet_jax.checkpoint import load_model
 from gaternet_jax.command_line import command_line
 from gaternet_jax.errors import UserError
 from gaternet_jax.inference.export import export_stablehlo
 from gaternet_jax.inference.export_onnx import export_onnx
 from gaternet_jax.paths import expand_arguments
+from gaternet_jax.training.checkpoint import load_model
 from gaternet_jax.workdir import load_config, load_labels
 
 FORMATS = ("stablehlo", "onnx")

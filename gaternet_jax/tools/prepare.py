@@ -86,8 +86,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace, data_dir: Path) -> Path:
     """Carries out a command; gives the folder of the dataset."""
-    from gaternet_jax.data.prepare import prepare_folder, prepare_imagenet
-    from gaternet_jax.data.tfrecord import convert_tfrecords
+    from gaternet_jax.data.prepare.folders import prepare_folder, prepare_imagenet
+    from gaternet_jax.data.prepare.tfrecord import convert_tfrecords
 
     if arguments.command == "stock":
         return prepare_stock(arguments.name, data_dir)

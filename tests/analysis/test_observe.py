@@ -13,11 +13,11 @@ from gaternet_jax.analysis.observe import (
     save_observations,
     thumbnail_size,
 )
-from gaternet_jax.checkpoint import load_model
 from gaternet_jax.data.augment import normalize
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.functional import merge_model, split_model
 from gaternet_jax.models.macs import MacCounter
+from gaternet_jax.training.checkpoint import load_model
 from tests.helpers import random_observations, save_random_model
 
 CLASSES = [str(i) for i in range(10)]

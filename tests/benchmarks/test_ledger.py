@@ -6,9 +6,9 @@ import pytest
 
 from benchmarks import ledger
 from benchmarks.runs import Run, parse_settings
-from gaternet_jax import starts
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.build import abstract_model, count_parameters
+from gaternet_jax.training import starts
 from gaternet_jax.workdir import save_config
 
 RUN = Run("configs/cifar10.py", "resnet20-strong", {"train.epochs": 2.0, "seed": 3})

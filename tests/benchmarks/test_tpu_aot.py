@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-import gaternet_jax.step
+import gaternet_jax.training.step
 from benchmarks import tpu_aot
 from benchmarks.hlo import Array, find_collectives, hbm_traffic
 from gaternet_jax.config import default
@@ -168,7 +168,7 @@ def test_step_on_images_split_by_height_is_refused(monkeypatch):
         axes = {"image": (None, "data"), "label": (), "mask": (), "stop": ("data",)}
         return {name: NamedSharding(mesh, PartitionSpec(*of)) for name, of in axes.items()}
 
-    monkeypatch.setattr(gaternet_jax.step, "split_by_batch", by_height)
+    monkeypatch.setattr(gaternet_jax.training.step, "split_by_batch", by_height)
     lowered, model = tpu_aot.lower_step(tiny_config(gating="none"), jax.devices()[:2])
     _, problems = tpu_aot.check_collectives(find_collectives(lowered.compile().as_text()), model)
     assert any("collective-permute" in problem or "all-gather" in problem for problem in problems)

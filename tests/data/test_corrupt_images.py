@@ -3,9 +3,10 @@ import os
 import pytest
 import tensorflow_datasets as tfds
 
-from gaternet_jax.data import building, image_files, prepare
 from gaternet_jax.data.datasets import find_dataset
-from gaternet_jax.data.prepare import prepare_folder
+from gaternet_jax.data.prepare import building, image_files
+from gaternet_jax.data.prepare import folders as prepare
+from gaternet_jax.data.prepare.folders import prepare_folder
 from gaternet_jax.errors import UserError
 from tests.image_folders import encode, expected, make_folder, read
 

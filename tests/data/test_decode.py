@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from gaternet_jax.data.decode import EXTENSIONS, decode_image, read_image
-from gaternet_jax.data.image_files import to_store
 from gaternet_jax.data.images import center_box, read_box
+from gaternet_jax.data.prepare.image_files import to_store
 from gaternet_jax.errors import UserError
 
 COLOURS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], np.uint8)

@@ -21,9 +21,9 @@ from PIL.PngImagePlugin import PngInfo
 from gaternet_jax.config import default
 from gaternet_jax.data.datasets import class_names, find_dataset
 from gaternet_jax.data.decode import decode_image
-from gaternet_jax.data.image_files import to_store
 from gaternet_jax.data.images import Box, center_box, read_box
-from gaternet_jax.data.prepare import prepare_folder
+from gaternet_jax.data.prepare.folders import prepare_folder
+from gaternet_jax.data.prepare.image_files import to_store
 from gaternet_jax.data.reader import Reader
 from gaternet_jax.errors import UserError
 from tests.data.test_orientation import exif_of, xmp_of

@@ -6,7 +6,7 @@ from gaternet_jax.config import default
 from gaternet_jax.data.datasets import find_dataset
 from gaternet_jax.data.images import BOX_NUMBERS, Box, center_box, random_box, read_box, read_files
 from gaternet_jax.data.jpeg import parse_jpeg
-from gaternet_jax.data.prepare import prepare_folder
+from gaternet_jax.data.prepare.folders import prepare_folder
 from gaternet_jax.data.reader import Reader
 from gaternet_jax.errors import UserError
 from tests.data.test_decode import encode

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gaternet_jax.data.image_files import to_store
 from gaternet_jax.data.images import Box, center_box, decode_image, read_box
 from gaternet_jax.data.jpeg import decode_jpeg_part, parse_jpeg
+from gaternet_jax.data.prepare.image_files import to_store
 from gaternet_jax.errors import UserError
 
 

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from gaternet_jax.data.decode import decode_image
-from gaternet_jax.data.image_files import to_store
 from gaternet_jax.data.metadata import PNG_SIGNATURE, split_metadata
+from gaternet_jax.data.prepare.image_files import to_store
 from tests.data.test_orientation import exif_of, with_segment, xmp_of
 from tests.image_folders import encode
 

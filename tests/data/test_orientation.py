@@ -7,10 +7,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from gaternet_jax.data.decode import decode_image
-from gaternet_jax.data.image_files import to_store
 from gaternet_jax.data.images import Box, read_box
 from gaternet_jax.data.jpeg import parse_jpeg
 from gaternet_jax.data.orientation import read_orientation
+from gaternet_jax.data.prepare.image_files import to_store
 
 LEFT_IS_WHITE = np.zeros((32, 48, 3), np.uint8)
 LEFT_IS_WHITE[:, :24] = 255

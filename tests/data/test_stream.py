@@ -5,7 +5,7 @@ from PIL import Image
 from gaternet_jax.configs.folder import get_config
 from gaternet_jax.data.batches import Share, train_batch_indices
 from gaternet_jax.data.datasets import find_dataset
-from gaternet_jax.data.prepare import prepare_folder
+from gaternet_jax.data.prepare.folders import prepare_folder
 from gaternet_jax.data.reader import Reader
 from gaternet_jax.data.splits import open_split
 from gaternet_jax.errors import UserError

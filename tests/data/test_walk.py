@@ -4,9 +4,9 @@ import unicodedata
 
 import pytest
 
-from gaternet_jax.data import sources
-from gaternet_jax.data.prepare import prepare_folder
-from gaternet_jax.data.sources import list_folder
+from gaternet_jax.data.prepare import sources
+from gaternet_jax.data.prepare.folders import prepare_folder
+from gaternet_jax.data.prepare.sources import list_folder
 from gaternet_jax.data.walk import SYSTEM_FOLDERS, find_images
 from gaternet_jax.errors import UserError
 from tests.image_folders import encode, make_folder

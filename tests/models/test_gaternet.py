@@ -1,4 +1,4 @@
-"""Properties of gated networks; golden values are in tests/test_step.py and tests/test_released.py."""
+"""Properties of gated networks; golden values are in tests/training/test_step.py and tests/models/test_released.py."""
 
 import functools
 
@@ -11,7 +11,7 @@ from flax import nnx
 
 from gaternet_jax import build_model
 from gaternet_jax.config import CHOICES
-from gaternet_jax.models.semhash import saturating_sigmoid
+from gaternet_jax.gating.semhash import saturating_sigmoid
 from tests.helpers import model_config, random_model
 
 GATINGS = ("residual", "all")

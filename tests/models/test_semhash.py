@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gaternet_jax.models import semhash
+from gaternet_jax.gating import semhash
 
 
 def test_saturating_sigmoid_reaches_zero_and_one():

@@ -14,9 +14,9 @@ from gaternet_jax.models.functional import merge_model, split_model
 from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.models.keys import InitKeys, ShapesOnly
 from gaternet_jax.models.macs import MacCounter
-from gaternet_jax.optimizer import make_optimizer
-from gaternet_jax.state import init_state
-from gaternet_jax.step import make_train_step
+from gaternet_jax.training.optimizer import make_optimizer
+from gaternet_jax.training.state import init_state
+from gaternet_jax.training.step import make_train_step
 
 OPTIONS = BackboneOptions(
     channels=1,

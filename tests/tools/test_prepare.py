@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import tensorflow_datasets as tfds
 
-from gaternet_jax.data import image_files, tfrecord
 from gaternet_jax.data.datasets import class_names, find_dataset
-from gaternet_jax.data.image_files import to_store
-from gaternet_jax.data.prepare import prepare_folder
+from gaternet_jax.data.prepare import image_files, tfrecord
+from gaternet_jax.data.prepare.folders import prepare_folder
+from gaternet_jax.data.prepare.image_files import to_store
 from gaternet_jax.tools import prepare
 from tests.image_folders import encode, make_dataset, make_folder, read
 

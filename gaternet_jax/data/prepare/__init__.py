@@ -1,0 +1,1 @@
+"""Datasets written to disk; nothing of JAX in here."""
