@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.inference import masked, medians
 from gaternet_jax.command_line import command_line
-from gaternet_jax.data.augment import normalize
+from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.inference.calibration import read_split, run_model
 from gaternet_jax.inference.predictor import Predictor
 from gaternet_jax.models.gaternet import GaterNet

@@ -55,7 +55,7 @@ class Run:
         Raises:
             UserError: files that cannot be read, or arrays of another type or shape.
         """
-        from gaternet_jax.data.augment import normalize
+        from gaternet_jax.data.preprocess import normalize
         from gaternet_jax.inference.inputs import to_array
 
         pixels = to_array(images, self.config.data, self.model.backbone.channels)

@@ -7,7 +7,7 @@ from flax import nnx
 from PIL import Image
 
 import gaternet_jax
-from gaternet_jax.data.augment import normalize
+from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.errors import UserError
 from gaternet_jax.run import load_run, make_predictor
 from tests.helpers import prefer_two, save_random_model

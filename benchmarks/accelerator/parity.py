@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.accelerator.networks import config_of, random_images, training
 from benchmarks.accelerator.results import Task
 from gaternet_jax.config import Config
-from gaternet_jax.data.augment import normalize
+from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.functional import merge_model, split_model
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from gaternet_jax.analysis.observe import Observations
 from gaternet_jax.config import RunConfig
-from gaternet_jax.data.augment import normalize
+from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.models.functional import Tree, merge_model, split_model
 from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.models.gates import GateSite

@@ -12,7 +12,7 @@ import numpy as np
 
 from gaternet_jax.analysis.images import Source, split_source
 from gaternet_jax.config import RunConfig, validate
-from gaternet_jax.data.augment import normalize
+from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.functional import Tree, merge_model, split_model
 from gaternet_jax.models.gaternet import GaterNet

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import tensorflow_datasets as tfds
 
@@ -11,25 +10,24 @@ from gaternet_jax.data.batches import Share, Split
 from gaternet_jax.data.datasets import find_dataset, record_dataset
 from gaternet_jax.data.memory import DeviceSplit, MemorySplit, decoded_size, host_memory, load_split
 from gaternet_jax.data.reader import Reader
-from gaternet_jax.data.record import check_same_dataset
+from gaternet_jax.data.record import DatasetRecord, check_same_dataset
 from gaternet_jax.errors import UserError, not_installed
-from gaternet_jax.workdir import load_dataset
 
 
-def open_run_split(workdir: str | Path, config: RunConfig, split: str, share: Share, device_memory: int = 0) -> Split:
+def open_run_split(run: DatasetRecord, config: RunConfig, split: str, share: Share, device_memory: int = 0) -> Split:
     """Opens a split for the model of a run, with the run's labels.
 
     Args:
-        workdir: of a training run or a conversion.
-        config: its config, perhaps with another data.name or data.data_dir.
+        run: the dataset that the run learnt, from `load_dataset`.
+        config: the run's config, perhaps with another data.name or data.data_dir.
         split, share, device_memory: as for `open_split`.
 
     Raises:
         UserError: as `find_dataset`, `check_same_dataset` and `open_split`.
     """
-    run, data = load_dataset(workdir), config.data
+    data = config.data
     if not data.name:
-        raise UserError(f"{workdir} does not tell which dataset its model is for; write data.name in its config.json")
+        raise UserError("the run does not tell which dataset its model is for; write data.name in its config.json")
     builder = find_dataset(data.name, data.data_dir, run)
     found = record_dataset(builder)
     labels = check_same_dataset(run, found)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gaternet_jax.config import Config
-from gaternet_jax.data.augment import normalize
+from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.errors import UserError
 from gaternet_jax.inference.network import Network
 from gaternet_jax.models.gaternet import GaterNet

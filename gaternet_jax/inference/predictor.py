@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from gaternet_jax.config import Config
-from gaternet_jax.data.augment import normalize
+from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.errors import UserError
 from gaternet_jax.inference.calibration import run_model
 from gaternet_jax.inference.compact import check_gated, compact_model

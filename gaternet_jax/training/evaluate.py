@@ -29,7 +29,7 @@ from gaternet_jax.training.mesh import (
     to_devices,
 )
 from gaternet_jax.training.step import make_eval_step, with_images
-from gaternet_jax.workdir import load_config
+from gaternet_jax.workdir import load_config, load_dataset
 
 HARDLY_ANY = 0.01  # of the gates; assumed
 LAG = 2  # steps that are started before the sums of one are fetched
@@ -151,7 +151,7 @@ def evaluate(workdir: str | Path, overrides: dict[str, Any] | None = None) -> di
     mesh = make_mesh()
     validate(config, mesh.size)
     model = checkpoint.load_model(workdir, tell=True)
-    split = open_run_split(workdir, config, config.data.eval_split, this_process(), device_memory(mesh))
+    split = open_run_split(load_dataset(workdir), config, config.data.eval_split, this_process(), device_memory(mesh))
     _, params, stats = split_model(model)
     params, stats = replicate((params, stats), mesh)
     macs = MacCounter(model, config.data.image_size)

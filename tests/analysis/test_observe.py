@@ -13,7 +13,7 @@ from gaternet_jax.analysis.observe import (
     save_observations,
     thumbnail_size,
 )
-from gaternet_jax.data.augment import normalize
+from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.functional import merge_model, split_model
 from gaternet_jax.models.macs import MacCounter

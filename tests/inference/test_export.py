@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 
 from gaternet_jax.config import default
-from gaternet_jax.data.augment import normalize
+from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.errors import UserError
 from gaternet_jax.inference import export
 from gaternet_jax.inference.export_onnx import export_onnx

@@ -10,7 +10,7 @@ import pytest
 
 from gaternet_jax import load_model
 from gaternet_jax.config import default
-from gaternet_jax.data.augment import normalize
+from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.build import build_model
 from gaternet_jax.models.functional import merge_model, split_model

@@ -10,9 +10,9 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from gaternet_jax import load_model
-from gaternet_jax.data.augment import normalize
 from gaternet_jax.data.batches import Share
 from gaternet_jax.data.datasets import find_dataset
+from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.data.splits import open_split
 from gaternet_jax.errors import NonFiniteError, UserError
 from gaternet_jax.models.functional import split_model

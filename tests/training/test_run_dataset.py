@@ -62,30 +62,30 @@ def test_splits_of_other_classes_are_refused_and_some_of_them_mapped(pets):
     config = load_config(workdir)
     shutil.rmtree(data_dir)
     make_dataset(data_dir / "pets" / "1.0.0", {"test": [0, 0, 0]}, ["dog"])
-    (batch,) = open_run_split(workdir, config, "test", ALONE).eval_batches(3)
+    (batch,) = open_run_split(load_dataset(workdir), config, "test", ALONE).eval_batches(3)
     assert batch["label"].tolist() == [1, 1, 1]
     shutil.rmtree(data_dir)
     make_dataset(data_dir / "pets" / "1.0.0", {"test": [0, 1]}, ["dog", "lynx"])
     with pytest.raises(UserError, match=r"knows 2 \(cat, dog\); the dataset has 2 \(dog, lynx\).*'lynx'"):
-        open_run_split(workdir, config, "test", ALONE)
+        open_run_split(load_dataset(workdir), config, "test", ALONE)
     (workdir / "dataset.json").unlink()
     with pytest.raises(UserError, match=r"knows 2 \(cat, dog\); the dataset has 2 \(dog, lynx\).*'lynx'"):
-        open_run_split(workdir, config, "test", ALONE)
+        open_run_split(load_dataset(workdir), config, "test", ALONE)
 
 
 def test_version_of_the_run_is_taken_while_it_is_there(pets, capsys):
     workdir, data_dir = pets
     make_dataset(data_dir / "pets" / "2.0.0", {"test": [0, 1, 1]})
-    assert open_run_split(workdir, load_config(workdir), "test", ALONE).num_images == 2
+    assert open_run_split(load_dataset(workdir), load_config(workdir), "test", ALONE).num_images == 2
     shutil.rmtree(data_dir / "pets" / "1.0.0")
-    assert open_run_split(workdir, load_config(workdir), "test", ALONE).num_images == 3
+    assert open_run_split(load_dataset(workdir), load_config(workdir), "test", ALONE).num_images == 3
     assert "Note: 'pets' 2.0.0 is not what the run was trained on" in capsys.readouterr().err
 
 
 def test_run_without_a_dataset_says_so(tmp_path):
     save_config(digits_config(**{"data.name": "", "model.num_classes": 1}), ["a"], tmp_path)
     with pytest.raises(UserError, match="does not tell which dataset its model is for"):
-        open_run_split(tmp_path, load_config(tmp_path), "test", ALONE)
+        open_run_split(load_dataset(tmp_path), load_config(tmp_path), "test", ALONE)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_folder_named_like_a_prepared_dataset_means_the_folder(tmp_path):
     workdir = tmp_path / "run"
     save_config(config, list(dataset.classes), workdir)
     save_dataset(dataset, workdir)
-    assert open_run_split(workdir, config, "test", ALONE).num_images == 4
+    assert open_run_split(load_dataset(workdir), config, "test", ALONE).num_images == 4
 
 
 def test_evaluation_on_another_dataset(tmp_path, use_devices):

@@ -3,14 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from gaternet_jax.config import Config, DataConfig
-
-
-def normalize(images: jax.Array, config: Config) -> jax.Array:
-    """uint8 [B, H, W, C] -> float32 [B, H, W, C]: (pixel / 255 - mean) / std, per channel."""
-    mean = jnp.asarray(config.mean, jnp.float32).reshape(1, 1, 1, -1)
-    std = jnp.asarray(config.std, jnp.float32).reshape(1, 1, 1, -1)
-    return (images.astype(jnp.float32) / 255.0 - mean) / std
+from gaternet_jax.config import DataConfig
+from gaternet_jax.data.preprocess import normalize
 
 
 def augment(images: jax.Array, key: jax.Array, config: DataConfig) -> jax.Array:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from gaternet_jax.config import default
-from gaternet_jax.data.augment import augment, cutout, normalize
+from gaternet_jax.data.preprocess import normalize
+from gaternet_jax.training.augment import augment, cutout
 
 
 def config(**fields):

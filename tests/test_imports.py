@@ -1,0 +1,76 @@
+"""Data flow one way: what each package of this one may import."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import gaternet_jax
+
+ROOT = Path(gaternet_jax.__file__).parent
+BASE = ("errors", "paths", "progress", "signals", "fields", "config")
+# Each imports from itself and from those before it.
+ORDER = (
+    "base",
+    "gating",
+    "models",
+    "variants",
+    "configs",
+    "data",
+    "workdir",
+    "training",
+    "inference",
+    "run",
+    "analysis",
+)
+NO_JAX = ("jax", "flax", "optax", "orbax", "tensorflow")
+
+
+def imports(path: Path) -> set[str]:
+    """Names of the modules that a file imports, wherever it does."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names if node.module == "gaternet_jax"}
+    return found
+
+
+def part_of(module: str) -> str:
+    """The part of the package that a module is in."""
+    name = module.split(".")[1] if "." in module else "base"
+    return "base" if name in BASE else name
+
+
+def files(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("part", ORDER)
+def test_nothing_imports_what_comes_later(part):
+    own = files(part) or [ROOT / f"{part}.py"] if part != "base" else [ROOT / f"{name}.py" for name in BASE]
+    later = {
+        f"{path.relative_to(ROOT)}: {module}"
+        for path in own
+        for module in imports(path)
+        if module.startswith("gaternet_jax.") and part_of(module) in ORDER
+        if ORDER.index(part_of(module)) > ORDER.index(part)
+    }
+    assert later == set()
+
+
+def test_gating_depends_on_jax_and_flax_only():
+    outside = {
+        module
+        for path in files("gating")
+        for module in imports(path)
+        if module.startswith("gaternet_jax.") and part_of(module) != "gating"
+    }
+    assert outside == set()
+
+
+def test_preparing_datasets_needs_no_jax():
+    needs = {module for path in files("data/prepare") for module in imports(path) if module.startswith(NO_JAX)}
+    assert {module for module in needs if not module.startswith("tensorflow_datasets")} == set()
