@@ -203,7 +203,7 @@ def save_observations(path: Path, observations: Observations) -> None:
 
 
 def load_observations(path: Path) -> Observations:
-    """What `save_observations` wrote; the sites without what they feed."""
+    """What `save_observations` wrote."""
     with np.load(path) as saved:
         rows, columns = saved["shape"]
         table = GateTable()

@@ -48,8 +48,7 @@ class ResidualBlock(nnx.Module):
             setattr(self, f"conv{i}", layer)
             setattr(self, f"bn{i}", BatchNorm(filters, rngs=rngs, zero_init=last and options.zero_init_residual))
             gated = options.gating == "all" or (last and options.gating == "residual")
-            feeds = () if last else (f"{name}.conv{i + 1}",)
-            sites.append(table.add(f"{name}.conv{i}", filters, feeds) if gated else None)
+            sites.append(table.add(f"{name}.conv{i}", filters) if gated else None)
             channels = filters
         self.sites = tuple(sites)  # of conv1, conv2, ...; None where a convolution is not gated
         stride = math.prod(stride for _, _, stride in plan)

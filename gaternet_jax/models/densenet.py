@@ -34,17 +34,16 @@ class DenseLayer(nnx.Module):
         growth: int,
         *,
         gated: bool,
-        feeds: tuple[str, ...],
         table: GateTable,
         options: BackboneOptions,
     ):
         self.bn1 = BatchNorm(in_channels, rngs=options.rngs)
         self.conv1 = conv(in_channels, 4 * growth, 1, options)
         self.bn2 = BatchNorm(4 * growth, rngs=options.rngs)
-        self.site1 = table.add(f"{name}.conv1", 4 * growth, (f"{name}.conv2",)) if options.gating == "all" else None
+        self.site1 = table.add(f"{name}.conv1", 4 * growth) if options.gating == "all" else None
         self.conv2 = conv(4 * growth, growth, 3, options)
         gated = options.gating == "all" or (options.gating == "residual" and gated)
-        self.site2 = table.add(f"{name}.conv2", growth, feeds) if gated else None
+        self.site2 = table.add(f"{name}.conv2", growth) if gated else None
         ratio = options.squeeze_ratio
         self.squeeze = SqueezeExcitation(growth, ratio, rngs=options.rngs) if ratio else None
         self.local = local_head(in_channels, (self.site1, self.site2), options)
@@ -86,12 +85,9 @@ class DenseNet(Backbone):
         table, order = GateTable(), []
         for block in (1, 2, 3):
             names = [f"block{block}_layer{i}" for i in range(1, layers + 1)]
-            after = "fc" if block == 3 else f"transition{block}.conv"
             for i, name in enumerate(names):
-                # What a layer adds is read by all later layers of its block and by what follows the block.
-                feeds = (*(f"{later}.conv1" for later in names[i + 1 :]), after)
                 gated = {"none": True, "first": i > 0, "last": i < layers - 1}[options.dense_ungated]
-                layer = DenseLayer(name, channels, growth, gated=gated, feeds=feeds, table=table, options=options)
+                layer = DenseLayer(name, channels, growth, gated=gated, table=table, options=options)
                 setattr(self, name, layer)
                 channels += growth
             order += names

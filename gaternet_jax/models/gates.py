@@ -19,13 +19,11 @@ class GateSite:
         name: path of the gated convolution in the backbone, e.g. "stage2.block1.conv2".
         offset: index of its first gate in the gate vector.
         size: number of its gates.
-        feeds: paths of the layers that these filters feed and nothing else does: a closed filter saves their share.
     """
 
     name: str
     offset: int
     size: int
-    feeds: tuple[str, ...] = ()
 
     @property
     def gates(self) -> slice:
@@ -57,9 +55,9 @@ class GateTable:
     def __init__(self) -> None:
         self.sites: tuple[GateSite, ...] = ()
 
-    def add(self, name: str, size: int, feeds: tuple[str, ...] = ()) -> GateSite:
+    def add(self, name: str, size: int) -> GateSite:
         """Appends a site of `size` gates behind those handed out so far."""
-        site = GateSite(name, sum(site.size for site in self.sites), size, feeds)
+        site = GateSite(name, sum(site.size for site in self.sites), size)
         self.sites += (site,)
         return site
 

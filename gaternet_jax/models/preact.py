@@ -48,10 +48,10 @@ class PreActivationBlock(nnx.Module):
         rngs, every = options.rngs, options.gating == "all"
         self.bn1 = BatchNorm(in_channels, rngs=rngs)
         self.conv1 = conv(in_channels, inner, 1, options)
-        self.site1 = table.add(f"{name}.conv1", inner, (f"{name}.conv2",)) if every else None
+        self.site1 = table.add(f"{name}.conv1", inner) if every else None
         self.bn2 = BatchNorm(inner, rngs=rngs)
         self.conv2 = conv(inner, inner, 3, options, stride=stride)
-        self.site2 = table.add(f"{name}.conv2", inner, (f"{name}.conv3",)) if every else None
+        self.site2 = table.add(f"{name}.conv2", inner) if every else None
         self.bn3 = BatchNorm(inner, rngs=rngs)
         self.conv3 = conv(inner, out_channels, 1, options)
         self.site3 = table.add(f"{name}.conv3", out_channels) if options.gating != "none" else None

@@ -53,7 +53,7 @@ class Branch(nnx.Module):
     ):
         self.conv1 = conv(in_channels, width, 3, options, stride=stride)
         self.bn1 = BatchNorm(width, rngs=options.rngs)
-        self.site1 = table.add(f"{name}.conv1", width, (f"{name}.conv2",)) if options.gating == "all" else None
+        self.site1 = table.add(f"{name}.conv1", width) if options.gating == "all" else None
         self.conv2 = conv(width, width, 3, options)
         self.bn2 = BatchNorm(width, rngs=options.rngs, zero_init=options.zero_init_residual)
         self.site2 = table.add(f"{name}.conv2", width) if options.gating != "none" else None
