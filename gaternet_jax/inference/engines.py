@@ -101,6 +101,7 @@ class OnnxRuntime:
     def __init__(self, serialized: bytes, threads: int):
         import onnxruntime
 
+        onnxruntime.disable_telemetry_events()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
         try:

@@ -223,6 +223,14 @@ def test_onnx_runtime_computes_what_the_model_computes(kind, tmp_path):
     assert json.loads(metadata["preprocessing"])["image_size"] == SIZE
 
 
+def test_a_bfloat16_model_computes_in_float32_in_onnx(tmp_path):
+    (_, config), path = make("plain"), tmp_path / "model.onnx"
+    config.model.dtype = "bfloat16"
+    export_onnx(random_model(config.model), config, LABELS, path)
+    probabilities, _ = onnxruntime.InferenceSession(path).run(None, {"images": images_of(3)})
+    np.testing.assert_allclose(probabilities, run_model(*make("plain"), images_of(3))["probabilities"], atol=1e-4)
+
+
 def test_what_is_fixed_closed_is_not_exported(tmp_path):
     pytest.importorskip("flatbuffers")
     sizes = {}

@@ -16,7 +16,7 @@ from gaternet_jax.models.functional import merge_model, split_model
 from tests.gating.foreign import Foreign
 from tests.helpers import model_config, random_model
 
-SIZE = 16  # pixels
+SIZE, LARGE = 16, 75  # pixels; Inception takes no smaller ones
 RATES = (0, 0.25, 0.5, 0.75, 1, 1)  # of the filters that are kept, those that each image opens
 FAMILIES = {  # a small member of each
     "basic": {},
@@ -24,6 +24,8 @@ FAMILIES = {  # a small member of each
     "imagenet": {"backbone": "resnet18"},
     "densenet": {"backbone": "densenet10", "width": 4},
     "shake": {"backbone": "shake26_2x4d", "width": 0},
+    "paper": {"backbone": "resnet11_paper", "width": 16},
+    "inception": {"backbone": "inceptionv4_1_1_1"},
 }
 VARIANTS = {
     "all": {"gating": "all"},
@@ -75,14 +77,15 @@ def stranger():
 def test_every_network_gives_the_logits_of_the_masked_one(overrides):
     model = stranger() if overrides is None else random_model(model_config(**overrides))
     rng, is_float32 = np.random.default_rng(1), overrides is None or "dtype" not in overrides
-    images = rng.normal(size=(len(RATES), SIZE, SIZE, 3)).astype(np.float32)
+    size = LARGE if overrides and "inception" in overrides.get("backbone", "") else SIZE
+    images = rng.normal(size=(len(RATES), size, size, 3)).astype(np.float32)
     keep, rows = selection(model.gate_sites), np.arange(len(RATES))
     if model.gater is None:
         model = fix_gates(model, ~keep, np.zeros_like(keep))
         graphdef, *arrays = split_model(model)
         wanted = jax.jit(lambda arrays, images: merge_model(graphdef, *arrays)(images))(arrays, images)
         for engine in ENGINES:
-            logits, gates, _ = Network(model, SIZE, engine).whole()(rows, images)
+            logits, gates, _ = Network(model, size, engine).whole()(rows, images)
             np.testing.assert_array_equal(gates, wanted.gates)
             np.testing.assert_allclose(logits, wanted.logits, atol=1e-4, err_msg=engine)
         return
@@ -90,12 +93,12 @@ def test_every_network_gives_the_logits_of_the_masked_one(overrides):
     gates = (keep[None] & (rng.random((len(RATES), len(keep))) < np.array(RATES)[:, None])).astype(np.float32)
     assert gates[-1].any() and not gates[0].any()
     wanted = jax.jit(lambda arrays, *inputs: merge_model(graphdef, *arrays).backbone(*inputs))(arrays, images, gates)
-    xla = Network(model, SIZE, "xla")
+    xla = Network(model, size, "xla")
     needed = zip(count_per_site(keep, model.gate_sites), model.gate_sites, strict=True)
     widths = [round_up(int(number), site.size) for number, site in needed]
     engines = {"static": xla.backbone(keep), "traced": xla.profile(widths)}
     if is_float32:
-        onnx = Network(model, SIZE, "onnxruntime")
+        onnx = Network(model, size, "onnxruntime")
         engines |= {"ONNX Runtime": onnx.backbone(keep), "ONNX Runtime, whole": onnx.backbone()}
     tolerance = 1e-4 if is_float32 else 5e-2  # kernels are rounded after folding
     for name, engine in engines.items():
