@@ -26,7 +26,7 @@ FEWEST = 20  # images
 
 
 @dataclasses.dataclass(frozen=True)
-class Probe:
+class LinearProbe:
     """A linear classifier that sees nothing but gate vectors.
 
     Attributes:
@@ -64,7 +64,7 @@ class Map:
     shuffled: float
 
 
-def probe_gates(gates: np.ndarray, labels: np.ndarray, seed: int = 0) -> Probe | None:
+def probe_gates(gates: np.ndarray, labels: np.ndarray, seed: int = 0) -> LinearProbe | None:
     """Fits a ridge classifier (least squares onto +1 for the class and -1 for the others) and tests it on other images.
 
     Args:
@@ -86,7 +86,7 @@ def probe_gates(gates: np.ndarray, labels: np.ndarray, seed: int = 0) -> Probe |
         shuffles = [classifier.accuracy(random.permutation(labels[train]), labels[test]) for _ in range(SHUFFLES)]
         accuracy = classifier.accuracy(labels[train], labels[test])
     most_frequent = np.bincount(labels[train]).argmax()
-    return Probe(
+    return LinearProbe(
         learned_from=len(train),
         held_out=held_out,
         accuracy=accuracy,

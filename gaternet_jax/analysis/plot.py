@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gaternet_jax.analysis.embedding import Map, Probe
+from gaternet_jax.analysis.embedding import LinearProbe, Map
 from gaternet_jax.analysis.observe import Observations
 from gaternet_jax.analysis.statistics import INPUT_DEPENDENT, Statistics
 
@@ -34,7 +34,7 @@ class Subject:
     observations: Observations
     statistics: Statistics
     map: Map | None
-    probe: Probe | None
+    probe: LinearProbe | None
     training: dict[str, list[tuple[float, float]]]
 
 

@@ -16,7 +16,7 @@ Batch = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Share:
+class Shard:
     """The part of each batch that a process provides: the rows of its devices, which follow each other."""
 
     index: int
@@ -29,7 +29,7 @@ class Share:
 
 
 class Split(ABC):
-    """A split of a dataset, as batches; of each batch only this process's share.
+    """A split of a dataset, as batches; of each batch only this process's shard.
 
     Attributes:
         name: for people: "imagenet2012/train".

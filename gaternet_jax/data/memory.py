@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gaternet_jax.data.batches import Batch, Share, Split, train_batch_indices
+from gaternet_jax.data.batches import Batch, Shard, Split, train_batch_indices
 from gaternet_jax.data.reader import LeftOut, Reader
 from gaternet_jax.errors import UserError
 from gaternet_jax.progress import progress_bar
@@ -20,22 +20,22 @@ class MemorySplit(Split):
         images: uint8 [N, H, W, C].
         labels: int32 [N].
         usable: bool [N]; False where the image and the label are another's.
-        share: the part of each batch that is wanted.
+        shard: the part of each batch that is wanted.
     """
 
-    def __init__(self, name: str, images: np.ndarray, labels: np.ndarray, usable: np.ndarray, share: Share):
+    def __init__(self, name: str, images: np.ndarray, labels: np.ndarray, usable: np.ndarray, shard: Shard):
         self.name, self.num_images = name, len(labels)
-        self.images, self.labels, self._usable, self._share = images, labels, usable, share
+        self.images, self.labels, self._usable, self._shard = images, labels, usable, shard
 
     def train_batches(self, batch_size: int, seed: int, first_step: int) -> Iterator[Batch]:
-        step, rows = first_step, self._share.rows(batch_size)
+        step, rows = first_step, self._shard.rows(batch_size)
         while True:
             indices = train_batch_indices(self.num_images, batch_size, seed, step)[rows]
             yield self._pixels(indices) | {"label": self.labels[indices], "mask": self._usable[indices]}
             step += 1
 
     def eval_batches(self, batch_size: int) -> Iterator[Batch]:
-        rows = self._share.rows(batch_size)
+        rows = self._shard.rows(batch_size)
         for start in range(0, self.num_images, batch_size):
             indices = np.arange(start + rows.start, min(start + rows.stop, self.num_images))
             usable = self._usable[indices]
@@ -71,12 +71,12 @@ def host_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def load_split(reader: Reader, share: Share, kind: type[MemorySplit] = MemorySplit) -> MemorySplit:
+def load_split(reader: Reader, shard: Shard, kind: type[MemorySplit] = MemorySplit) -> MemorySplit:
     """Reads and decodes a whole split, with a progress bar.
 
     Args:
         reader: of the split; the centres of its images are taken.
-        share: the part of each batch that is wanted. The whole split is kept.
+        shard: the part of each batch that is wanted. The whole split is kept.
         kind: MemorySplit or DeviceSplit.
 
     Raises:
@@ -106,4 +106,4 @@ def load_split(reader: Reader, share: Share, kind: type[MemorySplit] = MemorySpl
             images[index], labels[index] = (
                 held[good[np.searchsorted(good, index) % good.size]] for held in (images, labels)
             )
-    return kind(reader.name, images, labels, usable, share)
+    return kind(reader.name, images, labels, usable, shard)

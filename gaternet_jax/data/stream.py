@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 
 from gaternet_jax.config import RunConfig
-from gaternet_jax.data.batches import Batch, Share, Split, train_batch_indices
+from gaternet_jax.data.batches import Batch, Shard, Split, train_batch_indices
 from gaternet_jax.data.images import BOX_NUMBERS
 from gaternet_jax.data.reader import LeftOut, Reader
 from gaternet_jax.errors import UserError
@@ -34,24 +34,24 @@ class StreamSplit(Split):
     Args:
         reader: of the split.
         config: the whole config of the run.
-        share: the part of each batch that is wanted; no more is read.
+        shard: the part of each batch that is wanted; no more is read.
     """
 
-    def __init__(self, reader: Reader, config: RunConfig, share: Share):
+    def __init__(self, reader: Reader, config: RunConfig, shard: Shard):
         self.name, self.num_images = reader.name, len(reader)
-        self._reader, self._share = reader, share
+        self._reader, self._shard = reader, shard
         self._threads = config.data.threads or os.cpu_count() or 1
         self._workers = config.data.workers
         self._random = config.data.train_crop == "random"
         cv2.setNumThreads(0)  # images are already read in parallel
 
     def train_batches(self, batch_size: int, seed: int, first_step: int) -> Iterator[Batch]:
-        chunks = _Chunks(self._reader, batch_size, self._share.rows(batch_size))
+        chunks = _Chunks(self._reader, batch_size, self._shard.rows(batch_size))
         read = _TrainChunk(chunks, seed, self._random)
         return self._batches(read, chunks, first_step, sys.maxsize // CHUNK // batch_size)
 
     def eval_batches(self, batch_size: int) -> Iterator[Batch]:
-        chunks = _Chunks(self._reader, batch_size, self._share.rows(batch_size))
+        chunks = _Chunks(self._reader, batch_size, self._shard.rows(batch_size))
         return self._batches(_EvalChunk(chunks), chunks, 0, -(-self.num_images // batch_size))
 
     def _batches(self, read: Callable[[int], Batch], chunks: "_Chunks", start: int, stop: int) -> Iterator[Batch]:

@@ -17,7 +17,7 @@ SIDE = 96  # pixels of an image shown, height and width
 CAPTION = 16  # pixels, the height of the line below
 
 
-class Probe:
+class GateSummary:
     """Watches the first batch of every evaluation; of several processes the primary one, its own rows.
 
     It computes nothing on the devices: the evaluation gives the gates. Hence processes need not wait for each other.

@@ -10,7 +10,7 @@ from gaternet_jax.signals import Interrupted
 from gaternet_jax.training.checkpoint import Checkpoints
 from gaternet_jax.training.dispatch import StepLoop
 from gaternet_jax.training.evaluate import Evaluator, describe
-from gaternet_jax.training.gate_summary import Probe
+from gaternet_jax.training.gate_summary import GateSummary
 from gaternet_jax.training.metrics import LoopClock, MetricWriter, TrainMetrics
 from gaternet_jax.training.plan import Plan
 from gaternet_jax.training.profiling import Profiler
@@ -55,7 +55,7 @@ class Session:
     bar: tqdm
     clock: LoopClock
     record: StartRecord
-    probe: Probe
+    gate_summary: GateSummary
     watchdog: Watchdog
     profiler: Profiler
 
@@ -103,7 +103,7 @@ class Session:
         self.writer.write(self.step, "eval", {"epoch": epoch} | metrics)
         self.bar.write(f"epoch {epoch:6.1f}  step {self.step:7d}  {describe(metrics)}")
         self.save(metrics, overwrite=overwrite)
-        self.probe.write(self.writer, self.step)  # last: its thread would compete with the copying of the state
+        self.gate_summary.write(self.writer, self.step)  # last: its thread would compete with the copying of the state
         return metrics
 
     def save(self, metrics: dict | None = None, *, overwrite: bool = False) -> None:

@@ -27,7 +27,7 @@ from gaternet_jax.signals import interruptible
 from gaternet_jax.training.checkpoint import Checkpoints
 from gaternet_jax.training.dispatch import StepLoop, choose_steps_per_call, stack_batches
 from gaternet_jax.training.evaluate import Evaluator
-from gaternet_jax.training.gate_summary import Probe
+from gaternet_jax.training.gate_summary import GateSummary
 from gaternet_jax.training.losses import make_gate_loss
 from gaternet_jax.training.mesh import (
     debugs_nans,
@@ -148,8 +148,8 @@ def open_session(
     plan = make_plan(config, epoch_steps, steps_per_call, stop_at=stop_at, profile=profile)
 
     training = make_training(config, learning_rate_schedule(config.optimizer, epoch_steps, plan.num_steps), model)
-    probe = Probe(model.gate_sites)
-    evaluator = Evaluator(model, training.macs, eval_split, config, mesh, probe.look)
+    gate_summary = GateSummary(model.gate_sites)
+    evaluator = Evaluator(model, training.macs, eval_split, config, mesh, gate_summary.look)
     checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint.keep_latest))
     state, window, evaluated = replicate(training.state, mesh), None, True
     if checkpoints.steps:
@@ -207,7 +207,7 @@ def open_session(
         bar=bar,
         clock=clock,
         record=record,
-        probe=probe,
+        gate_summary=gate_summary,
         watchdog=watchdog,
         profiler=profiler,
     )

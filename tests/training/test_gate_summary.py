@@ -4,7 +4,7 @@ import pytest
 
 from gaternet_jax.models.gates import GateTable
 from gaternet_jax.training import gate_summary as module
-from gaternet_jax.training.gate_summary import CAPTION, SIDE, Probe, contact_sheet
+from gaternet_jax.training.gate_summary import CAPTION, SIDE, GateSummary, contact_sheet
 from gaternet_jax.training.mesh import make_mesh, split_by_batch
 from gaternet_jax.training.metrics import MetricWriter
 
@@ -40,7 +40,7 @@ def test_what_is_written_is_of_the_readable_images(sites, batch):
     gates[:, 0] = True
     gates[:9, 4] = True  # 8 of the 15 that can be read
     gates[1] = True
-    probe, writer = Probe(sites), Writer()
+    probe, writer = GateSummary(sites), Writer()
     probe.look(batch, jax.device_put(gates, split_by_batch(make_mesh())))
     probe.write(writer, 7)
     ((step, view),) = writer.shown
@@ -58,11 +58,11 @@ def test_what_is_written_is_of_the_readable_images(sites, batch):
 
 def test_plain_networks_and_other_processes_write_nothing(sites, batch, monkeypatch):
     gates, writer = jax.device_put(np.zeros((16, 0), bool), split_by_batch(make_mesh())), Writer()
-    plain = Probe(())
+    plain = GateSummary(())
     plain.look(batch, gates)
     plain.write(writer, 1)
     monkeypatch.setattr(module, "is_primary", lambda: False)
-    other = Probe(sites)
+    other = GateSummary(sites)
     other.look(batch, gates)
     other.write(writer, 1)
     assert not writer.shown
