@@ -29,7 +29,7 @@ from tqdm import tqdm
 from gaternet_jax.command_line import positive
 from gaternet_jax.config import RunConfig
 from gaternet_jax.configs.imagenet import get_config
-from gaternet_jax.data.batches import Shard
+from gaternet_jax.data.batches import BatchShard
 from gaternet_jax.data.datasets import find_dataset
 from gaternet_jax.data.images import BOX_NUMBERS, random_box, read_box
 from gaternet_jax.data.jpeg import parse_jpeg
@@ -77,7 +77,7 @@ def bare_loop(images: list[bytes], config: RunConfig, batch: int) -> Iterator[in
 
 
 def stream(reader: Reader, config: RunConfig, batch: int) -> Iterator[int]:
-    for made in StreamSplit(reader, config, Shard(0, 1)).train_batches(batch, seed=0, first_step=0):
+    for made in StreamSplit(reader, config, BatchShard(0, 1)).train_batches(batch, seed=0, first_step=0):
         yield len(made["label"])
 
 

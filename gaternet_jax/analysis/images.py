@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gaternet_jax.config import RunConfig
-from gaternet_jax.data.batches import Batch, Shard
+from gaternet_jax.data.batches import Batch, BatchShard
 from gaternet_jax.data.images import read_files
 from gaternet_jax.data.splits import open_run_split
 from gaternet_jax.data.walk import IMAGES, find_images
@@ -45,7 +45,9 @@ def split_source(workdir: str | Path, config: RunConfig, split: str | None = Non
     config = config.copy_and_resolve_references()
     config.data.data_dir = data_dir or config.data.data_dir
     try:
-        opened = open_run_split(load_dataset(workdir), config, split or config.data.eval_split or "test", Shard(0, 1))
+        opened = open_run_split(
+            load_dataset(workdir), config, split or config.data.eval_split or "test", BatchShard(0, 1)
+        )
     except UserError as error:
         raise UserError(
             f"{error}\nImage files can be analysed in place of a split: --images=FOLDER (classes are the names of its "

@@ -16,7 +16,7 @@ Batch = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Shard:
+class BatchShard:
     """The part of each batch that a process provides: the rows of its devices, which follow each other."""
 
     index: int

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gaternet_jax.data.batches import Batch, Shard, Split, train_batch_indices
+from gaternet_jax.data.batches import Batch, BatchShard, Split, train_batch_indices
 from gaternet_jax.data.reader import LeftOut, Reader
 from gaternet_jax.errors import UserError
 from gaternet_jax.progress import progress_bar
@@ -23,7 +23,7 @@ class MemorySplit(Split):
         shard: the part of each batch that is wanted.
     """
 
-    def __init__(self, name: str, images: np.ndarray, labels: np.ndarray, usable: np.ndarray, shard: Shard):
+    def __init__(self, name: str, images: np.ndarray, labels: np.ndarray, usable: np.ndarray, shard: BatchShard):
         self.name, self.num_images = name, len(labels)
         self.images, self.labels, self._usable, self._shard = images, labels, usable, shard
 
@@ -71,7 +71,7 @@ def host_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def load_split(reader: Reader, shard: Shard, kind: type[MemorySplit] = MemorySplit) -> MemorySplit:
+def load_split(reader: Reader, shard: BatchShard, kind: type[MemorySplit] = MemorySplit) -> MemorySplit:
     """Reads and decodes a whole split, with a progress bar.
 
     Args:

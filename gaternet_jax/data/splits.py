@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import tensorflow_datasets as tfds
 
 from gaternet_jax.config import RunConfig
-from gaternet_jax.data.batches import Shard, Split
+from gaternet_jax.data.batches import BatchShard, Split
 from gaternet_jax.data.datasets import find_dataset, record_dataset
 from gaternet_jax.data.memory import DeviceSplit, MemorySplit, decoded_size, host_memory, load_split
 from gaternet_jax.data.reader import Reader
@@ -14,7 +14,9 @@ from gaternet_jax.data.record import DatasetRecord, check_same_dataset
 from gaternet_jax.errors import UserError, not_installed
 
 
-def open_run_split(run: DatasetRecord, config: RunConfig, split: str, shard: Shard, device_memory: int = 0) -> Split:
+def open_run_split(
+    run: DatasetRecord, config: RunConfig, split: str, shard: BatchShard, device_memory: int = 0
+) -> Split:
     """Opens a split for the model of a run, with the run's labels.
 
     Args:
@@ -40,7 +42,7 @@ def open_split(
     builder: tfds.core.DatasetBuilder,
     split: str,
     config: RunConfig,
-    shard: Shard,
+    shard: BatchShard,
     device_memory: int = 0,
     labels: Sequence[int] | None = None,
 ) -> Split:

@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 
 from gaternet_jax.config import RunConfig
-from gaternet_jax.data.batches import Batch, Shard, Split, train_batch_indices
+from gaternet_jax.data.batches import Batch, BatchShard, Split, train_batch_indices
 from gaternet_jax.data.images import BOX_NUMBERS
 from gaternet_jax.data.reader import LeftOut, Reader
 from gaternet_jax.errors import UserError
@@ -37,7 +37,7 @@ class StreamSplit(Split):
         shard: the part of each batch that is wanted; no more is read.
     """
 
-    def __init__(self, reader: Reader, config: RunConfig, shard: Shard):
+    def __init__(self, reader: Reader, config: RunConfig, shard: BatchShard):
         self.name, self.num_images = reader.name, len(reader)
         self._reader, self._shard = reader, shard
         self._threads = config.data.threads or os.cpu_count() or 1

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from gaternet_jax.config import Config
-from gaternet_jax.data.batches import Shard
+from gaternet_jax.data.batches import BatchShard
 from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.data.splits import open_run_split
 from gaternet_jax.errors import UserError
@@ -34,7 +34,7 @@ def read_split(workdir: str | Path, config: Config, split: str, limit: int) -> t
         UserError: no such dataset or split, other classes than the run's, or not one image.
     """
     images, labels, read = [], [], 0
-    batches = open_run_split(load_dataset(workdir), config, split, Shard(0, 1)).eval_batches(BATCH_SIZE)
+    batches = open_run_split(load_dataset(workdir), config, split, BatchShard(0, 1)).eval_batches(BATCH_SIZE)
     for batch in batches:
         mask = np.asarray(batch["mask"])
         images.append(np.asarray(batch["image"])[mask])

@@ -9,7 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from gaternet_jax.data.batches import Shard
+from gaternet_jax.data.batches import BatchShard
 from gaternet_jax.errors import UserError
 
 
@@ -19,9 +19,9 @@ def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
-def this_process() -> Shard:
+def this_process() -> BatchShard:
     """The part of each batch that this process provides."""
-    return Shard(jax.process_index(), jax.process_count())
+    return BatchShard(jax.process_index(), jax.process_count())
 
 
 def debugs_nans() -> bool:

@@ -6,14 +6,14 @@ import pytest
 from sklearn.datasets import load_digits
 
 from gaternet_jax.configs.cifar10 import get_config
-from gaternet_jax.data.batches import Shard
+from gaternet_jax.data.batches import BatchShard
 from gaternet_jax.data.datasets import class_names, find_dataset, record_dataset
 from gaternet_jax.data.splits import open_split
 from gaternet_jax.errors import UserError
 from tests.helpers import digits_config
 from tests.image_folders import make_dataset
 
-ALONE = Shard(0, 1)
+ALONE = BatchShard(0, 1)
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +52,9 @@ def test_part_of_a_split(digits):
 def test_data_are_prepared_and_read_without_tensorflow(tmp_path):
     program = (
         "import sys; from gaternet_jax.data.datasets import find_dataset; from gaternet_jax.data.splits import "
-        "open_split; from gaternet_jax.data.batches import Shard; "
+        "open_split; from gaternet_jax.data.batches import BatchShard; "
         "from gaternet_jax.configs.digits import get_config as c; "
-        f"open_split(find_dataset('digits', {str(tmp_path)!r}), 'test', c(), Shard(0, 1)); "
+        f"open_split(find_dataset('digits', {str(tmp_path)!r}), 'test', c(), BatchShard(0, 1)); "
         "sys.exit('tensorflow' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from gaternet_jax.configs.folder import get_config
-from gaternet_jax.data.batches import Shard
+from gaternet_jax.data.batches import BatchShard
 from gaternet_jax.data.datasets import find_dataset, find_run_dataset
 from gaternet_jax.data.splits import open_split
 from gaternet_jax.errors import UserError
@@ -25,7 +25,7 @@ def config(tmp_path, **fields):
 def open_labels(tmp_path, labels, **fields):
     make_dataset(tmp_path / "data" / "semi" / "1.0.0", {"train": labels})
     builder = find_dataset("semi", str(tmp_path / "data"))
-    return open_split(builder, "train", config(tmp_path, **fields), Shard(0, 1))
+    return open_split(builder, "train", config(tmp_path, **fields), BatchShard(0, 1))
 
 
 @PIPELINES
@@ -74,7 +74,7 @@ def test_long_lists_of_images_left_out_are_cut(tmp_path, capsys):
 def test_labels_of_a_part_of_the_classes_become_those_of_the_model(tmp_path):
     make_dataset(tmp_path / "data" / "semi" / "1.0.0", {"test": [0, 1, 1]})
     builder = find_dataset("semi", str(tmp_path / "data"))
-    split = open_split(builder, "test", config(tmp_path), Shard(0, 1), labels=[5, 3])
+    split = open_split(builder, "test", config(tmp_path), BatchShard(0, 1), labels=[5, 3])
     assert np.concatenate([batch["label"][batch["mask"]] for batch in split.eval_batches(2)]).tolist() == [5, 3, 3]
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from gaternet_jax.data.batches import Shard, steps_per_epoch, train_batch_indices
+from gaternet_jax.data.batches import BatchShard, steps_per_epoch, train_batch_indices
 from gaternet_jax.data.memory import MemorySplit
 from gaternet_jax.errors import UserError
 
@@ -28,7 +28,7 @@ def test_epoch_has_every_image_at_most_once_and_epochs_differ():
 
 def split(n, share=None):
     images, labels = np.arange(n, dtype=np.uint8).reshape(n, 1, 1, 1), np.arange(n, dtype=np.int32)
-    return MemorySplit("numbers", images, labels, np.ones(n, bool), share or Shard(0, 1))
+    return MemorySplit("numbers", images, labels, np.ones(n, bool), share or BatchShard(0, 1))
 
 
 def test_batches_start_anywhere():
@@ -54,7 +54,7 @@ def test_batch_larger_than_the_split_is_refused():
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_share_each_batch(count):
-    parts = [split(19, Shard(index, count)) for index in range(count)]
+    parts = [split(19, BatchShard(index, count)) for index in range(count)]
     for batches in (
         lambda split: [next(split.train_batches(8, seed=1, first_step=step)) for step in (0, 5)],
         lambda split: list(split.eval_batches(8)),

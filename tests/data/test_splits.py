@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from gaternet_jax.data import splits as module
-from gaternet_jax.data.batches import Shard
+from gaternet_jax.data.batches import BatchShard
 from gaternet_jax.data.datasets import find_dataset
 from gaternet_jax.data.memory import DeviceSplit, MemorySplit
 from gaternet_jax.data.splits import choose_pipeline, open_split
@@ -34,7 +34,7 @@ def test_auto_takes_the_first_that_fits(monkeypatch, size, device_memory, fields
 
 
 def test_split_is_opened_by_the_pipeline():
-    builder, share = find_dataset("digits"), Shard(0, 1)
+    builder, share = find_dataset("digits"), BatchShard(0, 1)
     for fields, memory, kind in (
         ({}, 0, MemorySplit),
         ({}, 1 << 30, DeviceSplit),
@@ -47,7 +47,7 @@ def test_split_is_opened_by_the_pipeline():
 def test_split_that_no_device_can_hold_is_refused():
     config = digits_config(**{"data.pipeline": "device"})
     with pytest.raises(UserError, match=r"digits/test\[:40\]' takes .* more than half of a device's .*=memory"):
-        open_split(find_dataset("digits"), "test[:40]", config, Shard(0, 1), 64)
+        open_split(find_dataset("digits"), "test[:40]", config, BatchShard(0, 1), 64)
 
 
 def test_a_stream_without_grain_says_what_to_install(monkeypatch):
@@ -55,4 +55,4 @@ def test_a_stream_without_grain_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "grain", None)  # as if it were not installed
     config = digits_config(**{"data.pipeline": "stream"})
     with pytest.raises(UserError, match=r"^data\.pipeline=stream needs grain: pip install 'gaternet-jax\[data\]'$"):
-        open_split(find_dataset("digits"), "test[:4]", config, Shard(0, 1))
+        open_split(find_dataset("digits"), "test[:4]", config, BatchShard(0, 1))

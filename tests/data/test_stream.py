@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from gaternet_jax.configs.folder import get_config
-from gaternet_jax.data.batches import Shard, train_batch_indices
+from gaternet_jax.data.batches import BatchShard, train_batch_indices
 from gaternet_jax.data.datasets import find_dataset
 from gaternet_jax.data.prepare.folders import prepare_folder
 from gaternet_jax.data.reader import Reader
@@ -11,7 +11,7 @@ from gaternet_jax.data.splits import open_split
 from gaternet_jax.errors import UserError
 
 BATCH, TRAIN, TEST = 8, 22, 11
-ALONE = Shard(0, 1)
+ALONE = BatchShard(0, 1)
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +82,10 @@ def test_crops_are_random_and_follow_from_the_seed(builder):
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_make_the_batches_of_one_bit_for_bit(builder, count):
     whole = first(9, builder)
-    shares = [first(9, builder, Shard(index, count)) for index in range(count)]
+    shares = [first(9, builder, BatchShard(index, count)) for index in range(count)]
     joined = [{name: np.concatenate([part[name] for part in parts]) for name in parts[0]} for parts in zip(*shares)]  # noqa: B905
     assert_equal(whole, joined)
-    resumed = [first(2, builder, Shard(index, count), step=7) for index in range(count)]
+    resumed = [first(2, builder, BatchShard(index, count), step=7) for index in range(count)]
     joined = [{name: np.concatenate([part[name] for part in parts]) for name in parts[0]} for parts in zip(*resumed)]  # noqa: B905
     assert_equal(whole[7:], joined)
 
@@ -99,7 +99,7 @@ def test_threads_and_workers_make_no_difference(builder):
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_evaluation_sees_every_image_once(builder, count):
     in_memory = open_split(builder, "test", config(**{"data.pipeline": "memory", "data.train_crop": "center"}), ALONE)
-    splits = [open_split(builder, "test", config(), Shard(index, count)) for index in range(count)]
+    splits = [open_split(builder, "test", config(), BatchShard(index, count)) for index in range(count)]
     shares = [list(split.eval_batches(BATCH)) for split in splits]
     joined = [{name: np.concatenate([part[name] for part in parts]) for name in parts[0]} for parts in zip(*shares)]  # noqa: B905
     assert_equal(in_memory.eval_batches(BATCH), joined)

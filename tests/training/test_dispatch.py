@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import gaternet_jax.training.dispatch as module
-from gaternet_jax.data.batches import Shard
+from gaternet_jax.data.batches import BatchShard
 from gaternet_jax.data.memory import DeviceSplit, MemorySplit
 from gaternet_jax.errors import NonFiniteError
 from gaternet_jax.training import mesh as parallel
@@ -21,7 +21,7 @@ from gaternet_jax.training.step import with_images
 from tests.helpers import digits_config
 from tests.training.test_loop import assert_same_bits, read_metrics, read_state
 
-ALONE = Shard(0, 1)
+ALONE = BatchShard(0, 1)
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def small_splits(share=ALONE):
     return [kind("numbers", images, labels, readable, share) for kind in (MemorySplit, DeviceSplit)]
 
 
-@pytest.mark.parametrize("share", [ALONE, Shard(1, 2)], ids=str)
+@pytest.mark.parametrize("share", [ALONE, BatchShard(1, 2)], ids=str)
 def test_images_on_the_device_are_those_of_memory(share):
     memory, device = small_splits(share)
     assert memory.resident is None and device.resident is memory.images

@@ -10,7 +10,7 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from gaternet_jax import load_model
-from gaternet_jax.data.batches import Shard
+from gaternet_jax.data.batches import BatchShard
 from gaternet_jax.data.datasets import find_dataset
 from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.data.splits import open_split
@@ -274,7 +274,7 @@ def test_evaluation_counts_gates(finished):
     """Against the model itself, over the whole test set."""
     workdir, _ = finished
     metrics, config, model = evaluate(workdir), load_config(workdir), load_model(workdir)
-    split = open_split(find_dataset("digits"), "test", config, Shard(0, 1))
+    split = open_split(find_dataset("digits"), "test", config, BatchShard(0, 1))
     outputs = jax.jit(lambda x: model(normalize(x, config.data)))(split.images)
     gates, logits = np.asarray(outputs.gates), np.asarray(outputs.logits)
     rate = gates.mean(0)

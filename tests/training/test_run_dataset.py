@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from gaternet_jax.data.batches import Shard
+from gaternet_jax.data.batches import BatchShard
 from gaternet_jax.data.datasets import find_run_dataset
 from gaternet_jax.data.prepare.folders import prepare_folder
 from gaternet_jax.data.record import DatasetRecord
@@ -16,7 +16,7 @@ from gaternet_jax.workdir import load_config, load_dataset, save_config, save_da
 from tests.helpers import digits_config, save_random_model
 from tests.image_folders import make_dataset, make_folder
 
-ALONE = Shard(0, 1)
+ALONE = BatchShard(0, 1)
 
 
 def pets_config(data_dir, **fields):
