@@ -19,8 +19,8 @@ ORDER = (
     "data",
     "workdir",
     "training",
-    "inference",
     "run",
+    "inference",
     "analysis",
 )
 NO_JAX = ("jax", "flax", "optax", "orbax", "tensorflow")

@@ -9,7 +9,8 @@ from PIL import Image
 import gaternet_jax
 from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.errors import UserError
-from gaternet_jax.run import load_run, make_predictor
+from gaternet_jax.inference.predictor import Predictor
+from gaternet_jax.run import load_run
 from tests.helpers import prefer_two, save_random_model
 
 
@@ -57,18 +58,18 @@ def test_predictor_of_a_run(workdir, pixels, tmp_path):
     assert run.labels[expected.logits[0].argmax()] == "2"
     Image.fromarray(pixels[0, ..., 0]).save(tmp_path / "0.png")
     for source in (run, workdir, str(workdir)):
-        predictor = make_predictor(source, "dense", tune=False, batch_sizes=(1,))
+        predictor = Predictor.from_run(source, "dense", tune=False, batch_sizes=(1,))
         np.testing.assert_allclose(predictor(tmp_path / "0.png").logits, expected.logits[:1], rtol=1e-4, atol=1e-5)
 
 
 def test_calibration_comes_from_the_run(workdir, monkeypatch):
     made = []
-    monkeypatch.setattr("gaternet_jax.inference.predictor.Predictor", lambda *args, **options: made.append(options))
-    make_predictor(workdir, "compact")
+    monkeypatch.setattr(Predictor, "__init__", lambda self, *args, **options: made.append(options))
+    Predictor.from_run(workdir, "compact")
     assert made[0]["calibration"].shape == (1000, 8, 8, 1)
-    make_predictor(workdir, "compact", calibration=np.zeros((2, 8, 8, 1), np.uint8))
+    Predictor.from_run(workdir, "compact", calibration=np.zeros((2, 8, 8, 1), np.uint8))
     assert made[1]["calibration"].shape == (2, 8, 8, 1)
-    make_predictor(workdir, "dense")
+    Predictor.from_run(workdir, "dense")
     assert "calibration" not in made[2]
 
 

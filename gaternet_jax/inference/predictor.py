@@ -5,6 +5,7 @@ import functools
 import operator
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,16 +14,18 @@ import numpy as np
 from flax import nnx
 
 from gaternet_jax.config import Config
+from gaternet_jax.data.inputs import to_array
 from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.errors import UserError
-from gaternet_jax.inference.calibration import run_model
+from gaternet_jax.inference.calibration import read_split, run_model
 from gaternet_jax.inference.compact import check_gated, compact_model
 from gaternet_jax.inference.engines import Array, choose_engine
-from gaternet_jax.inference.inputs import to_array
 from gaternet_jax.inference.modes import Mode, Modes, median_seconds
 from gaternet_jax.inference.network import Network
 from gaternet_jax.models.gaternet import GaterNet, Outputs
+from gaternet_jax.run import Run, load_run
 
+CALIBRATION_IMAGES = 1000  # of a run\'s training split
 MODES = ("dense", "compact", "specialists", "dynamic", "auto")
 DYNAMIC_BATCH = 4  # on accelerators "auto" tries dynamic mode up to here: more images open nearly all filters together
 
@@ -93,6 +96,29 @@ class Predictor:
             self._calibration = self._checked(
                 to_array(calibration, data, model.backbone.channels), "calibration images"
             )
+
+    @classmethod
+    def from_run(cls, run: Run | str | Path, mode: str = "auto", **options: Any) -> "Predictor":
+        """Makes the predictor of a run, which takes files, PIL images and pixels.
+
+        Args:
+            run: from `load_run`, or its folder.
+            mode: compact and specialists are calibrated on images of the run's training split, unless there is a
+                `calibration` among the options.
+            options: other arguments of the class.
+
+        Raises:
+            UserError: as of `load_run` and of the class; or there are no images to calibrate on.
+
+        Example:
+            predictor = Predictor.from_run("runs/cifar10")
+            predictor(["cat.png"]).logits
+        """
+        run = run if isinstance(run, Run) else load_run(run)
+        if mode in ("compact", "specialists") and options.get("calibration") is None:
+            split = run.config.data.train_split
+            options["calibration"], _ = read_split(run.workdir, run.config, split, CALIBRATION_IMAGES)
+        return cls(run.model, mode, data=run.config.data, **options)
 
     def __call__(self, images: Any) -> Outputs:
         """Predicts.

@@ -76,11 +76,12 @@ def predict(workdir: Path, files: list[Path], top: int, mode: str = "dense") -> 
     import numpy as np
 
     from gaternet_jax.data.images import read_files
-    from gaternet_jax.run import load_run, make_predictor
+    from gaternet_jax.inference.predictor import Predictor
+    from gaternet_jax.run import load_run
 
     run = load_run(workdir, tell=True)
     measured = mode != "dense"  # a handful of images is not worth the measurements
-    predictor = make_predictor(run, mode, batch_sizes=(min(len(files), BATCH_SIZE),), tune=measured)
+    predictor = Predictor.from_run(run, mode, batch_sizes=(min(len(files), BATCH_SIZE),), tune=measured)
     for start in range(0, len(files), BATCH_SIZE):
         read: list = []
         for file in files[start : start + BATCH_SIZE]:
