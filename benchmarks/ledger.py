@@ -21,13 +21,14 @@ from benchmarks.runs import ROOT, Run, parse_settings
 from gaternet_jax.command_line import command_line
 from gaternet_jax.config import MAY_CHANGE, RunConfig, default, identify
 from gaternet_jax.errors import NonFiniteError, UserError
+from gaternet_jax.files import write_file
 from gaternet_jax.models.build import abstract_model, count_parameters
 from gaternet_jax.models.macs import MacCounter
 from gaternet_jax.training.loop import train
 from gaternet_jax.training.processes import is_primary
 from gaternet_jax.training.starts import load_starts
 from gaternet_jax.variants import recipe_of
-from gaternet_jax.workdir import load_config, write_file
+from gaternet_jax.workdir import load_config
 
 FOLDER = ROOT / "results"
 DEFAULTS = "defaults.json"

@@ -18,7 +18,7 @@ from benchmarks.published import PAPER_GATES, PLAIN, TABLE_1
 from benchmarks.runs import ROOT
 from gaternet_jax.command_line import command_line
 from gaternet_jax.errors import UserError
-from gaternet_jax.workdir import write_file
+from gaternet_jax.files import write_file
 
 PAGES = ("docs/results.md", "README.md", "docs/paper_to_code.md")
 BLOCK = re.compile(r"(?<=<!-- ledger: )(\S+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)

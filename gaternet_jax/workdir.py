@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 from gaternet_jax.config import INITIAL_ONLY, MAY_CHANGE, RunConfig, check_fields, default, flatten, identify
 from gaternet_jax.data.record import DatasetRecord, number_classes
 from gaternet_jax.errors import UserError
+from gaternet_jax.files import write_file
 
 REPLACED = ".replaced"  # ends the name of a checkpoint that gives way to a new one of its step, until that is written
 BUCKETS = (("gs",), ("s3",), ("az",), ("hf",))  # folders of / that etils.epath, which Orbax uses, takes for buckets
@@ -177,13 +178,6 @@ def save_config(config: RunConfig, labels: list[str], workdir: Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     write_file(workdir / "labels.txt", "".join(f"{label}\n" for label in labels))
     write_file(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
-
-
-def write_file(path: Path, text: str) -> None:
-    """Writes a file so that a crash leaves the old one or the new one, never a part."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 def load_config(workdir: str | Path) -> RunConfig:

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from gaternet_jax.workdir import write_file
+from gaternet_jax.files import write_file
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
 

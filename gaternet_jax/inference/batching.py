@@ -4,6 +4,7 @@ Which number of threads and which microbatch is fastest depends on the network, 
 small networks want one thread for each of several microbatches, large ones all threads for one image.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -17,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gaternet_jax.files import whole_file
 from gaternet_jax.inference.engines import Batching, Engine, Runner, cores
 
 MICROBATCH_PIXELS = 8 * 32 * 32  # of all images of a microbatch, where nothing is measured
@@ -122,10 +124,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _write(path: Path, memory: dict[str, Any]) -> None:
     """Remembers, where that is possible: a folder that cannot be written only costs the measurement again."""
-    part = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(memory, indent=1) + "\n", encoding="utf-8")
-        part.replace(path)
-    except OSError:
-        return
+        with whole_file(path, f".{os.getpid()}") as part:
+            part.write_text(json.dumps(memory, indent=1) + "\n", encoding="utf-8")

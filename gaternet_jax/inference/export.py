@@ -26,6 +26,7 @@ import numpy as np
 from gaternet_jax.config import Config
 from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.errors import UserError
+from gaternet_jax.files import whole_file
 from gaternet_jax.inference.network import Network
 from gaternet_jax.models.gaternet import GaterNet
 
@@ -231,16 +232,12 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(part)
-        part.replace(path)
+        with whole_file(path) as part:
+            write(part)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}; choose another --out") from None
-    finally:
-        if part.is_file():
-            part.unlink()
 
 
 def load_artifact(path: str | Path) -> Artifact:

@@ -16,6 +16,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from gaternet_jax.errors import NonFiniteError
+from gaternet_jax.files import write_file
 
 TERMS = ("loss", "gate_loss", "total_loss", "gradient_norm", "parameter_norm")  # in the order of their computation
 GROWN = 10.0  # times its least value: worth telling
@@ -249,6 +250,4 @@ def _drop_lines_after(path: Path, last_step: int) -> None:
             continue  # the run was killed while it wrote this line
         if step <= last_step:
             kept.append(line + "\n")
-    part = path.with_suffix(".part")
-    part.write_text("".join(kept), encoding="utf-8")
-    part.replace(path)
+    write_file(path, "".join(kept))

@@ -15,8 +15,8 @@ from pathlib import Path
 import jax
 
 from gaternet_jax.errors import UserError
+from gaternet_jax.files import write_file
 from gaternet_jax.training.processes import is_primary
-from gaternet_jax.workdir import write_file
 
 FILE = "starts.json"
 COMMIT = "GATERNET_COMMIT"  # environment variable, for a copy of the code without its git repository

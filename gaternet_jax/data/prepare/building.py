@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gaternet_jax.data.prepare.shards import Corrupt, Examples, Shard, Written, unwritable, write_shards, write_whole
+from gaternet_jax.data.prepare.shards import Corrupt, Examples, Shard, Written, unwritable, write_shards
 from gaternet_jax.errors import UserError
+from gaternet_jax.files import write_file
 
 FORMAT = 2  # of the shards; raise it when their division or content changes: what is unfinished then starts anew
 LISTED = 20  # corrupt images that a message names
@@ -136,7 +137,7 @@ def _begin(work: Path, plan: Plan) -> None:
         for folder in (work / "data", work / "notes"):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
-        write_whole(file, content)
+        write_file(file, content)
     for part in work.glob("data/*.part-*"):  # of a process that was killed
         part.unlink()
 
@@ -145,7 +146,7 @@ def _report(corrupt: list[Corrupt], work: Path, skip_corrupt: bool) -> None:
     if not corrupt:
         return
     file = work / "corrupt.txt"
-    write_whole(file, "".join(f"{path}\t{reason}\n" for path, reason in corrupt))
+    write_file(file, "".join(f"{path}\t{reason}\n" for path, reason in corrupt))
     lines = [_readable(f"  {path}: {reason}") for path, reason in corrupt[:LISTED]]
     if len(corrupt) > LISTED:
         lines.append(f"  and {len(corrupt) - LISTED:,} more")

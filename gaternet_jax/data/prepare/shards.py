@@ -1,6 +1,5 @@
 """Writes the shards of a dataset in parallel, each whole or not at all. Worker processes import this: no JAX here."""
 
-import contextlib
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from gaternet_jax.errors import UserError
+from gaternet_jax.files import whole_file, write_file
 from gaternet_jax.progress import progress_bar
 from gaternet_jax.signals import interruptible
 
@@ -159,34 +159,23 @@ def write_shard(shard: Shard, tick: Callable[[], None]) -> None:
     Raises:
         UserError: the disk is full, or the folder cannot be written to.
     """
-    part = shard.path.with_name(f"{shard.path.name}.part-{os.getpid()}")
     records, num_bytes, corrupt = 0, 0, []
     try:
-        writer = ArrayRecordWriter(str(part), "group_size:1")  # as TFDS writes them: every record by itself
-        for example in shard.examples:
-            if isinstance(example, Corrupt):
-                corrupt.append(example)
-            else:
-                writer.write(example)
-                records, num_bytes = records + 1, num_bytes + len(example)
-            tick()
-        writer.close()
-        with part.open("rb") as file:
-            os.fsync(file.fileno())  # a power cut after the renaming must not leave an empty file
-        write_whole(shard.note, json.dumps([records, num_bytes, corrupt]))
-        part.replace(shard.path)
+        with whole_file(shard.path, f".part-{os.getpid()}") as part:
+            writer = ArrayRecordWriter(str(part), "group_size:1")  # as TFDS writes them: every record by itself
+            for example in shard.examples:
+                if isinstance(example, Corrupt):
+                    corrupt.append(example)
+                else:
+                    writer.write(example)
+                    records, num_bytes = records + 1, num_bytes + len(example)
+                tick()
+            writer.close()
+            with part.open("rb") as file:
+                os.fsync(file.fileno())  # a power cut after the renaming must not leave an empty file
+            write_file(shard.note, json.dumps([records, num_bytes, corrupt]))
     except (OSError, RuntimeError) as error:  # ArrayRecord's are RuntimeErrors
         raise unwritable(shard.path.parent, error) from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """A crash leaves the old file or the new one, never a part."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8", errors="surrogateescape")  # names of files need not be UTF-8
-    part.replace(path)
 
 
 def unwritable(folder: Path, error: Exception) -> UserError:
