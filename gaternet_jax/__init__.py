@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gaternet_jax.errors import UserError
-    from gaternet_jax.gating import count_macs, find_sites, gate, skip_closed
+    from gaternet_jax.gating import count_macs, find_sites, gate, losses, skip_closed
     from gaternet_jax.gating.semhash import sem_hash
     from gaternet_jax.inference.onnx_writer import write_onnx as write_onnx
+    from gaternet_jax.inference.predictor import Predictor
     from gaternet_jax.models.build import build_model
+    from gaternet_jax.models.gater import Gater
     from gaternet_jax.models.gaternet import GaterNet, Outputs
     from gaternet_jax.models.gates import GateSite
     from gaternet_jax.models.presets import create_model, list_models
@@ -20,8 +22,10 @@ if TYPE_CHECKING:
 
 __all__ = [  # without write_onnx, which needs the package onnx
     "GateSite",
+    "Gater",
     "GaterNet",
     "Outputs",
+    "Predictor",
     "Run",
     "UserError",
     "__version__",
@@ -33,14 +37,17 @@ __all__ = [  # without write_onnx, which needs the package onnx
     "list_models",
     "load_model",
     "load_run",
+    "losses",
     "sem_hash",
     "skip_closed",
 ]
 
 _MODULES = {
     "GateSite": "gaternet_jax.models.gates",
+    "Gater": "gaternet_jax.models.gater",
     "GaterNet": "gaternet_jax.models.gaternet",
     "Outputs": "gaternet_jax.models.gaternet",
+    "Predictor": "gaternet_jax.inference.predictor",
     "Run": "gaternet_jax.run",
     "UserError": "gaternet_jax.errors",
     "build_model": "gaternet_jax.models.build",
@@ -51,6 +58,7 @@ _MODULES = {
     "list_models": "gaternet_jax.models.presets",
     "load_model": "gaternet_jax.training.checkpoint",
     "load_run": "gaternet_jax.run",
+    "losses": "gaternet_jax.gating",
     "sem_hash": "gaternet_jax.gating.semhash",
     "skip_closed": "gaternet_jax.gating",
     "write_onnx": "gaternet_jax.inference.onnx_writer",

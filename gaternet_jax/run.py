@@ -25,7 +25,7 @@ from gaternet_jax.workdir import load_config, load_labels
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """A trained run.
+    """Holds all that a trained run needs to predict; `load_run` makes one.
 
     Attributes:
         workdir: its folder.
@@ -70,6 +70,12 @@ def load_run(workdir: str | Path, checkpoint: Which = "best", *, tell: bool = Fa
 
     Raises:
         UserError: as of `load_model`; or labels.txt does not fit the model.
+
+    Example:
+        >>> run = gx.load_run("runs/digits")
+        >>> outputs = run.model(run.preprocess(np.zeros((1, 8, 8, 1), np.uint8)))  # or files: run.preprocess(["4.png"])
+        >>> run.labels[outputs.logits[0].argmax()] in run.labels
+        True
     """
     workdir = expand_home(workdir)
     config, labels = load_config(workdir), load_labels(workdir)

@@ -18,7 +18,7 @@ _PREFIX = "gate"
 
 
 class Site(NamedTuple):
-    """The gates of one `gate` call.
+    """Tells where the gates of one `gate` call stand.
 
     Attributes:
         name: as given to `gate`, or "gate3" for the fourth call that has none.
@@ -51,7 +51,7 @@ def gate(maps: jax.Array, gates: jax.Array, name: str | None = None) -> jax.Arra
         ValueError: shapes that do not fit.
 
     Example:
-        >>> gate(jnp.ones((2, 4, 4, 3)), jnp.array([[1, 0, 1], [0, 0, 1]]))[1, 0, 0]
+        >>> gx.gate(jnp.ones((2, 4, 4, 3)), jnp.array([[1, 0, 1], [0, 0, 1]]))[1, 0, 0]
         Array([0., 0., 1.], dtype=float32)
     """
     maps, gates = jnp.asarray(maps), jnp.asarray(gates)

@@ -52,7 +52,7 @@ class MacCount:
         return whole, of_gate
 
     def fraction(self, gates: jax.Array) -> jax.Array:
-        """Multiply-accumulates with these gates relative to the dense ones; differentiable.
+        """Gives the multiply-accumulates with these gates relative to the dense ones; differentiable.
 
         Args:
             gates: [B, G] of all sites, one behind the other, in [0, 1]; a fraction counts as the expected number of
@@ -77,11 +77,11 @@ class MacCount:
         return 1 - (self._share[None] * (1 - inputs * outputs)).sum(-1)
 
     def count(self, gates: jax.Array) -> jax.Array:
-        """Multiply-accumulates with these gates [B, G], float32 [B]."""
+        """Gives the multiply-accumulates with these gates [B, G], float32 [B]."""
         return float(self.dense) * self.fraction(gates)
 
     def left(self, widths: Sequence[float]) -> float:
-        """Multiply-accumulates when site k keeps widths[k] channels; as `count`, of numbers."""
+        """Gives the multiply-accumulates when site k keeps widths[k] channels; as `count`, of numbers."""
         return sum(layer.macs * layer.left(widths) for layer in self.layers)
 
 
@@ -95,8 +95,8 @@ def count_macs(function: Callable[..., Any], params: Any, *args: Any) -> MacCoun
 
     Example:
         >>> def network(kernel, x, gates):
-        ...     return gate(x @ kernel, gates) @ kernel.T
-        >>> macs = count_macs(network, jnp.ones((2, 4)), jnp.ones((1, 2)), jnp.ones((1, 4)))
+        ...     return gx.gate(x @ kernel, gates) @ kernel.T
+        >>> macs = gx.count_macs(network, jnp.ones((2, 4)), jnp.ones((1, 2)), jnp.ones((1, 4)))
         >>> macs.dense, macs.count(jnp.array([[1.0, 0.0, 0.0, 0.0]]))
         (16, Array([4.], dtype=float32))
     """

@@ -81,7 +81,7 @@ def sem_hash(scores: jax.Array, key: jax.Array | None = None) -> jax.Array:
         Gates in [0, 1], float32 [B, G].
 
     Example:
-        >>> sem_hash(jnp.array([[-1.0, 0.0, 2.0]]))
+        >>> gx.sem_hash(jnp.array([[-1.0, 0.0, 2.0]]))
         Array([[0., 1., 1.]], dtype=float32)
     """
     return binary_gates(scores) if key is None else sampled_gates(scores, *jax.random.split(key))

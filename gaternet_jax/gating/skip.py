@@ -35,7 +35,7 @@ Keep = Sequence[Any] | Mapping[str, Any] | None
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """What a program needs besides its inputs: a pytree of arrays.
+    """Holds what a program needs besides its inputs: a pytree of arrays.
 
     Attributes:
         arrays: kernels and constants without the channels that are not kept, and the positions of those that are.
@@ -49,7 +49,7 @@ class Prepared:
 
 
 class SkipClosed:
-    """A function that skips closed channels; `skip_closed` makes one.
+    """Computes a function without its closed channels; `skip_closed` makes one.
 
     Attributes:
         sites: its gates, in the order of the program.
@@ -162,9 +162,9 @@ def skip_closed(function: Callable[..., Any], params: Any, *args: Any, whole_sum
 
     Example:
         >>> def network(kernel, x, gates):
-        ...     return gate(x @ kernel, gates) @ kernel.T
+        ...     return gx.gate(x @ kernel, gates) @ kernel.T
         >>> kernel, x = jnp.arange(6.0).reshape(2, 3), jnp.ones((1, 2))
-        >>> program = skip_closed(network, kernel, x, jnp.ones((1, 3)))
+        >>> program = gx.skip_closed(network, kernel, x, jnp.ones((1, 3)))
         >>> program(program.prepare(kernel, [jnp.array([2])]), x, jnp.array([[0.0, 0.0, 1.0]]))
         Array([[14., 35.]], dtype=float32)
     """

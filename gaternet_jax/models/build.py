@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from gaternet_jax.config import CHOICES, Config
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.backbone import BackboneOptions
-from gaternet_jax.models.gater import Gater, GaterHead
+from gaternet_jax.models.gater import Gater
 from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.models.keys import InitKeys, Keys, KeysWanted, ShapesOnly
 from gaternet_jax.models.registry import build_backbone
@@ -28,6 +28,10 @@ def build_model(config: Config, seed: int = 0) -> GaterNet:
 
     Raises:
         UserError: unknown model, gating, gater scope or dtype, or gating asked of a backbone without gate sites.
+
+    Example:
+        >>> config = gx.load_run("runs/digits").config
+        >>> model = gx.build_model(config.model, seed=1)  # as that of the run before it was trained
     """
     return _build(config, InitKeys(seed))
 
@@ -67,15 +71,15 @@ def _build(config: Config, keys: Keys) -> GaterNet:
     if config.gating == "none" or locally:
         return GaterNet(backbone, gater=None)
     extractor = build_backbone(config.gater.extractor, extractor_options(config, options))
-    head = GaterHead(
-        extractor.num_features,
-        config.gater.bottleneck,
+    gater = Gater(
+        extractor,
         num_gates,
+        bottleneck=config.gater.bottleneck,
         batch_norm=config.gater.batch_norm,
         initial_bias=config.gater.initial_bias,
         rngs=options.rngs,
     )
-    return GaterNet(backbone, Gater(extractor, head))
+    return GaterNet(backbone, gater)
 
 
 def extractor_options(config: Config, options: BackboneOptions) -> BackboneOptions:

@@ -1,14 +1,16 @@
 """The gater G(x) = D(E(x)): it sees the whole image first and scores every gate of the backbone at once."""
 
+from typing import Any
+
 import jax
 from flax import nnx
 
-from gaternet_jax.models.backbone import Backbone
+from gaternet_jax.models.keys import Keys
 from gaternet_jax.models.layers import BatchNorm, linear
 
 
 class GaterHead(nnx.Module):
-    """D: features [B, h] -> gate scores [B, c], through a bottleneck of b << h, c units.
+    """Maps features [B, h] to gate scores [B, c], through a bottleneck of b << h, c units; D in the paper.
 
     It has (h + c) b weights rather than h c. D = FC, ReLU, FC (released code), or with BatchNorm before the ReLU
     (GaterNet section 3.2). Always float32: a gate is a threshold on its score.
@@ -22,7 +24,7 @@ class GaterHead(nnx.Module):
         *,
         batch_norm: bool,
         initial_bias: float,
-        rngs: nnx.Rngs,
+        rngs: Keys,
     ):
         self.bottleneck = linear(num_features, bottleneck, rngs=rngs)
         self.bn = BatchNorm(bottleneck, rngs=rngs) if batch_norm else None
@@ -36,11 +38,51 @@ class GaterHead(nnx.Module):
 
 
 class Gater(nnx.Module):
-    """Images [B, H, W, C] -> gate scores, float32 [B, G]."""
+    """Scores all gates of a network from a look at the whole image.
 
-    def __init__(self, extractor: Backbone, head: GaterHead):
+    Args:
+        extractor: a module with `num_features` and `features(images, key=key)`, which gives float32 [B, num_features];
+            the backbones of this package are such.
+        num_gates: of the network, see `find_sites`.
+        bottleneck: units between features and scores.
+        batch_norm: before the bottleneck's ReLU.
+        initial_bias: of the scores, before training; 3.0 opens all gates.
+        rngs: source of the initial parameters.
+
+    Example:
+        >>> class Extractor(nnx.Module):
+        ...     num_features = 2
+        ...
+        ...     def features(self, images, key=None):
+        ...         return images.mean((1, 2))
+        >>> gater = gx.Gater(Extractor(), num_gates=5, rngs=nnx.Rngs(0))
+        >>> gx.sem_hash(gater(jnp.ones((3, 8, 8, 2)))).shape
+        (3, 5)
+    """
+
+    def __init__(
+        self,
+        extractor: Any,
+        num_gates: int,
+        *,
+        bottleneck: int = 8,
+        batch_norm: bool = False,
+        initial_bias: float = 0.0,
+        rngs: Keys,
+    ):
         self.extractor = extractor
-        self.head = head
+        self.head = GaterHead(
+            extractor.num_features, bottleneck, num_gates, batch_norm=batch_norm, initial_bias=initial_bias, rngs=rngs
+        )
 
     def __call__(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Scores the gates.
+
+        Args:
+            images: [B, H, W, C].
+            key: PRNG key of the extractor, for one that is random in training.
+
+        Returns:
+            Gate scores, float32 [B, G]; `sem_hash` makes gates of them.
+        """
         return self.head(self.extractor.features(images, key=key))

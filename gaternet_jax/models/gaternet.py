@@ -24,7 +24,7 @@ from gaternet_jax.models.streams import layer_keys
 
 
 class Outputs(NamedTuple):
-    """What a model returns. A model without gates has G = 0.
+    """Holds what a model returns. A model without gates has G = 0.
 
     Attributes:
         logits: float32 [B, K].
@@ -38,7 +38,7 @@ class Outputs(NamedTuple):
 
 
 class GaterNet(nnx.Module):
-    """A backbone whose filters are selected per image: by a gater, or block by block, or (a plain network) not at all.
+    """Classifies images by a backbone whose filters are selected per image: by a gater, block by block, or not at all.
 
     In training mode (until `.eval()`) gates are sampled and a PRNG key is needed; in evaluation mode they are
     binary and deterministic.
@@ -92,14 +92,18 @@ class GaterNet(nnx.Module):
     def reset_classifier(self, num_classes: int, seed: int = 0) -> None:
         """Gives the model a freshly initialised output layer for so many classes, in place.
 
-            model.reset_classifier(5)  # then train it: its logits are [B, 5] from now on
-
         Args:
             num_classes: length of the logits.
             seed: seed of the initial parameters.
 
         Raises:
             UserError: not one class.
+
+        Example:
+            >>> model = gx.load_model("runs/digits")
+            >>> model.reset_classifier(5)  # then train it
+            >>> model(jnp.ones((1, 8, 8, 1))).logits.shape
+            (1, 5)
         """
         if num_classes < 1:
             raise UserError(f"num_classes={num_classes} must be at least 1")

@@ -13,12 +13,16 @@ from gaternet_jax.gating import gate
 
 @dataclasses.dataclass(frozen=True)
 class GateSite:
-    """The gates of one convolution: filter i of `name` is multiplied by gate `offset + i`.
+    """Tells which gates a convolution has: filter i of `name` is multiplied by gate `offset + i`.
 
     Attributes:
         name: path of the gated convolution in the backbone, e.g. "stage2.block1.conv2".
         offset: index of its first gate in the gate vector.
         size: number of its gates.
+
+    Example:
+        >>> GateSite("stage1.block1.conv2", offset=16, size=16).gates
+        slice(16, 32, None)
     """
 
     name: str

@@ -78,7 +78,7 @@ def list_models(pattern: str = "*") -> list[str]:
         pattern: as of the shell: "*" stands for anything, "?" for a letter.
 
     Example:
-        >>> list_models("paper/cifar10_densenet100_*")
+        >>> gx.list_models("paper/cifar10_densenet100_*")
         ['paper/cifar10_densenet100_plain', 'paper/cifar10_densenet100_gated']
     """
     of_datasets = [
@@ -107,7 +107,7 @@ def create_model(
         UserError: unknown name, field or value.
 
     Example:
-        >>> model = create_model("cifar10_resnet8", gating="all")
+        >>> model = gx.create_model("cifar10_resnet8", gating="all")
         >>> sum(site.size for site in model.gate_sites)
         224
     """

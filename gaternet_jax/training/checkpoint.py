@@ -244,6 +244,11 @@ def load_model(workdir: str | Path, checkpoint: Which = "best", *, tell: bool = 
 
     Raises:
         UserError: no run there, no such checkpoint, a damaged one where a step was asked for, or one of another model.
+
+    Example:
+        >>> model = gx.load_model("runs/digits")
+        >>> model(jnp.ones((2, 8, 8, 1))).logits.shape
+        (2, 10)
     """
     model = empty_model(load_config(workdir).model)
     model.eval()

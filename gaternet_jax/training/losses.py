@@ -1,8 +1,10 @@
 """The training loss: cross-entropy + lambda times a gate loss.
 
-l1      ||G(x)||_1 / c, the mean gate (GaterNet eq. 7)
-target  (open fraction - t)^2, over the batch, overall or for each site (assumed; for a chosen openness)
-macs    (expected multiply-accumulates / those of the dense backbone - t)^2, over the batch (assumed; for a budget)
+l1      the mean gate (GaterNet eq. 7)
+target  the squared distance of the open fraction to t, overall or for each site (assumed; for a chosen openness)
+macs    likewise of the expected multiply-accumulates, relative to the dense backbone's (assumed; for a budget)
+
+The gate losses themselves are functions of arrays, in gating/losses.py.
 """
 
 from collections.abc import Callable
@@ -13,6 +15,7 @@ import optax
 
 from gaternet_jax.config import LossConfig
 from gaternet_jax.errors import UserError
+from gaternet_jax.gating.losses import gate_l1, gate_macs, gate_target
 from gaternet_jax.models.gates import GateSite
 from gaternet_jax.models.macs import MacCounter
 
@@ -20,7 +23,7 @@ GateLoss = Callable[[jax.Array], jax.Array]  # gates [B, G] -> scalar
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
-    """Cross-entropy of each image, in nats, float32 [B].
+    """Gives the cross-entropy of each image, in nats, float32 [B].
 
     Args:
         logits: [B, K].
@@ -37,12 +40,12 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) 
 
 
 def is_class(labels: jax.Array, logits: jax.Array) -> jax.Array:
-    """Whether each label, int [B], is that of one of the classes that the logits [B, K] are of."""
+    """Tells whether each label, int [B], is that of one of the classes that the logits [B, K] are of."""
     return (labels >= 0) & (labels < logits.shape[-1])
 
 
 def make_gate_loss(config: LossConfig, sites: tuple[GateSite, ...], macs: MacCounter) -> GateLoss:
-    """The weighted gate term of the loss, as a function of the gates; 0 for a model without gates.
+    """Makes the weighted gate term of the loss, a function of the gates; 0 for a model without gates.
 
     Args:
         config: the `loss` part of a run's config.
@@ -56,18 +59,12 @@ def make_gate_loss(config: LossConfig, sites: tuple[GateSite, ...], macs: MacCou
     if not sites:
         return lambda gates: jnp.zeros((), jnp.float32)
     if config.gate == "l1":
-        return lambda gates: weight * gates.mean()
+        return lambda gates: weight * gate_l1(gates)
     if config.gate == "macs":
         check_macs_target(target, macs)
-        return lambda gates: weight * (macs.fraction(gates).mean() - target) ** 2
-    if config.gate_target_scope == "overall":
-        return lambda gates: weight * (gates.mean() - target) ** 2
-
-    def per_site(gates: jax.Array) -> jax.Array:
-        fractions = jnp.stack([gates[:, site.gates].mean() for site in sites])
-        return weight * ((fractions - target) ** 2).mean()
-
-    return per_site
+        return lambda gates: weight * gate_macs(gates, macs, target)
+    slices = [site.gates for site in sites] if config.gate_target_scope == "site" else None
+    return lambda gates: weight * gate_target(gates, target, slices)
 
 
 def check_macs_target(target: float, macs: MacCounter) -> None:
