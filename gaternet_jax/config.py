@@ -49,13 +49,13 @@ class ModelConfig(Section):
     width: int = field(
         0, "filters of the first stage (DenseNet: growth rate); 0: the model's own (ResNet: 16 [He, C])", at_least=0
     )
-    as_many_parameters_as: Literal["", "residual", "all"] = field(
-        "", "residual | all: a plain network takes the width that matches that gated one"
+    match_params_of: Literal["", "last", "all"] = field(
+        "", "last | all: a plain network takes the width that matches that gated one"
     )
     num_classes: int = field(10, "of the dataset; 0: as many as it has", at_least=0)
     channels: Literal[1, 3] = field(3, "of the input images: 1 grayscale, 3 RGB")
-    gating: Literal["none", "residual", "all"] = field(
-        "residual", "none | residual: last convolution of each block [C] | all: the earlier ones too"
+    gating: Literal["none", "last", "all"] = field(
+        "last", "none | last: the last convolution of each block [C] | all: the earlier ones too"
     )
     dense_ungated: Literal["first", "last", "none"] = field(
         "last", "of a dense block's layers, without gates: first | last | none; which is assumed", source="D"
@@ -63,7 +63,7 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16"] = field(
         "float32", "compute type; parameters, BatchNorm and loss stay float32", source="C"
     )
-    squeeze_ratio: int = field(0, "of squeeze-and-excitation in each block (see variants.py: -se); 0: none", at_least=0)
+    se_ratio: int = field(0, "of squeeze-and-excitation in each block (see variants.py: -se); 0: none", at_least=0)
     zero_init_residual: bool = field(
         False, "last BatchNorm scale of each residual block starts at 0 (Goyal et al. 2017)", start=True
     )

@@ -6,7 +6,7 @@ from gaternet_jax.config import Config, flatten
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.registry import is_backbone, known_backbones
 
-PLACEMENTS = ("residual", "all")  # which convolutions are gated
+PLACEMENTS = ("last", "all")  # which convolutions are gated
 BASELINES = ("plain", "wider", "se", "local")
 SE_RATIOS = {"resnet20": 4, "resnet56": 4, "resnet164_paper": 8}  # [D], see config.py; all others: Hu et al. 2018
 
@@ -35,7 +35,7 @@ def apply_variant(config: Config, variant: str, recipes: Mapping[str, Mapping[st
 
     Args:
         config: an unlocked config.
-        variant: [MODEL][-residual|-all][-plain|-wider|-se|-local][-RECIPE]; "" leaves the card as it is.
+        variant: [MODEL][-last|-all][-plain|-wider|-se|-local][-RECIPE]; "" leaves the card as it is.
         recipes: those that suit the card, by name: fields of config.optimizer; None: it has but its own.
 
     Raises:
@@ -66,9 +66,9 @@ def apply_variant(config: Config, variant: str, recipes: Mapping[str, Mapping[st
             config.model.gater.scope = "local"
             continue
         if baseline == "wider":
-            config.model.as_many_parameters_as = config.model.gating
+            config.model.match_params_of = config.model.gating
         if baseline == "se":
-            config.model.squeeze_ratio = SE_RATIOS.get(config.model.backbone, 16)
+            config.model.se_ratio = SE_RATIOS.get(config.model.backbone, 16)
         config.model.gating = "none"
     for recipe in chosen:
         config.optimizer.update(recipes[recipe])

@@ -29,6 +29,7 @@ from gaternet_jax.config import INITIAL_ONLY, MAY_CHANGE, RunConfig, check_field
 from gaternet_jax.data.record import DatasetRecord, number_classes
 from gaternet_jax.errors import UserError
 from gaternet_jax.files import write_file
+from gaternet_jax.older import bring_up_to_date
 
 REPLACED = ".replaced"  # ends the name of a checkpoint that gives way to a new one of its step, until that is written
 BUCKETS = (("gs",), ("s3",), ("az",), ("hf",))  # folders of / that etils.epath, which Orbax uses, takes for buckets
@@ -202,10 +203,7 @@ def load_config(workdir: str | Path) -> RunConfig:
         raise UserError(f"{path} is not a config: {error}") from None
     config = default()
     known = dict(flatten(config))
-    if str(saved.get("model.backbone", "")).startswith("densenet"):
-        saved.setdefault("model.dense_ungated", "none")  # as it was before there was this field
-    elif saved:
-        saved.setdefault("model.dense_ungated", known["model.dense_ungated"])  # without effect
+    saved = bring_up_to_date(saved, known)
     missing, unknown = sorted(known.keys() - saved.keys()), sorted(saved.keys() - known.keys())
     if needed := [field for field in missing if _decides_outputs(field)]:
         raise UserError(f"{path} is of another version of gaternet-jax, or no config: it lacks {', '.join(needed)}")

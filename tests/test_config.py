@@ -24,7 +24,7 @@ def test_every_card_and_variant_is_valid(card, variant):
     for devices in (1, 2, 4, 8):
         validate(config, devices)
     assert config.is_locked
-    assert config.model.gating == ("none" if variant.endswith("plain") else digits_or("residual", card))
+    assert config.model.gating == ("none" if variant.endswith("plain") else digits_or("last", card))
     if variant.startswith("resnet"):
         assert config.model.backbone == variant.removesuffix("-plain")
 
@@ -55,7 +55,7 @@ def test_cards_differ_where_they_should():
             "unknown part 'wide' of the config variant 'resnet20-wide'.*BASELINE one of plain, wider, se, local",
         ),
         ("resnet20-plain-se", "'resnet20-plain-se' has two parts of one kind; give one of plain, se"),
-        ("resnet20-all-residual", "has two parts of one kind"),
+        ("resnet20-all-last", "has two parts of one kind"),
         ("vgg", "unknown part 'vgg'"),
         ("resnet20-nesterov", "unknown part 'nesterov' .*RECIPE one of he, strong"),
         ("resnet20-he-strong", "has two parts of one kind; give one of he, strong"),
@@ -70,9 +70,9 @@ def test_parts_of_a_variant_combine():
     local = cifar10.get_config("resnet56-all-local").model
     assert (local.backbone, local.gating, local.gater.scope) == ("resnet56", "all", "local")
     squeezed = cifar10.get_config("densenet100-se").model
-    assert (squeezed.backbone, squeezed.gating, squeezed.squeeze_ratio) == ("densenet100", "none", 16)
+    assert (squeezed.backbone, squeezed.gating, squeezed.se_ratio) == ("densenet100", "none", 16)
     assert cifar100.get_config("shake26_2x96d").model.backbone == "shake26_2x96d"
-    ratios = {name: cifar10.get_config(f"{name}-se").model.squeeze_ratio for name in ("resnet20", "resnet164_paper")}
+    ratios = {name: cifar10.get_config(f"{name}-se").model.se_ratio for name in ("resnet20", "resnet164_paper")}
     assert ratios == {"resnet20": 4, "resnet164_paper": 8}
 
 
@@ -285,6 +285,13 @@ def test_random_crops_need_a_stream(pipeline):
     validate(config, num_devices=1)
 
 
+def _pop(section, *fields, **others):
+    """Puts other fields in the place of some."""
+    for field in fields:
+        del section[field]
+    section.update(others)
+
+
 def test_config_of_another_version(tmp_path, capsys):
     """Fields that do not decide what the model computes may be missing, or unknown."""
 
@@ -302,12 +309,16 @@ def test_config_of_another_version(tmp_path, capsys):
     assert "stand for model.gater.initial_bias" in capsys.readouterr().err, "it says where training begins, no more"
     load_config(change(lambda content: content["model"].pop("dense_ungated")))
     assert not capsys.readouterr().err, "only DenseNets have such layers"
+    names = {"gating": "residual", "squeeze_ratio": 4, "as_many_parameters_as": ""}
+    older = load_config(change(lambda content: _pop(content["model"], "se_ratio", "match_params_of", **names)))
+    assert (older.model.gating, older.model.se_ratio, older.model.match_params_of) == ("last", 4, "")
+    assert not capsys.readouterr().err
     loaded = load_config(change(lambda content: content["train"].update(spikes=3, beats={"a": [1]})))
     assert dict(flatten(loaded)) == dict(flatten(cifar10.get_config("resnet56")))
     load_config(tmp_path)
     assert capsys.readouterr().err.count("without effect here: train.beats.a, train.spikes") == 1, "said once"
     for edit, message in (
-        (lambda content: content["model"].pop("squeeze_ratio"), "it lacks model.squeeze_ratio"),
+        (lambda content: content["model"].pop("se_ratio"), "it lacks model.se_ratio"),
         (lambda content: content["data"].pop("mean"), "it lacks data.mean"),
         (lambda content: content.pop("data"), "it lacks data.image_size, data.mean, data.name, data.std"),
         (lambda content: content["model"].update(attention=1), "does not know model.attention"),

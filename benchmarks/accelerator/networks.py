@@ -15,7 +15,7 @@ from gaternet_jax.training.step import Step
 
 
 def config_of(
-    backbone: str, extractor: str, *, image_size: int, gating: str = "residual", dtype: str = "float32", width: int = 0
+    backbone: str, extractor: str, *, image_size: int, gating: str = "last", dtype: str = "float32", width: int = 0
 ) -> Config:
     """The config of a gated network; gating="none" gives the backbone alone."""
     config = default()

@@ -18,11 +18,11 @@ class BackboneOptions:
         channels: channels of the input images.
         num_classes: length of the logits; None builds the network without its output layer.
         width: filters of the first stage (DenseNet: growth rate); None takes the family's own.
-        gating: "none", "residual" (the convolution that ends each block) or "all".
+        gating: "none", "last" (the convolution that ends each block) or "all".
         local_bottleneck: hidden units of each block's own gate head; 0: gates are given from outside.
         local_bias: of these heads' gate scores, before training.
-        dense_ungated: the layer of a dense block that gating "residual" leaves without gates: "first", "last", "none".
-        squeeze_ratio: of squeeze-and-excitation in each block; 0: none.
+        dense_ungated: the layer of a dense block that gating "last" leaves without gates: "first", "last", "none".
+        se_ratio: of squeeze-and-excitation in each block; 0: none.
         zero_init_residual: start the scale of each block's last BatchNorm at zero.
         dtype: compute type of the convolutions.
         rngs: source of the initial parameters.
@@ -35,7 +35,7 @@ class BackboneOptions:
     local_bottleneck: int
     local_bias: float
     dense_ungated: str
-    squeeze_ratio: int
+    se_ratio: int
     zero_init_residual: bool
     dtype: jnp.dtype
     rngs: nnx.Rngs

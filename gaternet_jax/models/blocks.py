@@ -26,7 +26,7 @@ class ResidualBlock(nnx.Module):
     """Convolutions, each with BatchNorm; a shortcut around them; gates.
 
         h_i = relu(bn_i(conv_i(h_{i-1}))) * g_i            gated by "all" only; h_0 = x
-        r   = bn_n(conv_n(h_{n-1})) * g_n                  the last one: gated by "residual" (released code) and "all"
+        r   = bn_n(conv_n(h_{n-1})) * g_n                  the last one: gated by "last" (released code) and "all"
         y   = relu(shortcut(x) + squeeze(r))
 
     Args:
@@ -47,14 +47,14 @@ class ResidualBlock(nnx.Module):
             layer = conv(channels, filters, kernel, options, stride=stride)
             setattr(self, f"conv{i}", layer)
             setattr(self, f"bn{i}", BatchNorm(filters, rngs=rngs, zero_init=last and options.zero_init_residual))
-            gated = options.gating == "all" or (last and options.gating == "residual")
+            gated = options.gating == "all" or (last and options.gating == "last")
             sites.append(table.add(f"{name}.conv{i}", filters) if gated else None)
             channels = filters
         self.sites = tuple(sites)  # of conv1, conv2, ...; None where a convolution is not gated
         stride = math.prod(stride for _, _, stride in plan)
         same_shape = stride == 1 and in_channels == channels
         self.shortcut = None if same_shape else Shortcut(in_channels, channels, stride=stride, options=options)
-        self.squeeze = SqueezeExcitation(channels, options.squeeze_ratio, rngs=rngs) if options.squeeze_ratio else None
+        self.squeeze = SqueezeExcitation(channels, options.se_ratio, rngs=rngs) if options.se_ratio else None
         self.local = local_head(in_channels, self.sites, options)
         self.out_channels = channels
 

@@ -41,8 +41,8 @@ def _build(config: Config, keys: Keys) -> GaterNet:
         value, known = operator.attrgetter(field)(config), CHOICES[f"model.{field}"]
         if value not in known:
             raise UserError(f"unknown {field} '{value}'; known: {', '.join(known)}")
-    if config.as_many_parameters_as and config.gating != "none":
-        raise UserError("model.as_many_parameters_as is for a plain network; set model.gating='none'")
+    if config.match_params_of and config.gating != "none":
+        raise UserError("model.match_params_of is for a plain network; set model.gating='none'")
     if config.num_classes < 1:
         raise UserError(
             f"model.num_classes={config.num_classes} is known only with a dataset; give the number of classes"
@@ -51,12 +51,12 @@ def _build(config: Config, keys: Keys) -> GaterNet:
     options = BackboneOptions(
         channels=config.channels,
         num_classes=config.num_classes,
-        width=match_width(config) if config.as_many_parameters_as else config.width or None,
+        width=match_width(config) if config.match_params_of else config.width or None,
         gating=config.gating,
         local_bottleneck=config.gater.bottleneck if locally else 0,
         local_bias=config.gater.initial_bias,
         dense_ungated=config.dense_ungated,
-        squeeze_ratio=config.squeeze_ratio,
+        se_ratio=config.se_ratio,
         zero_init_residual=config.zero_init_residual,
         dtype=jnp.dtype(config.dtype),
         rngs=keys,
@@ -90,7 +90,7 @@ def extractor_options(config: Config, options: BackboneOptions) -> BackboneOptio
         width=config.gater.width or None,
         gating="none",
         local_bottleneck=0,
-        squeeze_ratio=0,
+        se_ratio=0,
     )
 
 
@@ -119,14 +119,14 @@ def match_width(config: Config) -> int:
     """The width at which the plain backbone's parameter count comes nearest to that of the gated model.
 
     Args:
-        config: the `model` part of a run's config; its `as_many_parameters_as` names the gating of the gated model.
+        config: the `model` part of a run's config; its `match_params_of` names the gating of the gated model.
     """
-    gated = abstract_model(_changed(config, gating=config.as_many_parameters_as, as_many_parameters_as=""))
+    gated = abstract_model(_changed(config, gating=config.match_params_of, match_params_of=""))
     target = count_parameters(gated)
 
     @functools.cache
     def plain_count(width: int) -> int:
-        return count_parameters(abstract_model(_changed(config, width=width, as_many_parameters_as="")))
+        return count_parameters(abstract_model(_changed(config, width=width, match_params_of="")))
 
     # Nearly all layers have (in x out) parameters with both proportional to the width.
     relative = target / count_parameters(gated.backbone)

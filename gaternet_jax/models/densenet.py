@@ -21,10 +21,10 @@ class DenseLayer(nnx.Module):
     """Adds `growth` channels to its input.
 
         h = relu(bn2(conv1(relu(bn1(x))))) * g1          1x1, 4 growth filters; g1: gating "all" only
-        y = [x, squeeze(conv2(h) * g2)]                  3x3; g2: gating "residual" and "all"
+        y = [x, squeeze(conv2(h) * g2)]                  3x3; g2: gating "last" and "all"
 
     Args:
-        gated: whether gating "residual" gates this layer.
+        gated: whether gating "last" gates this layer.
     """
 
     def __init__(
@@ -42,9 +42,9 @@ class DenseLayer(nnx.Module):
         self.bn2 = BatchNorm(4 * growth, rngs=options.rngs)
         self.site1 = table.add(f"{name}.conv1", 4 * growth) if options.gating == "all" else None
         self.conv2 = conv(4 * growth, growth, 3, options)
-        gated = options.gating == "all" or (options.gating == "residual" and gated)
+        gated = options.gating == "all" or (options.gating == "last" and gated)
         self.site2 = table.add(f"{name}.conv2", growth) if gated else None
-        ratio = options.squeeze_ratio
+        ratio = options.se_ratio
         self.squeeze = SqueezeExcitation(growth, ratio, rngs=options.rngs) if ratio else None
         self.local = local_head(in_channels, (self.site1, self.site2), options)
 

@@ -94,7 +94,7 @@ class Unit(nnx.Module):
 class Block(nnx.Module):
     """Branches that see the same maps, and whose outputs are joined.
 
-    Gating "residual" gates the convolutions whose output another convolution of their branch reads, "all" those that
+    Gating "last" gates the convolutions whose output another convolution of their branch reads, "all" those that
     end a branch as well. With the second and the third convolution of the stem the former are the paper's 16,608; other
     sets of convolutions have as many, but none by one rule for all blocks (assumed).
     """
@@ -115,7 +115,7 @@ class Block(nnx.Module):
                 names = [
                     f"branch{number}_{position}{chr(ord('a') + i) if len(fork) > 1 else ''}" for i in range(len(fork))
                 ]
-                gated = options.gating == "all" or (options.gating == "residual" and not last)
+                gated = options.gating == "all" or (options.gating == "last" and not last)
                 units = [
                     Unit(f"{name}.{unit_name}", channels, of, gated=gated, table=table, options=options)
                     for unit_name, of in zip(names, fork, strict=True)
@@ -128,7 +128,7 @@ class Block(nnx.Module):
                 self.out_channels += channels if last else 0
             paths.append(tuple(path))
         self.paths = tuple(paths)  # of each branch the poolings, and the names of the units that see the same maps
-        ratio = options.squeeze_ratio
+        ratio = options.se_ratio
         self.squeeze = SqueezeExcitation(self.out_channels, ratio, rngs=options.rngs) if ratio else None
         self.local = local_head(in_channels, tuple(sites), options)
 

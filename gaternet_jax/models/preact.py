@@ -57,7 +57,7 @@ class PreActivationBlock(nnx.Module):
         self.site3 = table.add(f"{name}.conv3", out_channels) if options.gating != "none" else None
         same_shape = stride == 1 and in_channels == out_channels
         self.shortcut = None if same_shape else conv(in_channels, out_channels, 1, options, stride=stride)
-        ratio = options.squeeze_ratio
+        ratio = options.se_ratio
         self.squeeze = SqueezeExcitation(out_channels, ratio, rngs=rngs) if ratio else None
         self.local = local_head(in_channels, (self.site1, self.site2, self.site3), options)
 

@@ -26,11 +26,11 @@ DATASETS: dict[str, dict[str, Any]] = {
 
 # Rows of the paper's tables, as fields of config.model. What the paper does not print (widths, ratios, bottlenecks)
 # follows from the parameters that it does: docs/paper_to_code.md.
-_KINDS: dict[str, dict[str, Any]] = {"plain": {"gating": "none"}, "gated": {"gating": "residual"}}
+_KINDS: dict[str, dict[str, Any]] = {"plain": {"gating": "none"}, "gated": {"gating": "last"}}
 
 
-def _with_baselines(backbone: str, width: int, squeeze_ratio: int) -> dict[str, dict[str, Any]]:
-    wider, se = {"gating": "none", "width": width}, {"gating": "none", "squeeze_ratio": squeeze_ratio}
+def _with_baselines(backbone: str, width: int, se_ratio: int) -> dict[str, dict[str, Any]]:
+    wider, se = {"gating": "none", "width": width}, {"gating": "none", "se_ratio": se_ratio}
     return {kind: {"backbone": backbone, **fields} for kind, fields in (*_KINDS.items(), ("wider", wider), ("se", se))}
 
 
@@ -39,9 +39,9 @@ def _without_baselines(backbone: str) -> dict[str, dict[str, Any]]:
 
 
 _CIFAR = {
-    "resnet20": _with_baselines("resnet20", width=23, squeeze_ratio=4),
-    "resnet56": _with_baselines("resnet56", width=18, squeeze_ratio=4),
-    "resnet164": _with_baselines("resnet164_paper", width=18, squeeze_ratio=8),
+    "resnet20": _with_baselines("resnet20", width=23, se_ratio=4),
+    "resnet56": _with_baselines("resnet56", width=18, se_ratio=4),
+    "resnet164": _with_baselines("resnet164_paper", width=18, se_ratio=8),
 }
 _NETWORKS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
     "cifar10": {
@@ -55,9 +55,9 @@ _NETWORKS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
         "resnet20": _CIFAR["resnet20"] | {"gated": _CIFAR["resnet20"]["gated"] | {"gater": {"bottleneck": 128}}},
     },
     "imagenet": {
-        "resnet34": _with_baselines("resnet34", width=80, squeeze_ratio=16),
-        "resnet101": _with_baselines("resnet101", width=74, squeeze_ratio=16),
-        "resnet152": _with_baselines("resnet152", width=75, squeeze_ratio=16),
+        "resnet34": _with_baselines("resnet34", width=80, se_ratio=16),
+        "resnet101": _with_baselines("resnet101", width=74, se_ratio=16),
+        "resnet152": _with_baselines("resnet152", width=75, se_ratio=16),
         "inceptionv4": _without_baselines("inceptionv4"),
     },
 }
@@ -97,7 +97,7 @@ def create_model(
 
     Args:
         name: see `list_models`.
-        gating: "none", "residual" (the last convolution of each block, the default) or "all".
+        gating: "none", "last" (the last convolution of each block, the default) or "all".
         num_classes: length of the logits; None: those of the dataset.
         seed: seed of the initial parameters.
         **fields: further fields of config.model, those of the gater with "gater_" before them (config.py has all of

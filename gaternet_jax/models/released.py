@@ -60,7 +60,7 @@ def infer_model(tensors: dict[str, np.ndarray], config: ModelConfig) -> ModelCon
     config.backbone = f"resnet{_depth(tensors, 'backbone')}"
     config.gater.extractor = f"resnet{_depth(tensors, 'gater.resnet')}"
     config.gater.batch_norm = False
-    config.gating = "residual"
+    config.gating = "last"
     return config
 
 

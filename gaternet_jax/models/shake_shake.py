@@ -89,7 +89,7 @@ class ShakeBlock(nnx.Module):
         self.branch2 = Branch(f"{name}.branch2", in_channels, width, stride=stride, table=table, options=options)
         same_shape = stride == 1 and in_channels == width
         self.shortcut = None if same_shape else TwoPathShortcut(in_channels, width, stride=stride, options=options)
-        ratio = options.squeeze_ratio
+        ratio = options.se_ratio
         self.squeeze = SqueezeExcitation(width, ratio, rngs=options.rngs) if ratio else None
         branches = (self.branch1, self.branch2)
         self.local = local_head(in_channels, tuple(s for b in branches for s in (b.site1, b.site2)), options)

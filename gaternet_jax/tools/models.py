@@ -1,7 +1,7 @@
 """Prints the models as a table: parameters, gates and multiply-accumulates (MACs).
 
     python -m gaternet_jax.tools.models
-    python -m gaternet_jax.tools.models --models=resnet20,resnet56 --variants=residual,wider,se
+    python -m gaternet_jax.tools.models --models=resnet20,resnet56 --variants=last,wider,se
 
 Only shapes are computed. CIFAR models: 32 x 32 images, 10 classes, ResNet-20 gater; ImageNet models: 224 x 224 images
 (Inception-v4: 299 x 299), 1,000 classes, ResNet-18 gater. MACs per image are those of backbone and gater together,

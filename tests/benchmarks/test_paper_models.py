@@ -42,7 +42,7 @@ def test_the_config_beside_a_row_means_its_preset(key, rows):
     assert count_parameters(model) == rows[key].our_parameters
     assert sum(site.size for site in model.gate_sites) == rows[key].our_gates
     preset = model_config(paper_models.preset(key))
-    for field in ("backbone", "gating", "squeeze_ratio", "num_classes", "gater", "dense_ungated"):
+    for field in ("backbone", "gating", "se_ratio", "num_classes", "gater", "dense_ungated"):
         assert config.to_dict()[field] == preset.to_dict()[field], field
     assert model.backbone.width == abstract_model(preset).backbone.width
 

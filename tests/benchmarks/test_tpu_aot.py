@@ -178,7 +178,7 @@ def test_step_on_images_split_by_height_is_refused(monkeypatch):
 def run(monkeypatch):
     """A function: runs the command for the two first CPU devices, as if they were a slice, and tiny models."""
     monkeypatch.setattr(tpu_aot, "find_devices", lambda topology: jax.devices()[:2])
-    monkeypatch.setattr(tpu_aot, "find_config", lambda variant: tiny_config(gating="none" if variant else "residual"))
+    monkeypatch.setattr(tpu_aot, "find_config", lambda variant: tiny_config(gating="none" if variant else "last"))
 
     def command(*arguments):
         monkeypatch.setattr(sys, "argv", ["tpu_aot", *arguments])

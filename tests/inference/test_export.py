@@ -25,7 +25,7 @@ LABELS = [f"Klasse ä{label}" for label in range(10)]
 KINDS = {
     "dense": {"gating": "all"},
     "compacted": {"gating": "all"},
-    "local": {"gating": "all", "gater.scope": "local", "squeeze_ratio": 2},
+    "local": {"gating": "all", "gater.scope": "local", "se_ratio": 2},
     "plain": {"gating": "none"},
     "large images": {"backbone": "resnet18", "gating": "all", "width": 4},
 }

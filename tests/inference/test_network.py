@@ -29,12 +29,12 @@ FAMILIES = {  # a small member of each
 }
 VARIANTS = {
     "all": {"gating": "all"},
-    "residual": {"gating": "residual"},
-    "squeeze": {"gating": "all", "squeeze_ratio": 2},
+    "last": {"gating": "last"},
+    "squeeze": {"gating": "all", "se_ratio": 2},
     "bfloat16": {"gating": "all", "dtype": "bfloat16"},
     "local": {"gating": "all", "gater.scope": "local"},
 }
-QUICK = {("basic", "squeeze"), ("densenet", "residual"), ("basic", "local")}
+QUICK = {("basic", "squeeze"), ("densenet", "last"), ("basic", "local")}
 CASES = [
     pytest.param(
         overrides | options,

@@ -101,7 +101,7 @@ def test_several_inputs_and_outputs_and_metadata():
 
 @pytest.mark.parametrize("whole_sums", [False, True])
 @pytest.mark.parametrize(
-    "network", [foreign, lambda: backbone("resnet11_bottleneck", 4), lambda: backbone("densenet10", 4, squeeze_ratio=2)]
+    "network", [foreign, lambda: backbone("resnet11_bottleneck", 4), lambda: backbone("densenet10", 4, se_ratio=2)]
 )
 def test_networks_without_their_closed_channels(network, whole_sums):
     function, params, num_gates = network()

@@ -49,7 +49,7 @@ def module_at(model, path):
     return model
 
 
-@each("residual", "all", everywhere=["all"])
+@each("last", "all", everywhere=["all"])
 def test_all_gates_open_equals_the_plain_network(family, variant):
     gated, plain = build_model(config(family, gating=variant)), build_model(config(family, gating="none"))
     nnx.update(plain.backbone, nnx.state(gated.backbone))
@@ -63,7 +63,7 @@ def test_all_gates_open_equals_the_plain_network(family, variant):
     assert all(module_at(gated.backbone, site.name).out_features == site.size for site in gated.gate_sites)
 
 
-@each("residual", "all", everywhere=["all"])
+@each("last", "all", everywhere=["all"])
 def test_closed_filter_gets_no_gradient_and_open_ones_do(family, variant):
     model = build_model(config(family, gating=variant))
     graphdef, params, stats = nnx.split(model.backbone, nnx.Param, nnx.BatchStat)
@@ -87,14 +87,14 @@ def test_closed_filter_gets_no_gradient_and_open_ones_do(family, variant):
         assert (per_filter[1:] > 0).mean() > 0.5, site.name  # ReLUs of a small network may be dead
 
 
-@each("residual", "all", "local", "se", "none", everywhere=["all"])
+@each("last", "all", "local", "se", "none", everywhere=["all"])
 def test_ten_steps_on_one_batch_lower_the_loss(family, variant):
     """And gradients reach the gater (or the blocks' own heads) as well as the backbone."""
     fields = {
-        "residual": {"gating": "residual"},
+        "last": {"gating": "last"},
         "all": {"gating": "all"},
         "local": {"gating": "all", "gater.scope": "local"},
-        "se": {"gating": "none", "squeeze_ratio": 4},
+        "se": {"gating": "none", "se_ratio": 4},
         "none": {"gating": "none"},
     }[variant]
     model = build_model(config(family, **fields))
@@ -171,7 +171,7 @@ def test_local_noise_differs_between_blocks_and_mixing_does_not():
 
 
 def test_squeeze_and_excitation_has_ratio_sixteen():
-    model = build_model(model_config(backbone="resnet8", width=32, gating="none", squeeze_ratio=16))
+    model = build_model(model_config(backbone="resnet8", width=32, gating="none", se_ratio=16))
     squeeze = model.backbone.stage3.block1.squeeze
     assert (squeeze.fc1.in_features, squeeze.fc1.out_features, squeeze.fc2.out_features) == (128, 8, 128)
     x = jax.random.normal(jax.random.key(0), (2, 4, 4, 128))

@@ -14,7 +14,7 @@ from gaternet_jax.config import CHOICES
 from gaternet_jax.gating.semhash import saturating_sigmoid
 from tests.helpers import model_config, random_model
 
-GATINGS = ("residual", "all")
+GATINGS = ("last", "all")
 
 
 def images(batch=4, size=8, seed=0):
@@ -42,7 +42,7 @@ def test_outputs(model):
 @pytest.mark.parametrize(
     ("gating", "names"),
     [
-        ("residual", ["stage1.block1.conv2", "stage2.block1.conv2", "stage3.block1.conv2"]),
+        ("last", ["stage1.block1.conv2", "stage2.block1.conv2", "stage3.block1.conv2"]),
         ("all", [f"stage{stage}.block1.conv{c}" for stage in (1, 2, 3) for c in (1, 2)]),
     ],
 )
@@ -97,7 +97,7 @@ def test_filter_closed_for_the_whole_batch_has_zero_output_and_zero_kernel_gradi
 
 
 def test_gate_multiplies_after_batch_norm_and_before_the_shortcut_is_added():
-    model = build_model(model_config(gating="residual"))
+    model = build_model(model_config(gating="last"))
     model.eval()
     block = model.backbone.stage1.block1
     block.bn2.bias.set_value(jnp.full(4, 5.0))  # were the gate before BatchNorm, the bias would pass a closed gate

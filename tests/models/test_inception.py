@@ -41,7 +41,7 @@ def test_residual_gates_what_other_convolutions_of_a_branch_read():
     times = {"blockA": 4, "blockB": 7, "blockC": 3}
     expected = {part: times.get(part, 1) * size for part, size in inner.items()}
     found = dict.fromkeys(expected, 0)
-    for name, size in sites_of("residual").items():
+    for name, size in sites_of("last").items():
         found[re.sub(r"_\d+$", "", name.split(".")[0]) if name.startswith("block") else name.split(".")[0]] += size
     assert found == expected
     assert sum(found.values()) == 16_608  # [P]

@@ -104,7 +104,7 @@ def inception_readers(block, name, layers):
     return first_of(order.index(block) + 1)
 
 
-@pytest.mark.parametrize("gating", ["residual", "all"])
+@pytest.mark.parametrize("gating", ["last", "all"])
 @pytest.mark.parametrize("family", SMALL)
 def test_gated_count_equals_that_of_a_network_without_the_closed_filters(family, gating):
     """Brute force: per layer, output filters left times input channels left."""
@@ -162,7 +162,7 @@ def test_who_decides_the_gates_is_never_spared():
 
 def test_closed_filters_are_spared_in_squeeze_and_excitation():
     """fc1 loses the inputs that the last gate of a block closes, fc2 the outputs that only they would be scaled by."""
-    model = abstract_model(model_config(gating="residual", squeeze_ratio=4))
+    model = abstract_model(model_config(gating="last", se_ratio=4))
     layers = {layer.name: layer for layer in MacCounter(model, 16).layers}
     for name in ("stage1.block1", "stage2.block1", "stage3.block1"):
         conv, fc1, fc2 = (layers[f"backbone.{name}.{part}"] for part in ("conv2", "squeeze.fc1", "squeeze.fc2"))

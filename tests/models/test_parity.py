@@ -15,7 +15,7 @@ nn, F = torch.nn, torch.nn.functional
 class TorchBlock(nn.Module):
     """Plain PyTorch; `kernels` is (3, 3) or (1, 3, 1)."""
 
-    def __init__(self, in_channels, width, out_channels, kernels, stride, squeeze_ratio):
+    def __init__(self, in_channels, width, out_channels, kernels, stride, se_ratio):
         super().__init__()
         self.n = len(kernels)
         for i, kernel in enumerate(kernels, 1):
@@ -30,10 +30,10 @@ class TorchBlock(nn.Module):
             self.shortcut.add_module("conv", nn.Conv2d(in_channels, out_channels, 1, stride, bias=False))
             self.shortcut.add_module("bn", nn.BatchNorm2d(out_channels))
         self.squeeze = None
-        if squeeze_ratio:
+        if se_ratio:
             self.squeeze = nn.Module()
-            self.squeeze.fc1 = nn.Linear(out_channels, out_channels // squeeze_ratio)
-            self.squeeze.fc2 = nn.Linear(out_channels // squeeze_ratio, out_channels)
+            self.squeeze.fc1 = nn.Linear(out_channels, out_channels // se_ratio)
+            self.squeeze.fc2 = nn.Linear(out_channels // se_ratio, out_channels)
 
     def forward(self, x):
         h = x
@@ -47,7 +47,7 @@ class TorchBlock(nn.Module):
 
 
 class TorchResNet(nn.Module):
-    def __init__(self, kernels, blocks, expansion, squeeze_ratio=0):
+    def __init__(self, kernels, blocks, expansion, se_ratio=0):
         super().__init__()
         self.conv, self.bn = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
         channels = 64
@@ -55,7 +55,7 @@ class TorchResNet(nn.Module):
             layers = nn.Sequential()
             for number in range(1, count + 1):
                 width, stride = 32 * 2**stage, 2 if stage > 1 and number == 1 else 1
-                block = TorchBlock(channels, width, expansion * width, kernels, stride, squeeze_ratio)
+                block = TorchBlock(channels, width, expansion * width, kernels, stride, se_ratio)
                 layers.add_module(f"block{number}", block)
                 channels = expansion * width
             self.add_module(f"stage{stage}", layers)
@@ -91,7 +91,7 @@ def to_jax(state, params, stats):
 
 
 @pytest.mark.parametrize(
-    ("name", "kernels", "blocks", "expansion", "squeeze_ratio"),
+    ("name", "kernels", "blocks", "expansion", "se_ratio"),
     [
         ("resnet18", (3, 3), (2, 2, 2, 2), 1, 0),
         ("resnet50", (1, 3, 1), (3, 4, 6, 3), 4, 0),
@@ -99,9 +99,9 @@ def to_jax(state, params, stats):
     ],
     ids=["resnet18", "resnet50", "resnet18-se"],
 )
-def test_logits_agree_with_pytorch(name, kernels, blocks, expansion, squeeze_ratio):
+def test_logits_agree_with_pytorch(name, kernels, blocks, expansion, se_ratio):
     torch.manual_seed(0)
-    theirs = TorchResNet(kernels, blocks, expansion, squeeze_ratio)
+    theirs = TorchResNet(kernels, blocks, expansion, se_ratio)
     for module in theirs.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(std=0.1)
@@ -113,7 +113,7 @@ def test_logits_agree_with_pytorch(name, kernels, blocks, expansion, squeeze_rat
     with torch.no_grad():
         expected = theirs(torch.tensor(images).permute(0, 3, 1, 2)).numpy()
 
-    config = model_config(backbone=name, width=0, gating="none", num_classes=1000, squeeze_ratio=squeeze_ratio)
+    config = model_config(backbone=name, width=0, gating="none", num_classes=1000, se_ratio=se_ratio)
     ours = empty_model(config)
     ours.eval()
     graphdef, params, stats = split_model(ours)

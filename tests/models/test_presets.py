@@ -27,7 +27,7 @@ def test_a_model_is_created_by_name():
     model.eval()
     assert model(jnp.zeros((2, 8, 8, 3))).logits.shape == (2, 3)
     config = model_config("paper/cifar100_resnet164_gated")
-    assert (config.backbone, config.gating, config.num_classes) == ("resnet164_paper", "residual", 100)
+    assert (config.backbone, config.gating, config.num_classes) == ("resnet164_paper", "last", 100)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_unknown_names_are_refused_with_near_ones(name, message):
         ({"widht": 4}, "model.widht is unknown"),
         ({"gater_scop": "local"}, "model.gater.scop is unknown"),
         ({"width": "8"}, "model.width='8' must be a whole number"),
-        ({"gating": "some"}, "model.gating='some' must be one of none, residual, all"),
+        ({"gating": "some"}, "model.gating='some' must be one of none, last, all"),
         ({"num_classes": 0}, "num_classes=0"),
     ],
 )

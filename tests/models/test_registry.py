@@ -10,7 +10,7 @@ from gaternet_jax.models.backbone import Backbone
 from gaternet_jax.models.build import abstract_model, count_parameters, match_width
 from tests.helpers import model_config
 
-# Parameters of the plain network (1,000 classes for the ImageNet ResNets, else 10) and gates ("residual" and "all").
+# Parameters of the plain network (1,000 classes for the ImageNet ResNets, else 10) and gates ("last" and "all").
 # ImageNet ResNets: published. CIFAR ResNets: 3x3 stem, 1x1 convolution shortcuts, two parameters per channel and
 # BatchNorm; see resnet_parameters. DenseNet and Shake-Shake: published as 0.8 M and 25.6 M; 2.9 M, 11.7 M and 26.2 M.
 EXPECTED = {
@@ -66,7 +66,7 @@ def test_parameter_counts(name):
     assert count(config) == plain
     if name in ("resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"):
         assert plain == resnet_parameters(int(name[6:]))
-    for gating, gates in (("residual", residual), ("all", all_gates)):
+    for gating, gates in (("last", residual), ("all", all_gates)):
         config.update(gating=gating)
         model = abstract_model(config)
         assert sum(site.size for site in model.gate_sites) == gates
@@ -105,7 +105,7 @@ def test_unknown_names_are_refused_with_what_exists():
         build_model(model_config(**{"gater.extractor": "nope"}))
     with pytest.raises(UserError, match=r"no CIFAR ResNet has depth 21; depths are 6n \+ 2 with basic"):
         build_model(model_config(backbone="resnet21"))
-    with pytest.raises(UserError, match="unknown gating 'some'; known: none, residual, all"):
+    with pytest.raises(UserError, match="unknown gating 'some'; known: none, last, all"):
         build_model(model_config(gating="some"))
     with pytest.raises(UserError, match="unknown dtype 'float8'; known: float32, bfloat16"):
         build_model(model_config(dtype="float8"))
@@ -158,10 +158,10 @@ def test_same_seed_same_parameters():
 def test_wider_networks_come_as_near_as_any_width(name):
     config = model_config(backbone=name, width=0, **{"gater.extractor": "resnet20", "gater.width": 0})
     target, own = count(config), abstract_model(config).backbone.width
-    config.update(gating="none", as_many_parameters_as="residual")
+    config.update(gating="none", match_params_of="last")
     width, found = match_width(config), count(config)
     assert width > own
-    config.update(as_many_parameters_as="")
+    config.update(match_params_of="")
     for neighbour in (width - 1, width, width + 1):
         config.update(width=neighbour)
         assert abs(count(config) - target) >= abs(found - target)
@@ -170,7 +170,7 @@ def test_wider_networks_come_as_near_as_any_width(name):
 
 def test_wider_is_for_plain_networks():
     with pytest.raises(UserError, match=r"is for a plain network; set model.gating='none'"):
-        build_model(model_config(as_many_parameters_as="all"))
+        build_model(model_config(match_params_of="all"))
 
 
 @pytest.mark.parametrize(("ungated", "number"), [("first", 1), ("last", 2)])

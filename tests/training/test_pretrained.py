@@ -87,7 +87,7 @@ def test_another_network_is_refused(trained, plain):
         ),
         (fresh(**{"model.backbone": "resnet14"}), "backbone", r"stage1\.block2\.bn1\.bias: none there, \(8,\) here"),
         (fresh(**{"model.gater.bottleneck": 4}), "gater", r"gater of .* head\.bottleneck\.bias: \(8,\) there, \(4,\)"),
-        (fresh(**{"model.gating": "residual"}), "all", r"gater of .* head\.scores\.bias: \(112,\) there, \(56,\) here"),
+        (fresh(**{"model.gating": "last"}), "all", r"gater of .* head\.scores\.bias: \(112,\) there, \(56,\) here"),
         (
             fresh(**{"model.gating": "none"}),
             "all",

@@ -53,10 +53,10 @@ def setup(devices=1, ema_decay=0.0, on_nonfinite="stop", size=16, **model_fields
 
 GOLDEN_MODELS = {  # a shrunken member of each family, and every gating of one
     "resnet8-none": {"gating": "none"},
-    "resnet8-residual": {"gating": "residual"},
+    "resnet8-last": {"gating": "last"},
     "resnet8-all": {"gating": "all"},
     "resnet8-all-local": {"gating": "all", "gater.scope": "local"},
-    "resnet8-se": {"gating": "none", "squeeze_ratio": 4},
+    "resnet8-se": {"gating": "none", "se_ratio": 4},
     **{
         f"{name}-all": {"backbone": name, "width": width, "gating": "all", "size": image_size(family)}
         for family, (name, width) in SMALL.items()
