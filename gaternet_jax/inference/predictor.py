@@ -4,7 +4,7 @@ import copy
 import functools
 import operator
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from gaternet_jax.config import Config
 from gaternet_jax.data.inputs import to_array
 from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.errors import UserError
-from gaternet_jax.inference.calibration import read_split, run_model
+from gaternet_jax.inference.calibration import read_split
 from gaternet_jax.inference.compact import check_gated, compact_model
 from gaternet_jax.inference.engines import Array, choose_engine
 from gaternet_jax.inference.modes import Mode, Modes, median_seconds
@@ -136,14 +136,17 @@ class Predictor:
         """
         array = to_array(images, self._data, self.model.backbone.channels)
         checked = self._checked(array, "images")
-        outputs: list[list[Array]] = []
-        for start in range(0, len(checked), self.batch_sizes[-1]):
-            batch = checked[start : start + self.batch_sizes[-1]]
+        return self._in_batches(checked, self._mode)
+
+    def _in_batches(self, images: np.ndarray, mode_of: Callable[[np.ndarray, int], Mode]) -> Outputs:
+        """Runs images in batches, each in the mode for its images and the size to which it is padded."""
+        outputs: list[Any] = []
+        for start in range(0, len(images), self.batch_sizes[-1]):
+            batch = images[start : start + self.batch_sizes[-1]]
             size = next(size for size in self.batch_sizes if size >= len(batch))
-            run = self._mode(batch, size)
+            run = mode_of(batch, size)
             padded = np.pad(batch, ((0, size - len(batch)), (0, 0), (0, 0), (0, 0)))  # XLA compiles for few sizes
-            found = run(self._normalized(padded), len(batch))
-            outputs.append(list(found))
+            outputs.append(run(self._normalized(padded), len(batch)))
         joined: list[Array] = [np.concatenate(arrays) for arrays in zip(*outputs, strict=True)]
         return Outputs(*joined)
 
@@ -218,8 +221,9 @@ class Predictor:
             return modes.whole()
         if mode == "specialists":
             return modes.specialists(self._gates)
-        seen = images if self._calibration is None else self._calibration
-        return modes.dynamic(modes.gates(self._normalized(seen), len(seen))[0])
+        if self._calibration is not None:
+            return modes.dynamic(self._gates)
+        return modes.dynamic(modes.gates(self._normalized(images), len(images))[0])
 
     def modes(self, image_size: int, batch_size: int, compacted: bool = False) -> Modes:
         """The ways to run batches of this size of the model, or of the compacted one."""
@@ -237,8 +241,8 @@ class Predictor:
     def _gates(self) -> Array:
         """Of the calibration images, [N, G]."""
         assert self._calibration is not None
-        data = self._data if self._calibration.dtype == np.uint8 else None
-        return run_model(self.model, self._calibration, data).gates
+        whole = functools.cache(lambda image_size, batch_size: self.modes(image_size, batch_size).whole())
+        return self._in_batches(self._calibration, lambda images, size: whole(images.shape[1], size)).gates
 
 
 def _copied(model: GaterNet) -> GaterNet:

@@ -103,8 +103,6 @@ def test_every_network_gives_the_logits_of_the_masked_one(overrides):
     tolerance = 1e-4 if is_float32 else 5e-2  # kernels are rounded after folding
     for name, engine in engines.items():
         np.testing.assert_allclose(engine(rows, images, gates)[0], wanted, atol=tolerance, err_msg=name)
-    (alone,) = engines["traced"](rows[3:4], images, gates)  # fewer filters than the profile has room for
-    np.testing.assert_allclose(alone, wanted[3:4], atol=tolerance)
 
 
 @pytest.mark.parametrize("scope", ["global", "local"])
