@@ -12,7 +12,7 @@ from gaternet_jax.cli import COMMANDS, main
 from gaternet_jax.configs import card_names, find_card
 from gaternet_jax.errors import UserError
 
-LIGHT = ("train", "evaluate", "predict", "prepare", "convert", "analyze")
+LIGHT = ("train", "evaluate", "predict", "prepare", "convert", "compact", "export", "analyze")
 HEAVY = ("jax", "tensorflow_datasets", "grain", "matplotlib", "sklearn", "cv2")
 
 
@@ -41,9 +41,11 @@ def test_help_of_a_command_needs_no_heavy_package(command):
     assert all(f"--{flag}" in printed for flag in flags)
 
 
-def test_load_model_needs_no_data(tmp_path):
+def test_loading_and_predicting_need_no_data():
     packages, _ = imported("from gaternet_jax import load_model")
     assert packages == {"jax"}
+    packages, _ = imported("from gaternet_jax import load_run; from gaternet_jax.inference.predictor import Predictor")
+    assert packages == {"jax", "cv2"}, "OpenCV reads a person's own pictures"
 
 
 def test_unknown_command_ends_with_2(capsys):

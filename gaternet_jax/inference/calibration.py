@@ -9,7 +9,6 @@ import numpy as np
 from gaternet_jax.config import Config
 from gaternet_jax.data.batches import BatchShard
 from gaternet_jax.data.preprocess import normalize
-from gaternet_jax.data.splits import open_run_split
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.functional import merge_model, split_model
 from gaternet_jax.models.gaternet import GaterNet, Outputs
@@ -33,6 +32,8 @@ def read_split(workdir: str | Path, config: Config, split: str, limit: int) -> t
     Raises:
         UserError: no such dataset or split, other classes than the run's, or not one image.
     """
+    from gaternet_jax.data.splits import open_run_split  # TFDS: whoever predicts does without
+
     images, labels, read = [], [], 0
     batches = open_run_split(load_dataset(workdir), config, split, BatchShard(0, 1)).eval_batches(BATCH_SIZE)
     for batch in batches:

@@ -25,7 +25,7 @@ from gaternet_jax.inference.network import Network
 from gaternet_jax.models.gaternet import GaterNet, Outputs
 from gaternet_jax.run import Run, load_run
 
-CALIBRATION_IMAGES = 1000  # of a run\'s training split
+CALIBRATION_IMAGES = 1000  # of a run's training split
 MODES = ("dense", "compact", "specialists", "dynamic", "auto")
 DYNAMIC_BATCH = 4  # on accelerators "auto" tries dynamic mode up to here: more images open nearly all filters together
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.cluster import KMeans
 
 from gaternet_jax.inference.compact import check_gates
 from gaternet_jax.inference.engines import Jobs
@@ -72,6 +71,8 @@ def plan_specialists(
         UserError: no image, or gates of another model.
     """
     check_gates(gates, sites)
+    from sklearn.cluster import KMeans  # a second, for a mode that few use
+
     opened, rng = gates > 0, np.random.default_rng(seed)
     shuffled = opened[rng.permutation(len(opened))]
     fitted, judged = shuffled[::2], shuffled[1::2] if len(shuffled) > 1 else shuffled

@@ -14,17 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from gaternet_jax.command_line import command_line, positive
-from gaternet_jax.inference.calibration import read_split, run_model
-from gaternet_jax.inference.compact import (
-    check_gated,
-    compact_model,
-    departures,
-    describe_compaction,
-    save_compacted,
-)
 from gaternet_jax.paths import expand_arguments
-from gaternet_jax.training.checkpoint import load_model
-from gaternet_jax.workdir import check_new_folder, load_config, load_dataset, load_labels, save_dataset
 
 
 def compact(workdir: Path, out: Path, *, images: int, held_out: int, data_dir: str = "") -> dict:
@@ -43,6 +33,17 @@ def compact(workdir: Path, out: Path, *, images: int, held_out: int, data_dir: s
     Raises:
         UserError: a model without gates, no data, or `out` is not empty.
     """
+    from gaternet_jax.inference.calibration import read_split, run_model
+    from gaternet_jax.inference.compact import (
+        check_gated,
+        compact_model,
+        departures,
+        describe_compaction,
+        save_compacted,
+    )
+    from gaternet_jax.training.checkpoint import load_model
+    from gaternet_jax.workdir import check_new_folder, load_config, load_dataset, load_labels, save_dataset
+
     check_new_folder(out)
     config = load_config(workdir)
     if data_dir:

@@ -12,11 +12,7 @@ from typing import Literal
 
 from gaternet_jax.command_line import command_line
 from gaternet_jax.errors import UserError
-from gaternet_jax.inference.export import export_stablehlo
-from gaternet_jax.inference.export_onnx import export_onnx
 from gaternet_jax.paths import expand_arguments
-from gaternet_jax.training.checkpoint import load_model
-from gaternet_jax.workdir import load_config, load_labels
 
 FORMATS = ("stablehlo", "onnx")
 
@@ -38,6 +34,11 @@ def export(
     Raises:
         UserError: no run there, `out` is there already or cannot be written, or the model cannot be exported.
     """
+    from gaternet_jax.inference.export import export_stablehlo
+    from gaternet_jax.inference.export_onnx import export_onnx
+    from gaternet_jax.training.checkpoint import load_model
+    from gaternet_jax.workdir import load_config, load_labels
+
     if out.exists():
         raise UserError(f"{out} is there already; choose another --out, or delete it")
     config, labels = load_config(workdir), load_labels(workdir)
