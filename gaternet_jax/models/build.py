@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from gaternet_jax.config import CHOICES, Config
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.backbone import BackboneOptions
+from gaternet_jax.models.functional import parameters_of
 from gaternet_jax.models.gater import Gater
 from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.models.keys import InitKeys, Keys, KeysWanted, ShapesOnly
@@ -110,9 +111,7 @@ def empty_model(config: Config) -> GaterNet:
 
 def count_parameters(model: nnx.Module | None) -> int:
     """Counts the parameters of a model or a part of one; of None, 0."""
-    # A module is a tree of variables; nnx.state, which looks for cycles, takes five times as long.
-    variables = jax.tree.leaves(model, is_leaf=lambda node: isinstance(node, nnx.Variable))
-    return sum({id(variable): variable.size for variable in variables if isinstance(variable, nnx.Param)}.values())
+    return sum(parameter.size for parameter in parameters_of(model).values())
 
 
 def match_width(config: Config) -> int:

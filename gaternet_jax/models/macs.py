@@ -8,8 +8,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from gaternet_jax.gating import MacCount, count_macs
+from gaternet_jax.models.functional import Tree
 from gaternet_jax.models.gaternet import GaterNet, Outputs
 
 
@@ -76,9 +78,12 @@ def trace_macs(model: GaterNet, image_size: int) -> MacCount:
     """Counts a whole model, which decides its gates itself; traced in evaluation mode, the caller's stays as it is."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, model.backbone.channels), jnp.float32)
 
-    def evaluate(model: GaterNet, images: jax.Array) -> Outputs:
-        """All outputs: gate scores are results, so that all are wanted, whatever the gates make of them."""
-        model.eval()  # a copy's: as an argument, a module is a tree of arrays
-        return model(images)
+    graphdef, state = nnx.split(model)
 
-    return count_macs(evaluate, model, images)
+    def evaluate(arrays: Tree, images: jax.Array) -> Outputs:
+        """All outputs: gate scores are results, so that all are wanted, whatever the gates make of them."""
+        merged = nnx.merge(graphdef, arrays)
+        merged.eval()
+        return merged(images)
+
+    return count_macs(evaluate, nnx.to_pure_dict(state), images)

@@ -1,6 +1,6 @@
 import pytest
 
-from gaternet_jax.models import registry
+from gaternet_jax.models import registry, table
 from gaternet_jax.models.build import abstract_model
 from gaternet_jax.models.macs import MacCounter
 from gaternet_jax.tools import models
@@ -30,10 +30,10 @@ def test_table_has_parameters_gates_and_macs(capsys):
 @pytest.mark.parametrize("name", ["resnet8", "resnet11_bottleneck", "resnet11_paper", "densenet16_k4", "shake26_2x4d"])
 def test_one_trace_counts_what_a_trace_of_each_variant_does(name, capsys):
     for row, cells in list(rows(capsys, f"--models={name}").items())[2:]:
-        config, size = models.model_config(row)
+        config, size = table.model_config(row)
         counter = MacCounter(abstract_model(config), size)
-        half = models.millions(counter.gater + counter.evenly(0.5)) if config.gating != "none" else "-"
-        assert cells[3:] == [models.millions(macs) for macs in (counter.dense, counter.gater + counter.dense)] + [half]
+        half = table.millions(counter.gater + counter.evenly(0.5)) if config.gating != "none" else "-"
+        assert cells[3:] == [table.millions(macs) for macs in (counter.dense, counter.gater + counter.dense)] + [half]
 
 
 def test_models_that_cannot_be_gated_are_counted(capsys, monkeypatch):
