@@ -88,7 +88,7 @@ def measure(config: Config, batch: int, fraction: float, budget: float) -> dict[
             result[f"{name}, difference"] = float(np.abs(np.asarray(run()[0]) - expected).max())
         except Exception as error:  # one program that a device does not run leaves the others to be measured
             result[f"{name}, error"] = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
-    for name, (run, wait) in _pytorch(model, np.asarray(images)).items():
+    for name, (run, wait) in _pytorch(model, np.array(images)).items():
         result[f"{name}, ms"] = round(1e3 * seconds_per_call(run, wait, budget=budget), 3)
     return result
 
