@@ -17,6 +17,7 @@ from docs import make_api
 from tests.helpers import save_random_model
 
 ROOT = Path(__file__).parent.parent
+FOLDERS = ("gaternet_jax", "configs", "benchmarks", "docs", "examples", "tests")
 NAMES = {"gx": gx, "jax": jax, "jnp": jnp, "nnx": nnx, "np": np}  # as docs/api.md says
 
 
@@ -79,6 +80,28 @@ def test_the_guide_runs_in_a_thread(tmp_path, monkeypatch, capsys):
     for error in errors:
         raise error
     assert "finished" in capsys.readouterr().out
+
+
+def section(page, title):
+    return re.search(rf"^## {title}\n(.*?)^## ", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)[1]
+
+
+def test_the_walk_of_an_image_names_each_file_once():
+    files = re.findall(r"`([\w/]+\.py)`", section(ROOT / "CONTRIBUTING.md", "The walk of one image"))
+    assert [file for file in files if not (ROOT / "gaternet_jax" / file).exists()] == []
+    assert len(files) == len(set(files)) > 30
+
+
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda page: page.name)
+def test_files_and_modules_that_a_page_names_exist(page):
+    """Names in capitals stand for files of the reader's own: configs/NAME.py."""
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"\b(?:[\w/]*/)?[a-z0-9_]+\.py\b", text)
+    modules = re.findall(r"python -m ((?:gaternet_jax|benchmarks|tests|docs)(?:\.[a-z_]+)+)\b(?!\.)", text)
+    named += [module.replace(".", "/") + ".py" for module in modules]
+    files = [file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py")]
+    there = [f"/{file.relative_to(ROOT)}".replace("/__main__.py", ".py") for file in files]
+    assert [name for name in named if not any(file.endswith(f"/{name}") for file in there)] == []
 
 
 def test_links_lead_somewhere():
