@@ -282,5 +282,9 @@ def find_sites(function: Callable[..., Any], *args: Any) -> tuple[Site, ...]:
 
     Returns:
         Sites in the order in which they are computed.
+
+    Example:
+        >>> gx.find_sites(lambda x, gates: gx.gate(x, gates, "input"), jnp.ones((1, 8, 8, 3)), jnp.ones((1, 3)))
+        (Site(name='input', offset=0, size=3),)
     """
     return flatten(function, *args).sites

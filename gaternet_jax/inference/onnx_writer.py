@@ -34,6 +34,12 @@ def write_onnx(
 
     Raises:
         UserError: an operation that is not written; it names the line of the network.
+
+    Example:
+        >>> images = jax.ShapeDtypeStruct((1, 8), np.float32)
+        >>> model = gx.write_onnx(lambda images: jax.nn.relu(images), {"images": images}, ["maps"])
+        >>> isinstance(model, bytes)  # what a .onnx file holds
+        True
     """
     batches = (jax.ShapeDtypeStruct((BATCH, *given.shape[1:]), given.dtype) for given in inputs.values())
     program = flatten(function, *batches)

@@ -56,6 +56,12 @@ class Predictor:
     Raises:
         UserError: no `GaterNet`, an unknown mode, one that the model cannot run in, batch sizes or data that cannot be,
             or calibration images that are missing, none, or of another shape.
+
+    Example:
+        >>> model = gx.load_model("runs/digits")
+        >>> predict = gx.Predictor(model, "dense", batch_sizes=(4,), tune=False)
+        >>> predict(np.zeros((3, 8, 8, 1), np.float32)).logits.shape
+        (3, 10)
     """
 
     def __init__(

@@ -51,7 +51,7 @@ class GaterNet(nnx.Module):
 
     @property
     def gate_sites(self) -> tuple[GateSite, ...]:
-        """The gated convolutions of the backbone, in forward order."""
+        """Lists the gated convolutions of the backbone, in forward order."""
         return self.backbone.gate_sites
 
     def __call__(self, images: jax.Array, *, key: jax.Array | None = None) -> Outputs:

@@ -21,7 +21,7 @@ class GateSite:
         size: number of its gates.
 
     Example:
-        >>> GateSite("stage1.block1.conv2", offset=16, size=16).gates
+        >>> gx.GateSite("stage1.block1.conv2", offset=16, size=16).gates
         slice(16, 32, None)
     """
 
@@ -31,7 +31,7 @@ class GateSite:
 
     @property
     def gates(self) -> slice:
-        """Where this site's gates stand in the gate vector."""
+        """Says where this site's gates stand in the gate vector."""
         return slice(self.offset, self.offset + self.size)
 
     @property

@@ -107,9 +107,9 @@ def create_model(
         UserError: unknown name, field or value.
 
     Example:
-        >>> model = gx.create_model("cifar10_resnet8", gating="all")
+        >>> model = gx.create_model("cifar10_resnet8", gating="all", width=8, gater_width=8)
         >>> sum(site.size for site in model.gate_sites)
-        224
+        112
     """
     given = {"gating": gating, "num_classes": num_classes}
     return build_model(model_config(name, fields | {k: v for k, v in given.items() if v is not None}), seed)

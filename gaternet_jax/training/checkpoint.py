@@ -247,8 +247,8 @@ def load_model(workdir: str | Path, checkpoint: Which = "best", *, tell: bool = 
 
     Example:
         >>> model = gx.load_model("runs/digits")
-        >>> model(jnp.ones((2, 8, 8, 1))).logits.shape
-        (2, 10)
+        >>> model(jnp.ones((1, 8, 8, 1))).logits.shape
+        (1, 10)
     """
     model = empty_model(load_config(workdir).model)
     model.eval()

@@ -1,0 +1,115 @@
+"""What the documentation shows is what happens: examples of docstrings, the guide, the API page."""
+
+import doctest
+import importlib
+import re
+import threading
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import gaternet_jax as gx
+from docs import make_api
+from tests.helpers import save_random_model
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("gaternet_jax", "configs", "benchmarks", "docs", "examples", "tests")
+NAMES = {"gx": gx, "jax": jax, "jnp": jnp, "nnx": nnx, "np": np}  # as docs/api.md says
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder with runs/digits, a model of random weights."""
+    folder = tmp_path_factory.mktemp("docs")
+    save_random_model(folder / "runs" / "digits")
+    return folder
+
+
+@pytest.mark.parametrize("module", make_api.modules())
+def test_examples_of_docstrings(module, runs, monkeypatch):
+    monkeypatch.chdir(runs)
+    found = importlib.import_module(module)
+    result = doctest.testmod(found, extraglobs=NAMES, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert result.failed == 0, f"python -m doctest says why: {module}"
+
+
+def test_every_public_function_has_an_example():
+    without = {name for name, thing in make_api.entries() if callable(thing) and ">>>" not in make_api.docstring(thing)}
+    of_makers = {"gx.GaterNet", "gx.Outputs", "gx.Run", "gx.UserError"}  # shown by what makes them
+    of_makers |= {f"gaternet_jax.gating.{name}" for name in ("MacCount", "Prepared", "SkipClosed")}
+    assert without == of_makers | {"gaternet_jax.training.loop.train"}  # in the guide
+
+
+def test_docstrings_begin_with_a_sentence():
+    for name, thing in make_api.entries():
+        first = make_api.docstring(thing).split("\n\n")[0]
+        assert re.match(r"[A-Z][a-z]+s\b", first), f"{name} begins with no verb: {first}"
+
+
+def test_the_api_page_is_up_to_date():
+    assert make_api.PAGE.read_text(encoding="utf-8") == make_api.page(), "run python -m docs.make_api"
+
+
+def python_blocks(path):
+    """The Python of a page, each block with the line at which it begins."""
+    text = path.read_text(encoding="utf-8")
+    for match in re.finditer(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+        yield text[: match.start()].count("\n") + 2, match[1]
+
+
+def test_the_guide_runs_in_a_thread(tmp_path, monkeypatch, capsys):
+    """In a thread that is not the main one, as some notebooks have it, where Python refuses handlers of signals."""
+    monkeypatch.chdir(tmp_path)
+    path, errors = ROOT / "docs" / "guide.md", []
+
+    def run():
+        names = {"__name__": "guide"}
+        try:
+            for line, block in python_blocks(path):
+                exec(compile("\n" * (line - 1) + block, str(path), "exec"), names)
+        except BaseException as error:  # the thread's; raised below
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    for error in errors:
+        raise error
+    assert "finished" in capsys.readouterr().out
+
+
+def section(page, title):
+    return re.search(rf"^## {title}\n(.*?)^## ", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)[1]
+
+
+def test_the_walk_of_an_image_names_each_file_once():
+    files = re.findall(r"`([\w/]+\.py)`", section(ROOT / "CONTRIBUTING.md", "The walk of one image"))
+    assert [file for file in files if not (ROOT / "gaternet_jax" / file).exists()] == []
+    assert len(files) == len(set(files)) > 30
+
+
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda page: page.name)
+def test_files_and_modules_that_a_page_names_exist(page):
+    """Names in capitals stand for files of the reader's own: configs/NAME.py."""
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"\b(?:[\w/]*/)?[a-z0-9_]+\.py\b", text)
+    modules = re.findall(r"python -m ((?:gaternet_jax|benchmarks|tests|docs)(?:\.[a-z_]+)+)\b(?!\.)", text)
+    named += [module.replace(".", "/") + ".py" for module in modules]
+    files = [file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py")]
+    there = [f"/{file.relative_to(ROOT)}".replace("/__main__.py", ".py") for file in files]
+    assert [name for name in named if not any(file.endswith(f"/{name}") for file in there)] == []
+
+
+def test_links_lead_somewhere():
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    broken = [
+        f"{page.relative_to(ROOT)}: {target}"
+        for page in pages
+        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+        if not (page.parent / target).exists()
+    ]
+    assert broken == []
