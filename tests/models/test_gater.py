@@ -1,0 +1,43 @@
+"""A gater over an extractor that is no backbone of this package."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import gaternet_jax as gx
+
+
+class Extractor(nnx.Module):
+    num_features = 2
+
+    def features(self, images, key=None):
+        noise = 0.0 if key is None else jax.random.normal(key, (images.shape[0], 2))
+        return images.mean((1, 2)) + noise
+
+
+@pytest.fixture
+def gater():
+    return gx.Gater(Extractor(), 5, bottleneck=3, initial_bias=3.0, rngs=nnx.Rngs(0))
+
+
+def test_scores_are_those_of_two_layers(gater):
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6, 6, 2)), jnp.float32)
+    head = {".".join(map(str, path)): np.asarray(value) for path, value in nnx.to_flat_state(nnx.state(gater.head))}
+    hidden = np.maximum(images.mean((1, 2)) @ head["bottleneck.kernel"] + head["bottleneck.bias"][None], 0)
+    assert head["bottleneck.kernel"].shape == (2, 3) and (head["scores.bias"] == 3).all()
+    np.testing.assert_allclose(gater(images), hidden @ head["scores.kernel"] + 3, rtol=1e-5)
+
+
+def test_a_key_reaches_the_extractor(gater):
+    images = jnp.ones((1, 4, 4, 2))
+    assert not np.array_equal(gater(images, jax.random.key(0)), gater(images, jax.random.key(1)))
+    np.testing.assert_array_equal(gater(images), gater(images))
+
+
+def test_gradients_reach_the_extractor_through_gates(gater):
+    def openness(images):
+        return gx.losses.gate_l1(gx.sem_hash(gater(images), jax.random.key(0)))
+
+    assert np.isfinite(gradient := jax.grad(openness)(jnp.ones((2, 4, 4, 2)))).all() and gradient.shape == (2, 4, 4, 2)
