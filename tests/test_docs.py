@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 
 import gaternet_jax as gx
 from docs import make_api
@@ -61,9 +62,27 @@ def python_blocks(path):
         yield text[: match.start()].count("\n") + 2, match[1]
 
 
-def test_the_guide_runs_in_a_thread(tmp_path, monkeypatch, capsys):
+def test_the_readme_runs(runs, monkeypatch, capsys):
+    """With a run, pictures and a network in the place of the reader's."""
+    monkeypatch.chdir(runs)
+    save_random_model(runs / "runs" / "cifar10-resnet56")
+    for name in ("cat.png", "dog.jpg"):
+        Image.fromarray(np.zeros((20, 30), np.uint8)).save(name)
+    x, gates, params = jnp.ones((1, 4, 4, 3)), jnp.ones((1, 64)), jnp.ones((3, 48))
+    names = {"nnx": nnx, "x": x, "images": x, "gates": gates, "params": params, "bn": lambda maps: maps}
+    names |= {
+        "conv": lambda x: x @ params,
+        "network": lambda params, x, gates: gx.gate(x @ params, gates[:, :48], "block1"),
+    }
+    for line, block in python_blocks(ROOT / "README.md"):
+        exec(compile("\n" * (line - 1) + block, "README.md", "exec"), names | {"__name__": "readme"})
+    assert "gate block1: skips outputs" in capsys.readouterr().out
+
+
+def test_the_guide_runs_in_a_thread(tmp_path, monkeypatch, capsys, use_devices):
     """In a thread that is not the main one, as some notebooks have it, where Python refuses handlers of signals."""
     monkeypatch.chdir(tmp_path)
+    use_devices(1)
     path, errors = ROOT / "docs" / "guide.md", []
 
     def run():
