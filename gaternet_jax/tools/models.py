@@ -26,8 +26,8 @@ def main(argv: list[str] | None = None) -> None:
     os.environ.setdefault("FLAX_PYTREE_MODULE", "0")
     from tqdm import tqdm
 
+    from gaternet_jax.model_table import HEADER, describe
     from gaternet_jax.models.registry import known_backbones
-    from gaternet_jax.models.table import HEADER, describe
     from gaternet_jax.variants import BASELINES, PLACEMENTS
 
     every = ("plain", *PLACEMENTS, *(name for name in BASELINES if name != "plain"))
