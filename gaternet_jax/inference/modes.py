@@ -56,7 +56,8 @@ class Modes:
 
     def dynamic(self, gates: np.ndarray) -> Mode:
         """See dynamic.py; its profiles have room for gates like these, [N, G]."""
-        return self._routed(Dynamic(self.network, gates, self.batching, self._seconds if self._tune else None))
+        made = Dynamic(self.network, gates, self.batching, self._seconds if self._tune else None)
+        return self._routed(made) if made.profiles else self.whole()  # one program is quicker than two
 
     def gates(self, images: Array, count: int) -> list[Array]:
         """Gates and gate scores, [count, G] each."""

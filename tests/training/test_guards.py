@@ -60,6 +60,7 @@ def test_large_learning_rate_ends_the_run_or_skips_some_steps(tmp_path, use_devi
         train(digits_config(**wild, **{"train.on_nonfinite": "skip", "train.max_skipped_steps": 3}), tmp_path / "skip")
 
 
+@pytest.mark.slow
 def test_finite_run_is_the_same_whether_steps_may_be_skipped(tmp_path, use_devices):
     use_devices(1)
     runs = [digits_config(**{"train.on_nonfinite": choice}) for choice in ("stop", "skip")]

@@ -97,7 +97,7 @@ def test_load_model_and_evaluate_give_what_training_reported(finished):
         load_model(workdir, 7)
 
 
-@pytest.mark.parametrize("stops", [[22], [7, 13]], ids=str)
+@pytest.mark.parametrize("stops", [pytest.param([22], marks=pytest.mark.slow), [7, 13]], ids=str)
 def test_interrupted_run_ends_bit_for_bit_where_the_undisturbed_one_ends(finished, tmp_path, use_devices, stops):
     workdir, metrics = finished
     use_devices(2)
@@ -209,6 +209,7 @@ def test_a_run_starts_from_another_which_it_needs_only_once(tmp_path, use_device
     assert "starts from" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_asking_for_half_of_the_macs_ends_near_half(tmp_path, use_devices):
     use_devices(1)
     fields = {"train.epochs": 8.0, "loss.gate": "macs", "loss.gate_target": 0.5, "loss.gate_weight": 10.0}
