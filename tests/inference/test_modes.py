@@ -161,3 +161,14 @@ def test_each_image_runs_by_the_narrowest_profile_with_room(monkeypatch):
     together = Dynamic(Narrow(), gates[:3], Batching(8))
     assert [(engine, rows.tolist()) for engine, rows in together(gates[:3])] == [((4, 4), [0, 1, 2])]
     assert [(engine, rows.tolist()) for engine, rows in together(gates)] == [("whole", [0, 1, 2, 3])]
+
+
+def test_dynamic_mode_is_one_program_where_no_profile_is_quicker(model, monkeypatch):
+    """Gater and backbone one after the other would only cost time then."""
+    ways = Predictor(model, "dense", batch_sizes=(1,), tune=False, engine="xla").modes(SIZE, 1)
+    gates = np.ones((2, sum(site.size for site in model.gate_sites)), np.float32)
+    asked = []
+    monkeypatch.setattr(ways, "gates", lambda *images: asked.append("gates"))
+    outputs = ways.dynamic(gates)(images_of([0]), 1)  # all gates are open: there is nothing for a profile to save
+    np.testing.assert_allclose(outputs.logits, model(jnp.asarray(images_of([0]))).logits, atol=1e-4)
+    assert not asked
