@@ -178,9 +178,11 @@ def export_stablehlo(model: GaterNet, config: Config, labels: list[str], path: s
         UserError: the file cannot be written, labels do not fit, or flatbuffers is not installed.
     """
     metadata = describe(model, config, labels)
-    program = jax.jit(inference_function(Network(model, config.data.image_size, "xla"), config.data))
+    images = images_spec(model, config.data)
+    network = Network(model, config.data.image_size, "xla", batch=images.shape[0])
+    program = jax.jit(inference_function(network, config.data))
     with _without_paths():
-        exported = jax.export.export(program, platforms=PLATFORMS)(images_spec(model, config.data))
+        exported = jax.export.export(program, platforms=PLATFORMS)(images)
     metadata["calling_convention"] = exported.calling_convention_version
     metadata["platforms"] = list(exported.platforms)
     readme = README_TEXT.format(

@@ -36,15 +36,18 @@ class Network:
         model: in evaluation mode; it is not changed, and must not change.
         image_size: pixels.
         engine: one of `engines.ENGINES`.
+        batch: how many images are traced; a symbolic size for a program of any number of them, which a network may
+            trace to other operations. None: what suits the engine.
     """
 
-    def __init__(self, model: GaterNet, image_size: int, engine: str):
+    def __init__(self, model: GaterNet, image_size: int, engine: str, batch: Any = None):
         self.model, self.engine = model, engine
         self._arrays = split_model(model)[1:]
         self._closed, self._opened = fixed_gates(model)
         self._functions = functions_of(model)
         self.program, self._by_rows = functools.cache(self._trace), functools.cache(self._compile)
-        batch = FEW if engine == "xla" else traced_batch()
+        if batch is None:
+            batch = FEW if engine == "xla" else traced_batch()
         images = jax.ShapeDtypeStruct((batch, image_size, image_size, model.backbone.channels), jnp.float32)
         self._shapes = {"images": images, "gates": jax.ShapeDtypeStruct((batch, len(self._closed)), jnp.float32)}
 

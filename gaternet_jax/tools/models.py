@@ -9,8 +9,11 @@ with all gates open and with half of each layer's gates open.
 """
 
 import argparse
+import contextlib
+import gc
 import os
 import sys
+from collections.abc import Iterator
 
 from gaternet_jax.command_line import command_line
 from gaternet_jax.paths import expand_arguments
@@ -33,13 +36,28 @@ def main(argv: list[str] | None = None) -> None:
     every = ("plain", *PLACEMENTS, *(name for name in BASELINES if name != "plain"))
     variants = arguments.variants.split(",") if arguments.variants else every
     names = arguments.models.split(",") if arguments.models else known_backbones()
-    rows = [
-        row for name in tqdm(names, "Counting", disable=not sys.stderr.isatty()) for row in describe(name, variants)
-    ]
+    names = tqdm(names, "Counting", disable=not sys.stderr.isatty())
+    with without_collector():
+        rows = [row for name in names for row in describe(name, variants)]
     widths = [max(len(row[i]) for row in [HEADER, *rows]) for i in range(len(HEADER))]
     for row in (HEADER, tuple("-" * width for width in widths), *rows):
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         print("| " + " | ".join(cells) + " |")
+
+
+@contextlib.contextmanager
+def without_collector() -> Iterator[None]:
+    """Runs something short without the garbage collector, which looks through millions of live objects in vain.
+
+    A quarter of the time of this command.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ KINDS = {
     "local": {"gating": "all", "gater.scope": "local", "se_ratio": 2},
     "plain": {"gating": "none"},
     "large images": {"backbone": "resnet18", "gating": "all", "width": 4},
+    "strided": {"backbone": "shake26_2x2d", "gating": "last", "width": 0},  # JAX gathers slices of a symbolic batch
 }
 
 
@@ -72,7 +73,7 @@ def artifact_path(tmp_path):
     return path
 
 
-@pytest.mark.parametrize(("kind", "batches"), [("compacted", (3, 1)), ("local", (3,)), ("plain", (3,))])
+@pytest.mark.parametrize(("kind", "batches"), [("compacted", (3, 1)), ("local", (3,)), ("strided", (3,))])
 def test_artifact_computes_what_the_model_computes_for_any_batch(kind, batches, tmp_path):
     pytest.importorskip("flatbuffers")
     model, config = make(kind)
@@ -88,8 +89,7 @@ def test_artifact_computes_what_the_model_computes_for_any_batch(kind, batches, 
             "gates": "float32",
         }
         assert_same(outputs, {name: values[:batch] for name, values in expected.items()})
-    if kind != "plain":
-        assert 0 < expected["gates"].mean() < 1
+    assert 0 < expected["gates"].mean() < 1
     assert artifact.labels == LABELS
     assert artifact.metadata["platforms"] == ["cpu", "cuda", "tpu"]
     assert artifact.metadata["preprocessing"]["mean"] == list(config.data.mean)
@@ -204,7 +204,7 @@ def test_labels_must_be_those_of_the_classes(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "strided"])
 def test_onnx_runtime_computes_what_the_model_computes(kind, tmp_path):
     model, config = make(kind)
     path = tmp_path / "model.onnx"
