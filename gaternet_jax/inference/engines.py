@@ -72,14 +72,17 @@ class XLA:
     Args:
         run: as of `by_rows`; engines that share it share its programs.
         prepared: its first argument.
+
+    Attributes:
+        run, prepared: as given.
     """
 
     def __init__(self, run: Function, prepared: Any):
-        self._run, self._prepared = run, prepared
+        self.run, self.prepared = run, prepared
 
     def __call__(self, rows: np.ndarray, *arrays: Array) -> Sequence[Array]:
         images, *others = arrays
-        return self._run(self._prepared, rows, images, *(array[rows] for array in others))
+        return self.run(self.prepared, rows, images, *(array[rows] for array in others))
 
 
 def by_rows(function: Function) -> Function:
