@@ -6,8 +6,8 @@
 Models are variants of configs/imagenet.py, in bfloat16, or CARD:VARIANT. Of CIFAR the program is that of a whole
 dispatch: a loop of 50 steps over images on the chips; XLA counts the FLOPs of one of them.
 
-Needs libtpu (`pip install -e '.[tpu]'`), 10 GB of memory and two to seven minutes a program (two cores). Ends with exit code 1
-if a program does not fit a chip's memory, or if devices exchange anything but sums: of gradients, of BatchNorm's
+Needs libtpu (`pip install -e '.[tpu]'`), 10 GB of memory and two to seven minutes a program (two cores). Ends with exit
+code 1 if a program does not fit a chip's memory, or if devices exchange anything but sums: of gradients, of BatchNorm's
 statistics and their gradients, of metrics.
 
 The bound on images/s is the longest of three times, as if nothing else took any: matrix units (XLA's FLOPs / peak),
