@@ -98,7 +98,7 @@ class Network:
 
     def _trace(self, kind: str) -> SkipClosed:
         shapes = self._shapes.values() if kind == "backbone" else [self._shapes["images"]]
-        return skip_closed(self._functions[kind], self._arrays, *shapes, whole_sums=self.engine != "xla")
+        return skip_closed(self._functions[kind], self._arrays, *shapes, whole_sums=True)
 
     def prepare(self, kind: str, keep: np.ndarray | None = None) -> Prepared:
         """What a program needs with some filters; see `backbone`."""
@@ -139,11 +139,11 @@ class Network:
 
     @functools.cached_property
     def _plain(self) -> SkipClosed:
-        return skip_closed(self._functions["backbone"], self._arrays, *self._few.values())
+        return skip_closed(self._functions["backbone"], self._arrays, *self._few.values(), whole_sums=True)
 
     @functools.cached_property
     def _of_folded(self) -> SkipClosed:
-        return skip_closed(self._plain.__call__, self._folded, *self._few.values())
+        return skip_closed(self._plain.__call__, self._folded, *self._few.values(), whole_sums=True)
 
     @property
     def _few(self) -> dict[str, jax.ShapeDtypeStruct]:
