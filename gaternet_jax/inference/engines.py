@@ -107,6 +107,9 @@ class OnnxRuntime:
         onnxruntime.disable_telemetry_events()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
+        # Threads wait busily for the next operation, but not for the next call: that would take the cores from the
+        # session that runs next, as the backbone's after the gater's.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self._session = onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # it has its own for each reason

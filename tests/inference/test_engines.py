@@ -10,6 +10,7 @@ from gaternet_jax.errors import UserError
 from gaternet_jax.inference import batching, engines
 from gaternet_jax.inference.batching import candidates, choose_batching, memory_path, usual_batching
 from gaternet_jax.inference.engines import Batching, Runner, choose_engine, few_sizes
+from gaternet_jax.inference.onnx_writer import write_onnx
 
 
 def test_onnx_runtime_on_cpus_where_it_is_installed(monkeypatch):
@@ -21,6 +22,15 @@ def test_onnx_runtime_on_cpus_where_it_is_installed(monkeypatch):
     assert choose_engine("auto") == "xla"
     with pytest.raises(UserError, match="engine 'onnxruntime' needs onnx and onnxruntime: pip install"):
         choose_engine("onnxruntime")
+
+
+def test_an_idle_session_leaves_the_cores_to_others():
+    def double(images):
+        return [images * 2]
+
+    run = engines.OnnxRuntime(write_onnx(double, {"images": jax.ShapeDtypeStruct((1, 2), "float32")}, ["out"]), 2)
+    np.testing.assert_array_equal(run(np.array([1]), np.array([[1, 2], [3, 4]], np.float32))[0], [[6, 8]])
+    assert run._session.get_session_options().get_session_config_entry("session.force_spinning_stop") == "1"
 
 
 @pytest.mark.parametrize(("backend", "cores"), [("cpu", 2), ("cpu", 64), ("gpu", 16)])
