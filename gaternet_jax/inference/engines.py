@@ -144,7 +144,10 @@ class Runner:
             jobs: engines, and the rows that each is to compute; together all rows from 0 on, each once.
             arrays: of the batch.
         """
-        tasks = [(engine, part) for engine, rows in jobs for part in self._cut(rows)]
+        size = self.batching.microbatch
+        if not self._sizes:  # as many for each thread
+            size = min(size, -(-sum(len(rows) for _, rows in jobs) // self.batching.at_once))
+        tasks = [(engine, rows[i : i + size]) for engine, rows in jobs for i in range(0, len(rows), size)]
         if self._threads is not None and len(tasks) > 1:
             found = list(self._threads.map(lambda task: self._compute(*task, *arrays), tasks))
         else:
@@ -152,12 +155,6 @@ class Runner:
         order = np.argsort(np.concatenate([rows for _, rows in tasks]), kind="stable")
         joined = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return [array if len(tasks) == 1 else array[order] for array in joined]
-
-    def _cut(self, rows: np.ndarray) -> list[np.ndarray]:
-        size = self.batching.microbatch
-        if not self._sizes:  # as many for each thread
-            size = min(size, -(-len(rows) // self.batching.at_once))
-        return [rows[start : start + size] for start in range(0, len(rows), size)]
 
     def _compute(self, engine: Engine, rows: np.ndarray, *arrays: Array) -> list[np.ndarray]:
         padded = np.resize(rows, next((size for size in self._sizes if size >= len(rows)), len(rows)))

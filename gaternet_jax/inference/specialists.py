@@ -50,8 +50,9 @@ def assign(gates: Any, keep: np.ndarray) -> np.ndarray:
     Returns:
         int [N].
     """
-    misses = (gates > 0).astype(np.float32) @ (~keep).T.astype(np.float32)  # [N, specialists]
-    covers = np.concatenate([misses == 0, np.ones((len(gates), 1), bool)], axis=1)
+    # Of bools: after a product of floats the threads of NumPy's BLAS wait busily, and ONNX Runtime lacks the cores.
+    misses = (np.asarray(gates) > 0) @ ~keep.T  # [N, specialists]
+    covers = np.concatenate([~misses, np.ones((len(gates), 1), bool)], axis=1)
     return covers.argmax(1)
 
 
