@@ -22,7 +22,7 @@ from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.inference.calibration import read_split, run_model
 from gaternet_jax.inference.predictor import Predictor
 from gaternet_jax.models.gaternet import GaterNet
-from gaternet_jax.models.macs import MacCounter
+from gaternet_jax.models.mac_counter import MacCounter
 from gaternet_jax.training.checkpoint import load_model
 from gaternet_jax.workdir import load_config
 

@@ -28,7 +28,7 @@ from gaternet_jax.inference.predictor import Predictor
 from gaternet_jax.models.build import build_model
 from gaternet_jax.models.functional import merge_model, split_model
 from gaternet_jax.models.gaternet import GaterNet
-from gaternet_jax.models.macs import MacCounter
+from gaternet_jax.models.mac_counter import MacCounter
 
 CLASSES = 10  # patterns of gates for specialists
 SETTLE = 0.05  # seconds until the threads of another framework sleep

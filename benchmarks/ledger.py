@@ -23,7 +23,7 @@ from gaternet_jax.config import MAY_CHANGE, RunConfig, default, identify
 from gaternet_jax.errors import NonFiniteError, UserError
 from gaternet_jax.files import write_file
 from gaternet_jax.models.build import abstract_model, count_parameters
-from gaternet_jax.models.macs import MacCounter
+from gaternet_jax.models.mac_counter import MacCounter
 from gaternet_jax.training.loop import train
 from gaternet_jax.training.processes import is_primary
 from gaternet_jax.training.starts import load_starts

@@ -15,8 +15,8 @@ from torch import nn
 from gaternet_jax.gating.semhash import SHIFT, STRETCH, THRESHOLD
 from gaternet_jax.models.blocks import ResidualBlock
 from gaternet_jax.models.gaternet import GaterNet
-from gaternet_jax.models.layers import BatchNorm, Conv, Linear
 from gaternet_jax.models.resnet import ResNet
+from gaternet_jax.nn.layers import BatchNorm, Conv, Linear
 
 
 def _tensor(variable: Any) -> torch.Tensor:

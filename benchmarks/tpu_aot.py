@@ -39,8 +39,8 @@ from gaternet_jax.errors import UserError
 from gaternet_jax.gating.program import shaped
 from gaternet_jax.models.build import abstract_model
 from gaternet_jax.models.gaternet import GaterNet
-from gaternet_jax.models.layers import BatchNorm, Conv
-from gaternet_jax.models.macs import MacCounter
+from gaternet_jax.models.mac_counter import MacCounter
+from gaternet_jax.nn.layers import BatchNorm, Conv
 from gaternet_jax.progress import progress_bar
 from gaternet_jax.training.dispatch import StepLoop
 from gaternet_jax.training.mesh import make_mesh

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gaternet_jax.errors import UserError
     from gaternet_jax.gating import count_macs, find_sites, gate, losses, skip_closed
+    from gaternet_jax.gating.gater import Gater
     from gaternet_jax.gating.semhash import sem_hash
+    from gaternet_jax.gating.sites import GateSite
     from gaternet_jax.inference.onnx_writer import write_onnx as write_onnx
     from gaternet_jax.inference.predictor import Predictor
     from gaternet_jax.models.build import build_model
-    from gaternet_jax.models.gater import Gater
     from gaternet_jax.models.gaternet import GaterNet, Outputs
-    from gaternet_jax.models.gates import GateSite
     from gaternet_jax.models.presets import create_model, list_models
     from gaternet_jax.run import Run, load_run
     from gaternet_jax.training.checkpoint import load_model
@@ -43,8 +43,8 @@ __all__ = [  # without write_onnx, which needs the package onnx
 ]
 
 _MODULES = {
-    "GateSite": "gaternet_jax.models.gates",
-    "Gater": "gaternet_jax.models.gater",
+    "GateSite": "gaternet_jax.gating.sites",
+    "Gater": "gaternet_jax.gating.gater",
     "GaterNet": "gaternet_jax.models.gaternet",
     "Outputs": "gaternet_jax.models.gaternet",
     "Predictor": "gaternet_jax.inference.predictor",

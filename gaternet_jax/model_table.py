@@ -6,7 +6,7 @@ from gaternet_jax.config import Config, default
 from gaternet_jax.models.build import abstract_model
 from gaternet_jax.models.functional import parameters_of
 from gaternet_jax.models.gaternet import GaterNet
-from gaternet_jax.models.macs import trace_macs
+from gaternet_jax.models.mac_counter import trace_macs
 from gaternet_jax.models.presets import DATASETS
 from gaternet_jax.models.registry import family_of, is_backbone
 from gaternet_jax.variants import PLACEMENTS, apply_variant

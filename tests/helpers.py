@@ -7,9 +7,9 @@ import numpy as np
 from gaternet_jax.analysis.observe import Observations
 from gaternet_jax.config import default
 from gaternet_jax.configs.digits import get_config
+from gaternet_jax.gating.sites import GateTable
 from gaternet_jax.models.build import abstract_model
 from gaternet_jax.models.functional import merge_model, split_model
-from gaternet_jax.models.gates import GateTable
 from gaternet_jax.training.checkpoint import Checkpoints
 from gaternet_jax.workdir import save_config
 

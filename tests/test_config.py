@@ -8,9 +8,9 @@ from gaternet_jax.configs import cifar10, cifar100, digits, folder, imagenet
 from gaternet_jax.errors import UserError
 from gaternet_jax.fields import Field, describe
 from gaternet_jax.models.build import abstract_model, count_parameters
-from gaternet_jax.models.macs import MacCounter
+from gaternet_jax.models.mac_counter import MacCounter
 from gaternet_jax.models.registry import known_backbones
-from gaternet_jax.training.losses import check_macs_target
+from gaternet_jax.training.objective import check_macs_target
 from gaternet_jax.variants import recipe_of
 from gaternet_jax.workdir import check_workdir, load_config, load_labels, save_config
 

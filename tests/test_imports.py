@@ -1,6 +1,8 @@
-"""Data flow one way: what each package of this one may import."""
+"""Data flow one way: what each package of this one may import; and one name, one file."""
 
 import ast
+import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ BASE = ("errors", "files", "paths", "progress", "signals", "fields", "config", "
 # Each imports from itself and from those before it.
 ORDER = (
     "base",
+    "nn",
     "gating",
     "models",
     "variants",
@@ -62,13 +65,18 @@ def test_nothing_imports_what_comes_later(part):
 
 
 def test_gating_depends_on_jax_and_flax_only():
-    outside = {
-        module
-        for path in files("gating")
-        for module in imports(path)
-        if module.startswith("gaternet_jax.") and part_of(module) != "gating"
-    }
-    assert outside == set()
+    """The layers of nn/ do, too; errors.py imports nothing."""
+    own, known = {"gating", "nn"}, {"jax", "flax", "numpy", *sys.stdlib_module_names}
+    needs = {module for part in own for path in files(part) for module in imports(path)}
+    ours = {module for module in needs if module.startswith("gaternet_jax.") and part_of(module) not in own}
+    assert {module.partition(".")[0] for module in needs} - known == {"gaternet_jax"}
+    assert ours == {"gaternet_jax.errors"}
+    assert imports(ROOT / "errors.py") == set()
+
+
+def test_no_two_files_share_a_name():
+    names = Counter(path.name for path in files("") if path.name != "__init__.py")
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_preparing_datasets_needs_no_jax():

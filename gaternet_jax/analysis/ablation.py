@@ -13,10 +13,10 @@ import numpy as np
 from gaternet_jax.analysis.observe import Observations
 from gaternet_jax.config import RunConfig
 from gaternet_jax.data.preprocess import normalize
+from gaternet_jax.gating.local import LocalPass
+from gaternet_jax.gating.sites import GateSite
 from gaternet_jax.models.functional import Tree, merge_model, split_model
 from gaternet_jax.models.gaternet import GaterNet
-from gaternet_jax.models.gates import GateSite
-from gaternet_jax.models.local import LocalPass
 from gaternet_jax.progress import progress_bar
 
 BATCH_SIZE = 100  # images; activations of one batch and one filter are in memory at a time

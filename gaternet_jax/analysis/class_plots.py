@@ -18,7 +18,7 @@ from gaternet_jax.analysis.plot import (
     name_units,
 )
 from gaternet_jax.analysis.statistics import INPUT_DEPENDENT
-from gaternet_jax.models.gates import group_gates
+from gaternet_jax.gating.sites import group_gates
 
 CLASS_COLOURS = (  # Tol's "muted", for any kind of colour vision
     *("#332288", "#88ccee", "#117733", "#ddcc77", "#cc6677", "#44aa99", "#aa4499", "#999933", "#882255"),

@@ -18,7 +18,7 @@ from gaternet_jax.analysis.plot import (
     name_units,
 )
 from gaternet_jax.analysis.statistics import ALMOST, KIND_NAMES
-from gaternet_jax.models.gates import group_gates
+from gaternet_jax.gating.sites import group_gates
 
 
 def _draw_kinds(column: Any, subject: Subject) -> list[Any]:

@@ -10,14 +10,14 @@ import cv2
 import jax
 import numpy as np
 
-from gaternet_jax.analysis.images import Source, split_source
+from gaternet_jax.analysis.image_source import Source, split_source
 from gaternet_jax.config import RunConfig, validate
 from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.errors import UserError
+from gaternet_jax.gating.sites import GateSite, GateTable
 from gaternet_jax.models.functional import Tree, merge_model, split_model
 from gaternet_jax.models.gaternet import GaterNet
-from gaternet_jax.models.gates import GateSite, GateTable
-from gaternet_jax.models.macs import MacCounter
+from gaternet_jax.models.mac_counter import MacCounter
 from gaternet_jax.progress import progress_bar
 from gaternet_jax.training.checkpoint import load_model
 from gaternet_jax.training.mesh import make_mesh, replicate, split_by_batch

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gaternet_jax.analysis.observe import Observations
-from gaternet_jax.models.gates import GateSite, group_gates
+from gaternet_jax.gating.sites import GateSite, group_gates
 
 ALWAYS_OFF, INPUT_DEPENDENT, ALWAYS_ON = range(3)
 KIND_NAMES = ("always off", "input-dependent", "always on")

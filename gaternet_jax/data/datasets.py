@@ -172,7 +172,7 @@ def prepared_versions(folder: Path) -> list[Path]:
 
 
 def _prepare_digits(root: Path) -> Path:
-    from gaternet_jax.data.prepare.digits import Digits
+    from gaternet_jax.data.prepare.digit_images import Digits
 
     try:
         (root / "digits").mkdir(parents=True, exist_ok=True)

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
+from gaternet_jax.gating.sites import GateSite
 from gaternet_jax.inference.engines import Batching, Engine, Jobs
 from gaternet_jax.inference.network import Network
 from gaternet_jax.inference.selection import count_per_site, round_up
-from gaternet_jax.models.gates import GateSite
 
 TIERS = (0.5, 1.0)  # of the images, those that open the fewest filters; each tier has a profile
 WORTH = 0.9  # of the whole network's multiply-accumulates, at most, for a profile

@@ -1,4 +1,4 @@
-"""ONNX: the same inputs and outputs as the StableHLO artefact (export.py), written directly (onnx_writer.py)."""
+"""ONNX: the same inputs and outputs as the StableHLO artefact (artifact.py), written directly (onnx_writer.py)."""
 
 import json
 from collections.abc import Iterator
@@ -12,8 +12,8 @@ from flax import nnx
 
 from gaternet_jax.config import Config
 from gaternet_jax.errors import UserError
+from gaternet_jax.inference.artifact import describe, inference_function, write_whole
 from gaternet_jax.inference.engines import OnnxRuntime, choose_engine
-from gaternet_jax.inference.export import describe, inference_function, write_whole
 from gaternet_jax.inference.network import Network
 from gaternet_jax.models.gaternet import GaterNet
 

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from gaternet_jax.gating.local import LocalHead
 from gaternet_jax.gating.semhash import binary_gates
 from gaternet_jax.models.gaternet import GaterNet
-from gaternet_jax.models.local import LocalHead
 
 FIXED_SCORE = 100.0  # of a gate that is fixed open; minus that of one that is fixed closed
 

@@ -18,12 +18,12 @@ import numpy as np
 
 from gaternet_jax.gating import Prepared, SkipClosed, count_macs, skip_closed
 from gaternet_jax.gating.semhash import binary_gates
+from gaternet_jax.gating.sites import GateSite
 from gaternet_jax.inference.engines import XLA, Engine, Function, OnnxRuntime, by_rows
 from gaternet_jax.inference.fixed import fixed_gates
 from gaternet_jax.inference.selection import at_least_one, channels_of
 from gaternet_jax.models.functional import merge_model, split_model
 from gaternet_jax.models.gaternet import GaterNet, Outputs
-from gaternet_jax.models.gates import GateSite
 
 FEW = 2  # images that are traced where their number does not matter
 OUTPUTS = {"whole": ("logits", "gates", "gate_scores"), "gater": ("gates", "gate_scores"), "backbone": ("logits",)}

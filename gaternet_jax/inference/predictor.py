@@ -18,7 +18,7 @@ from gaternet_jax.data.inputs import to_array
 from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.errors import UserError
 from gaternet_jax.inference.calibration import read_split
-from gaternet_jax.inference.compact import check_gated, compact_model
+from gaternet_jax.inference.compaction import check_gated, compact_model
 from gaternet_jax.inference.engines import Array, choose_engine
 from gaternet_jax.inference.modes import Mode, Modes, median_seconds
 from gaternet_jax.inference.network import Network

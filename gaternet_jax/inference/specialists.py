@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from gaternet_jax.inference.compact import check_gates
+from gaternet_jax.gating.sites import GateSite
+from gaternet_jax.inference.compaction import check_gates
 from gaternet_jax.inference.engines import Jobs
 from gaternet_jax.inference.network import Network
 from gaternet_jax.inference.selection import count_per_site, fill, round_up
-from gaternet_jax.models.gates import GateSite
 
 GROUPS = (1, 2, 3, 4, 6, 8, 10, 12, 16)  # numbers of specialists that are tried
 RARE = (0.0, 0.01, 0.03, 0.1)  # a filter open for at most this fraction of its group is left out

@@ -7,7 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gaternet_jax.models.gates import Gates, GateSite
+from gaternet_jax.gating.sites import Gates, GateSite
+from gaternet_jax.nn.keys import initial
+from gaternet_jax.nn.layers import Conv
+
+HE_FAN_OUT = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")  # released code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,3 +79,19 @@ class Backbone(nnx.Module):
         if self.fc is None:
             raise ValueError("this backbone was built without an output layer (num_classes=None); use features()")
         return self.fc(self.features(images, gates, key))
+
+
+def conv(
+    in_channels: int,
+    out_channels: int,
+    kernel: int | tuple[int, int],
+    options: BackboneOptions,
+    *,
+    stride: int = 1,
+    valid: bool = False,
+) -> Conv:
+    """A convolution without bias, He-initialised by its fan-out (released code); `valid`: without padding."""
+    height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
+    padding = 0 if valid else height // 2 if height == width else (height // 2, width // 2)
+    weights = initial(options.rngs, HE_FAN_OUT, (height, width, in_channels, out_channels))
+    return Conv(weights, strides=stride, padding=padding, dtype=options.dtype)

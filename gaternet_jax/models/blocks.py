@@ -5,10 +5,10 @@ import math
 import jax
 from flax import nnx
 
-from gaternet_jax.models.backbone import BackboneOptions
-from gaternet_jax.models.gates import Gates, GateSite, GateTable, apply_gates
-from gaternet_jax.models.layers import BatchNorm, SqueezeExcitation, conv
-from gaternet_jax.models.local import LocalHead, LocalPass
+from gaternet_jax.gating.local import LocalHead, LocalPass
+from gaternet_jax.gating.sites import Gates, GateSite, GateTable, apply_gates
+from gaternet_jax.models.backbone import BackboneOptions, conv
+from gaternet_jax.nn.layers import BatchNorm, SqueezeExcitation
 
 
 class Shortcut(nnx.Module):

@@ -12,12 +12,12 @@ from ml_collections import ConfigDict
 
 from gaternet_jax.config import CHOICES, Config
 from gaternet_jax.errors import UserError
+from gaternet_jax.gating.gater import Gater
 from gaternet_jax.models.backbone import BackboneOptions
 from gaternet_jax.models.functional import parameters_of
-from gaternet_jax.models.gater import Gater
 from gaternet_jax.models.gaternet import GaterNet
-from gaternet_jax.models.keys import InitKeys, Keys, KeysWanted, ShapesOnly
 from gaternet_jax.models.registry import build_backbone
+from gaternet_jax.nn.keys import InitKeys, Keys, KeysWanted, ShapesOnly
 
 
 def build_model(config: Config, seed: int = 0) -> GaterNet:

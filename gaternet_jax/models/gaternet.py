@@ -13,14 +13,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gaternet_jax.errors import UserError
+from gaternet_jax.gating.gater import Gater
+from gaternet_jax.gating.local import LocalPass
 from gaternet_jax.gating.semhash import binary_gates, sampled_gates
+from gaternet_jax.gating.sites import GateSite
 from gaternet_jax.models.backbone import Backbone
-from gaternet_jax.models.gater import Gater
-from gaternet_jax.models.gates import GateSite
-from gaternet_jax.models.keys import InitKeys
-from gaternet_jax.models.layers import linear
-from gaternet_jax.models.local import LocalPass
-from gaternet_jax.models.streams import layer_keys
+from gaternet_jax.nn.keys import InitKeys
+from gaternet_jax.nn.layers import linear
+from gaternet_jax.nn.streams import layer_keys
 
 
 class Outputs(NamedTuple):

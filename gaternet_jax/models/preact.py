@@ -11,11 +11,11 @@ import jax
 from flax import nnx
 
 from gaternet_jax.errors import UserError
-from gaternet_jax.models.backbone import Backbone, BackboneOptions
+from gaternet_jax.gating.sites import Gates, GateTable, apply_gates
+from gaternet_jax.models.backbone import Backbone, BackboneOptions, conv
 from gaternet_jax.models.blocks import decide_locally, local_head
-from gaternet_jax.models.gates import Gates, GateTable, apply_gates
-from gaternet_jax.models.layers import BatchNorm, SqueezeExcitation, at_least_float32, conv, linear
 from gaternet_jax.models.registry import register
+from gaternet_jax.nn.layers import BatchNorm, SqueezeExcitation, at_least_float32, linear
 
 
 class PreActivationBlock(nnx.Module):

@@ -13,11 +13,11 @@ import jax
 from flax import nnx
 
 from gaternet_jax.errors import UserError
-from gaternet_jax.models.backbone import Backbone, BackboneOptions
+from gaternet_jax.gating.sites import Gates, GateTable
+from gaternet_jax.models.backbone import Backbone, BackboneOptions, conv
 from gaternet_jax.models.blocks import ResidualBlock, basic, bottleneck
-from gaternet_jax.models.gates import Gates, GateTable
-from gaternet_jax.models.layers import BatchNorm, at_least_float32, conv, linear
 from gaternet_jax.models.registry import known_backbones, register
+from gaternet_jax.nn.layers import BatchNorm, at_least_float32, linear
 
 BlockPlan = Callable[[int, int], list[tuple[int, int, int]]]  # (width, stride) -> plan of a ResidualBlock
 

@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--sample", type=positive, default=500, help="images they are forced for (default: 500)")
     arguments = parser.parse_args(expand_arguments(argv))
     try:
-        from gaternet_jax.analysis.run import Options, analyze
+        from gaternet_jax.analysis.pipeline import Options, analyze
     except ModuleNotFoundError as error:
         raise not_installed("tools.analyze", str(error.name), "analysis") from None
     options = Options(

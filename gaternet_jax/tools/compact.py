@@ -34,7 +34,7 @@ def compact(workdir: Path, out: Path, *, images: int, held_out: int, data_dir: s
         UserError: a model without gates, no data, or `out` is not empty.
     """
     from gaternet_jax.inference.calibration import read_split, run_model
-    from gaternet_jax.inference.compact import (
+    from gaternet_jax.inference.compaction import (
         check_gated,
         compact_model,
         departures,

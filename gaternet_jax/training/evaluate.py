@@ -16,7 +16,7 @@ from gaternet_jax.data.splits import open_run_split
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.functional import Tree, split_model
 from gaternet_jax.models.gaternet import GaterNet
-from gaternet_jax.models.macs import MacCounter
+from gaternet_jax.models.mac_counter import MacCounter
 from gaternet_jax.signals import Interrupted
 from gaternet_jax.training import checkpoint
 from gaternet_jax.training.mesh import (

@@ -12,8 +12,8 @@ from gaternet_jax.training.dispatch import StepLoop
 from gaternet_jax.training.evaluate import Evaluator, describe
 from gaternet_jax.training.gate_summary import GateSummary
 from gaternet_jax.training.metrics import LoopClock, MetricWriter, TrainMetrics
-from gaternet_jax.training.plan import Plan
 from gaternet_jax.training.profiling import Profiler
+from gaternet_jax.training.run_plan import Plan
 from gaternet_jax.training.starts import StartRecord
 from gaternet_jax.training.state import TrainState
 from gaternet_jax.training.step import Batch

@@ -21,14 +21,13 @@ from gaternet_jax.errors import NonFiniteError, UserError
 from gaternet_jax.models.build import build_model, count_parameters
 from gaternet_jax.models.functional import split_model
 from gaternet_jax.models.gaternet import GaterNet
-from gaternet_jax.models.macs import MacCounter
+from gaternet_jax.models.mac_counter import MacCounter
 from gaternet_jax.progress import progress_bar
 from gaternet_jax.signals import interruptible
 from gaternet_jax.training.checkpoint import Checkpoints
 from gaternet_jax.training.dispatch import StepLoop, choose_steps_per_call, stack_batches
 from gaternet_jax.training.evaluate import Evaluator
 from gaternet_jax.training.gate_summary import GateSummary
-from gaternet_jax.training.losses import make_gate_loss
 from gaternet_jax.training.mesh import (
     debugs_nans,
     device_memory,
@@ -40,11 +39,12 @@ from gaternet_jax.training.mesh import (
     to_devices,
 )
 from gaternet_jax.training.metrics import LoopClock, MetricWriter, TrainMetrics
+from gaternet_jax.training.objective import make_gate_loss
 from gaternet_jax.training.optimizer import describe_change, learning_rate_schedule, make_optimizer
-from gaternet_jax.training.plan import make_plan
 from gaternet_jax.training.pretrained import freeze_gater, initialize
 from gaternet_jax.training.processes import is_primary, primary_first, wait_for_all
 from gaternet_jax.training.profiling import Profiler
+from gaternet_jax.training.run_plan import make_plan
 from gaternet_jax.training.session import Session, log_training
 from gaternet_jax.training.starts import StartRecord
 from gaternet_jax.training.state import TrainState, init_state

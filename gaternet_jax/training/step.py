@@ -14,10 +14,10 @@ from jax.sharding import Mesh
 from gaternet_jax.config import Config
 from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.models.functional import Tree, merge_model, split_model
-from gaternet_jax.models.macs import MacCounter
+from gaternet_jax.models.mac_counter import MacCounter
 from gaternet_jax.training.augment import augment
-from gaternet_jax.training.losses import GateLoss, cross_entropy, is_class
 from gaternet_jax.training.mesh import debugs_nans, replicated, split_by_batch
+from gaternet_jax.training.objective import GateLoss, cross_entropy, is_class
 from gaternet_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]

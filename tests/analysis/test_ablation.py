@@ -6,9 +6,9 @@ import pytest
 from gaternet_jax.analysis.ablation import ablate
 from gaternet_jax.analysis.observe import Observations
 from gaternet_jax.data.preprocess import normalize
+from gaternet_jax.gating.local import LocalPass
 from gaternet_jax.models.build import build_model
 from gaternet_jax.models.functional import merge_model, split_model
-from gaternet_jax.models.local import LocalPass
 from tests.helpers import digits_config
 
 

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from gaternet_jax.analysis import observe as module
-from gaternet_jax.analysis.images import folder_source, split_source
+from gaternet_jax.analysis.image_source import folder_source, split_source
 from gaternet_jax.analysis.observe import (
     load_gated,
     load_observations,
@@ -16,7 +16,7 @@ from gaternet_jax.analysis.observe import (
 from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.functional import merge_model, split_model
-from gaternet_jax.models.macs import MacCounter
+from gaternet_jax.models.mac_counter import MacCounter
 from gaternet_jax.training.checkpoint import load_model
 from tests.helpers import random_observations, save_random_model
 

@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import mutual_info_score
 
 from gaternet_jax.analysis.statistics import class_overlap, compute_statistics, save_statistics, to_json
-from gaternet_jax.models.gates import group_gates
+from gaternet_jax.gating.sites import group_gates
 from tests.helpers import random_observations
 
 SEEDS = range(5)

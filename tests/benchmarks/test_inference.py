@@ -9,7 +9,7 @@ from benchmarks import inference as module
 from benchmarks.accuracy_time import mean_macs
 from benchmarks.inference import masked, medians, open_only, pattern
 from gaternet_jax.models.build import build_model
-from gaternet_jax.models.macs import MacCounter
+from gaternet_jax.models.mac_counter import MacCounter
 from tests.helpers import model_config, random_model
 
 

@@ -17,7 +17,7 @@ from benchmarks.hlo import Array, find_collectives, hbm_traffic
 from gaternet_jax.config import default
 from gaternet_jax.models.build import abstract_model
 from gaternet_jax.models.functional import split_model
-from gaternet_jax.models.macs import MacCounter
+from gaternet_jax.models.mac_counter import MacCounter
 from tests.helpers import model_config
 
 COMBINED = """

@@ -9,7 +9,7 @@ from gaternet_jax.data.batches import BatchShard
 from gaternet_jax.data.datasets import find_dataset, find_run_dataset
 from gaternet_jax.data.splits import open_split
 from gaternet_jax.errors import UserError
-from gaternet_jax.training.losses import cross_entropy
+from gaternet_jax.training.objective import cross_entropy
 from tests.image_folders import make_dataset
 
 PIPELINES = pytest.mark.parametrize("pipeline", ["stream", "memory"])

@@ -11,7 +11,7 @@ from gaternet_jax.errors import UserError
 from gaternet_jax.gating import Site
 from gaternet_jax.inference import Predictor
 from gaternet_jax.inference.calibration import run_model
-from gaternet_jax.inference.compact import compact_model, departures
+from gaternet_jax.inference.compaction import compact_model, departures
 from gaternet_jax.inference.dynamic import Dynamic, plan_profiles
 from gaternet_jax.inference.engines import Batching
 from tests.helpers import model_config, random_model

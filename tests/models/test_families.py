@@ -7,11 +7,11 @@ import pytest
 from flax import nnx
 
 from gaternet_jax import build_model
-from gaternet_jax.models.gates import GateSite
-from gaternet_jax.models.local import LocalHead, LocalPass
+from gaternet_jax.gating.local import LocalHead, LocalPass
+from gaternet_jax.gating.sites import GateSite
 from gaternet_jax.models.shake_shake import shake
 from tests.helpers import model_config
-from tests.models.test_macs import SMALL, image_size
+from tests.models.test_mac_counter import SMALL, image_size
 
 FAMILIES = list(SMALL)
 

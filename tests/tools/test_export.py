@@ -4,7 +4,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from gaternet_jax.inference.export import load_artifact
+from gaternet_jax.inference.artifact import load_artifact
 from gaternet_jax.tools import export
 from tests.helpers import prefer_two, save_random_model
 

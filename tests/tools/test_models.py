@@ -3,7 +3,7 @@ import pytest
 from gaternet_jax import model_table as table
 from gaternet_jax.models import registry
 from gaternet_jax.models.build import abstract_model
-from gaternet_jax.models.macs import MacCounter
+from gaternet_jax.models.mac_counter import MacCounter
 from gaternet_jax.tools import models
 from tests.models.test_registry import Pool
 

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from gaternet_jax.analysis.pipeline import _summarize
 from gaternet_jax.analysis.plot import Subject
-from gaternet_jax.analysis.run import _summarize
 from gaternet_jax.analysis.statistics import compute_statistics
 from gaternet_jax.main import summary
 from gaternet_jax.training.evaluate import note_on_gates

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from gaternet_jax.models.gates import GateTable
+from gaternet_jax.gating.sites import GateTable
 from gaternet_jax.training import gate_summary as module
 from gaternet_jax.training.gate_summary import CAPTION, SIDE, GateSummary, contact_sheet
 from gaternet_jax.training.mesh import make_mesh, split_by_batch

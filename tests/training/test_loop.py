@@ -16,7 +16,7 @@ from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.data.splits import open_split
 from gaternet_jax.errors import NonFiniteError, UserError
 from gaternet_jax.models.functional import split_model
-from gaternet_jax.models.macs import MacCounter
+from gaternet_jax.models.mac_counter import MacCounter
 from gaternet_jax.training import setup
 from gaternet_jax.training.checkpoint import Checkpoints
 from gaternet_jax.training.checkpoint_reader import read_metadata

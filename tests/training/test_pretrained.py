@@ -9,8 +9,8 @@ from benchmarks.ledger import difference
 from gaternet_jax.config import default, validate
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.functional import split_model
-from gaternet_jax.models.macs import MacCounter
-from gaternet_jax.training.losses import make_gate_loss
+from gaternet_jax.models.mac_counter import MacCounter
+from gaternet_jax.training.objective import make_gate_loss
 from gaternet_jax.training.optimizer import make_optimizer
 from gaternet_jax.training.pretrained import freeze_gater, initialize, load_extractor, load_parts
 from gaternet_jax.training.state import init_state

@@ -14,12 +14,12 @@ import pytest
 
 from gaternet_jax.config import default
 from gaternet_jax.models.functional import split_model
-from gaternet_jax.models.macs import MacCounter
+from gaternet_jax.models.mac_counter import MacCounter
 from gaternet_jax.training.mesh import make_mesh, replicated, split_by_batch
 from gaternet_jax.training.setup import make_training
 from gaternet_jax.training.step import jit_step, make_eval_step
 from tests.helpers import model_config
-from tests.models.test_macs import SMALL, image_size
+from tests.models.test_mac_counter import SMALL, image_size
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "steps.json"
 UPDATE = bool(os.environ.get("UPDATE_GOLDEN"))

@@ -11,10 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gaternet_jax.errors import UserError
-from gaternet_jax.models.backbone import BackboneOptions
-from gaternet_jax.models.keys import Keys, filled, initial
+from gaternet_jax.nn.keys import Keys, filled, initial
 
-HE_FAN_OUT = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")  # released code
 LINEAR_UNIFORM = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # assumed: PyTorch's default
 
 
@@ -77,22 +75,6 @@ class Linear(nnx.Module):
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         return inputs @ self.kernel.get_value() + self.bias.get_value()[None]
-
-
-def conv(
-    in_channels: int,
-    out_channels: int,
-    kernel: int | tuple[int, int],
-    options: BackboneOptions,
-    *,
-    stride: int = 1,
-    valid: bool = False,
-) -> Conv:
-    """A convolution without bias, He-initialised by its fan-out (released code); `valid`: without padding."""
-    height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
-    padding = 0 if valid else height // 2 if height == width else (height // 2, width // 2)
-    weights = initial(options.rngs, HE_FAN_OUT, (height, width, in_channels, out_channels))
-    return Conv(weights, strides=stride, padding=padding, dtype=options.dtype)
 
 
 def linear(in_features: int, out_features: int, *, initial_bias: float = 0.0, rngs: Keys) -> Linear:

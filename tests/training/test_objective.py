@@ -6,8 +6,8 @@ import pytest
 from gaternet_jax import build_model
 from gaternet_jax.config import default
 from gaternet_jax.errors import UserError
-from gaternet_jax.models.macs import MacCounter
-from gaternet_jax.training import losses
+from gaternet_jax.models.mac_counter import MacCounter
+from gaternet_jax.training import objective
 from tests.helpers import model_config
 
 
@@ -25,7 +25,7 @@ def gates(model):
 def gate_loss(model, **fields):
     config = default().loss
     config.update(fields)
-    return losses.make_gate_loss(config, model.gate_sites, MacCounter(model, 16))
+    return objective.make_gate_loss(config, model.gate_sites, MacCounter(model, 16))
 
 
 def test_cross_entropy():
@@ -34,9 +34,9 @@ def test_cross_entropy():
     log_probability = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     expected = -log_probability[np.arange(6), labels]
     logits, labels = jnp.asarray(logits, jnp.float32), jnp.asarray(labels)
-    np.testing.assert_allclose(losses.cross_entropy(logits, labels), expected, rtol=1e-5)
+    np.testing.assert_allclose(objective.cross_entropy(logits, labels), expected, rtol=1e-5)
     smoothed = 0.9 * expected - 0.1 * log_probability.mean(-1)
-    np.testing.assert_allclose(losses.cross_entropy(logits, labels, 0.1), smoothed, rtol=1e-5)
+    np.testing.assert_allclose(objective.cross_entropy(logits, labels, 0.1), smoothed, rtol=1e-5)
 
 
 def test_l1_is_lambda_times_the_mean_gate(model, gates):
@@ -82,4 +82,4 @@ def test_plain_model_has_no_gate_term():
 
 
 def test_cross_entropy_of_bfloat16_logits_is_float32():
-    assert losses.cross_entropy(jnp.zeros((2, 4), jnp.bfloat16), jnp.zeros(2, jnp.int32)).dtype == jnp.float32
+    assert objective.cross_entropy(jnp.zeros((2, 4), jnp.bfloat16), jnp.zeros(2, jnp.int32)).dtype == jnp.float32

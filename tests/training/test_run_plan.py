@@ -1,6 +1,6 @@
 import pytest
 
-from gaternet_jax.training.plan import Plan, make_plan
+from gaternet_jax.training.run_plan import Plan, make_plan
 from tests.helpers import digits_config
 
 

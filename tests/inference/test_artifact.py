@@ -14,7 +14,7 @@ import pytest
 from gaternet_jax.config import default
 from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.errors import UserError
-from gaternet_jax.inference import export
+from gaternet_jax.inference import artifact
 from gaternet_jax.inference.export_onnx import export_onnx
 from gaternet_jax.inference.fixed import fix_gates
 from gaternet_jax.models.functional import merge_model, split_model
@@ -69,7 +69,7 @@ def artifact_path(tmp_path):
     pytest.importorskip("flatbuffers")
     model, config = make("plain")
     path = tmp_path / "plain.zip"
-    export.export_stablehlo(model, config, LABELS, path)
+    artifact.export_stablehlo(model, config, LABELS, path)
     return path
 
 
@@ -77,12 +77,12 @@ def artifact_path(tmp_path):
 def test_artifact_computes_what_the_model_computes_for_any_batch(kind, batches, tmp_path):
     pytest.importorskip("flatbuffers")
     model, config = make(kind)
-    export.export_stablehlo(model, config, LABELS, tmp_path / "model.zip")
-    artifact = export.load_artifact(tmp_path / "model.zip")
+    artifact.export_stablehlo(model, config, LABELS, tmp_path / "model.zip")
+    loaded = artifact.load_artifact(tmp_path / "model.zip")
     images = images_of(3)
     expected = run_model(model, config, images)
     for batch in batches:
-        outputs = artifact(images[:batch])
+        outputs = loaded(images[:batch])
         assert {name: str(values.dtype) for name, values in outputs.items()} == {
             "probabilities": "float32",
             "labels": "int32",
@@ -90,17 +90,17 @@ def test_artifact_computes_what_the_model_computes_for_any_batch(kind, batches, 
         }
         assert_same(outputs, {name: values[:batch] for name, values in expected.items()})
     assert 0 < expected["gates"].mean() < 1
-    assert artifact.labels == LABELS
-    assert artifact.metadata["platforms"] == ["cpu", "cuda", "tpu"]
-    assert artifact.metadata["preprocessing"]["mean"] == list(config.data.mean)
-    assert sum(site["size"] for site in artifact.metadata["gate_sites"]) == outputs["gates"].shape[1]
+    assert loaded.labels == LABELS
+    assert loaded.metadata["platforms"] == ["cpu", "cuda", "tpu"]
+    assert loaded.metadata["preprocessing"]["mean"] == list(config.data.mean)
+    assert sum(site["size"] for site in loaded.metadata["gate_sites"]) == outputs["gates"].shape[1]
     assert [path.name for path in tmp_path.iterdir()] == ["model.zip"]
 
 
 def test_readme_of_an_artifact_loads_it_with_jax_alone(tmp_path):
     pytest.importorskip("flatbuffers")
     model, config = make("dense")
-    export.export_stablehlo(model, config, LABELS, tmp_path / "model.zip")
+    artifact.export_stablehlo(model, config, LABELS, tmp_path / "model.zip")
     with zipfile.ZipFile(tmp_path / "model.zip") as archive:
         readme = archive.read("README.txt").decode()
     np.save(tmp_path / "images.npy", images_of(3))
@@ -128,16 +128,16 @@ def test_same_model_gives_the_same_bytes_without_paths(artifact_path, tmp_path):
     model, config = make("plain")
     (tmp_path / "again").mkdir()
     again = tmp_path / "again" / artifact_path.name
-    export.export_stablehlo(model, config, LABELS, again)
+    artifact.export_stablehlo(model, config, LABELS, again)
     assert again.read_bytes() == artifact_path.read_bytes()
     with zipfile.ZipFile(again) as archive:
         program = archive.read("model.stablehlo")
     assert b".py" in program  # where an operation comes from, but for the folder
-    assert str(Path(export.__file__).parents[2]).encode() not in program
+    assert str(Path(artifact.__file__).parents[2]).encode() not in program
 
 
 def test_images_that_do_not_fit_are_refused(artifact_path):
-    artifact = export.load_artifact(artifact_path)
+    loaded = artifact.load_artifact(artifact_path)
     images = images_of(2)
     for wrong, message in (
         (
@@ -151,7 +151,7 @@ def test_images_that_do_not_fit_are_refused(artifact_path):
         (images.tolist(), "images are a list;.*NumPy or JAX array"),
     ):
         with pytest.raises(UserError, match=message):
-            artifact(wrong)
+            loaded(wrong)
 
 
 def rewrite(path, **contents):
@@ -163,44 +163,44 @@ def rewrite(path, **contents):
 
 
 def test_newer_artifact(artifact_path):
-    metadata = export.load_artifact(artifact_path).metadata | {"format": 2}
+    metadata = artifact.load_artifact(artifact_path).metadata | {"format": 2}
     rewrite(artifact_path, **{"metadata.json": json.dumps(metadata), "model.stablehlo": b"unknown"})
     with pytest.raises(UserError, match=r"made by a newer gaternet-jax: format 2, this one reads 1; upgrade"):
-        export.load_artifact(artifact_path)
+        artifact.load_artifact(artifact_path)
 
 
 def test_program_that_this_jax_cannot_read(artifact_path):
     rewrite(artifact_path, **{"model.stablehlo": b"unknown"})
     with pytest.raises(UserError, match=r"was made with jax .* cannot read it .*export the model again"):
-        export.load_artifact(artifact_path)
+        artifact.load_artifact(artifact_path)
 
 
 def test_files_that_are_no_artifacts(tmp_path):
     with pytest.raises(UserError, match=r"nothing\.zip cannot be read: No such file"):
-        export.load_artifact(tmp_path / "nothing.zip")
+        artifact.load_artifact(tmp_path / "nothing.zip")
     with pytest.raises(UserError, match="cannot be read: Is a directory"):
-        export.load_artifact(tmp_path)
+        artifact.load_artifact(tmp_path)
     path = tmp_path / "file.zip"
     path.write_text("hello")
     with pytest.raises(UserError, match=r"file\.zip is not an artefact of gaternet-jax, or a damaged one"):
-        export.load_artifact(path)
+        artifact.load_artifact(path)
     for content in ("[]", "{}", '{"format": "one"}', "{"):
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("metadata.json", content)
         with pytest.raises(UserError, match="is not an artefact"):
-            export.load_artifact(path)
+            artifact.load_artifact(path)
 
 
 def test_truncated_artifact(artifact_path):
     artifact_path.write_bytes(artifact_path.read_bytes()[:-100])
     with pytest.raises(UserError, match="or a damaged one"):
-        export.load_artifact(artifact_path)
+        artifact.load_artifact(artifact_path)
 
 
 def test_labels_must_be_those_of_the_classes(tmp_path):
     model, config = make("plain")
     with pytest.raises(UserError, match="9 names were given for 10 classes"):
-        export.export_stablehlo(model, config, LABELS[:9], tmp_path / "model.zip")
+        artifact.export_stablehlo(model, config, LABELS[:9], tmp_path / "model.zip")
     assert not list(tmp_path.iterdir())
 
 
@@ -236,7 +236,7 @@ def test_what_is_fixed_closed_is_not_exported(tmp_path):
     sizes = {}
     for kind in ("dense", "compacted"):
         model, config = make(kind)
-        export.export_stablehlo(model, config, LABELS, tmp_path / "model.zip")
+        artifact.export_stablehlo(model, config, LABELS, tmp_path / "model.zip")
         export_onnx(model, config, LABELS, tmp_path / "model.onnx")
         with zipfile.ZipFile(tmp_path / "model.zip") as archive:
             sizes[kind] = [archive.getinfo("model.stablehlo").file_size, (tmp_path / "model.onnx").stat().st_size]

@@ -7,9 +7,9 @@ from flax import nnx
 from benchmarks.tpu_aot import share_off_padding
 from gaternet_jax.models.build import abstract_model, build_model
 from gaternet_jax.models.functional import merge_model, split_model
-from gaternet_jax.models.layers import Conv
-from gaternet_jax.models.macs import MacCounter
+from gaternet_jax.models.mac_counter import MacCounter
 from gaternet_jax.models.registry import known_backbones
+from gaternet_jax.nn.layers import Conv
 from tests.helpers import model_config
 
 # Published multiply-accumulates of the plain networks: He et al. 2016 and common counts of CIFAR ResNets (convolutions

@@ -15,7 +15,7 @@ import numpy as np
 from gaternet_jax.analysis.ablation import Ablation, ablate
 from gaternet_jax.analysis.embedding import map_images, probe_gates
 from gaternet_jax.analysis.figures import draw_figures, read_training
-from gaternet_jax.analysis.images import folder_source, split_source
+from gaternet_jax.analysis.image_source import folder_source, split_source
 from gaternet_jax.analysis.observe import Observed, load_gated, pass_images, save_observations
 from gaternet_jax.analysis.plot import Subject
 from gaternet_jax.analysis.portraits import filter_portrait, image_portrait, unusual_images

@@ -12,8 +12,8 @@ from gaternet_jax.config import default
 from gaternet_jax.models.backbone import Backbone, BackboneOptions
 from gaternet_jax.models.functional import merge_model, split_model
 from gaternet_jax.models.gaternet import GaterNet
-from gaternet_jax.models.keys import InitKeys, ShapesOnly
-from gaternet_jax.models.macs import MacCounter
+from gaternet_jax.models.mac_counter import MacCounter
+from gaternet_jax.nn.keys import InitKeys, ShapesOnly
 from gaternet_jax.training.optimizer import make_optimizer
 from gaternet_jax.training.state import init_state
 from gaternet_jax.training.step import make_train_step

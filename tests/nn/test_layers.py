@@ -8,7 +8,8 @@ import pytest
 from flax import nnx
 
 from gaternet_jax.errors import UserError
-from gaternet_jax.models.layers import BatchNorm, conv
+from gaternet_jax.models.backbone import conv
+from gaternet_jax.nn.layers import BatchNorm
 
 
 def test_batch_norm_equals_flax_in_training_and_evaluation():

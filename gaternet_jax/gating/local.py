@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gaternet_jax.gating.semhash import binary_gates, sampled_gates
-from gaternet_jax.models.gates import GateSite, LocalGates
-from gaternet_jax.models.layers import at_least_float32, linear
+from gaternet_jax.gating.sites import GateSite, LocalGates
+from gaternet_jax.nn.layers import at_least_float32, linear
 
 
 class LocalHead(nnx.Module):

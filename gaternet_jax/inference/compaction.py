@@ -13,12 +13,12 @@ import numpy as np
 
 from gaternet_jax.config import Config
 from gaternet_jax.errors import UserError
+from gaternet_jax.gating.sites import GateSite
 from gaternet_jax.inference.fixed import fix_gates, fixed_gates
 from gaternet_jax.inference.network import Network
 from gaternet_jax.models.functional import split_model
 from gaternet_jax.models.gaternet import GaterNet
-from gaternet_jax.models.gates import GateSite
-from gaternet_jax.models.macs import MacCounter
+from gaternet_jax.models.mac_counter import MacCounter
 from gaternet_jax.training.checkpoint import Checkpoints
 from gaternet_jax.workdir import check_new_folder, save_config
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gaternet_jax.models.streams import LayerStreams
+from gaternet_jax.nn.streams import LayerStreams
 
 
 class InitKeys(LayerStreams):

@@ -8,7 +8,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from gaternet_jax.gating import gate
+from gaternet_jax.gating.gate import gate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class GateTable:
 
 
 class LocalGates(abc.ABC):
-    """Gates that blocks decide for themselves while the image passes (models/local.py)."""
+    """Gates that blocks decide for themselves while the image passes (gating/local.py)."""
 
     @abc.abstractmethod
     def of(self, site: GateSite) -> jax.Array:

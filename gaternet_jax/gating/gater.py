@@ -5,8 +5,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-from gaternet_jax.models.keys import Keys
-from gaternet_jax.models.layers import BatchNorm, linear
+from gaternet_jax.nn.keys import Keys
+from gaternet_jax.nn.layers import BatchNorm, linear
 
 
 class GaterHead(nnx.Module):

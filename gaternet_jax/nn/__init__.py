@@ -1,0 +1,1 @@
+"""Layers, and where their parameters and random numbers come from."""
