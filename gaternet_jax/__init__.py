@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gaternet_jax.errors import UserError
-    from gaternet_jax.gating import count_macs, find_sites, gate, losses, skip_closed
+    from gaternet_jax.gating import GateSite, count_macs, find_sites, gate, losses, skip_closed
     from gaternet_jax.gating.gater import Gater
     from gaternet_jax.gating.semhash import sem_hash
-    from gaternet_jax.gating.sites import GateSite
     from gaternet_jax.inference.onnx_writer import write_onnx as write_onnx
     from gaternet_jax.inference.predictor import Predictor
     from gaternet_jax.models.build import build_model
@@ -43,7 +42,7 @@ __all__ = [  # without write_onnx, which needs the package onnx
 ]
 
 _MODULES = {
-    "GateSite": "gaternet_jax.gating.sites",
+    "GateSite": "gaternet_jax.gating",
     "Gater": "gaternet_jax.gating.gater",
     "GaterNet": "gaternet_jax.models.gaternet",
     "Outputs": "gaternet_jax.models.gaternet",

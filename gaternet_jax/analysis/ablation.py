@@ -13,8 +13,8 @@ import numpy as np
 from gaternet_jax.analysis.observe import Observations
 from gaternet_jax.config import RunConfig
 from gaternet_jax.data.preprocess import normalize
+from gaternet_jax.gating import GateSite
 from gaternet_jax.gating.local import LocalPass
-from gaternet_jax.gating.sites import GateSite
 from gaternet_jax.models.functional import Tree, merge_model, split_model
 from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.progress import progress_bar

@@ -14,7 +14,8 @@ from gaternet_jax.analysis.image_source import Source, split_source
 from gaternet_jax.config import RunConfig, validate
 from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.errors import UserError
-from gaternet_jax.gating.sites import GateSite, GateTable
+from gaternet_jax.gating import GateSite
+from gaternet_jax.gating.sites import GateTable
 from gaternet_jax.models.functional import Tree, merge_model, split_model
 from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.models.mac_counter import MacCounter

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from gaternet_jax.analysis.observe import Observations
-from gaternet_jax.gating.sites import GateSite, group_gates
+from gaternet_jax.gating import GateSite
+from gaternet_jax.gating.sites import group_gates
 
 ALWAYS_OFF, INPUT_DEPENDENT, ALWAYS_ON = range(3)
 KIND_NAMES = ("always off", "input-dependent", "always on")
@@ -222,7 +223,7 @@ def to_json(statistics: Statistics, further: dict[str, Any]) -> dict[str, Any]:
                 {"name": name, "images": int(images)}
                 for name, images in zip(statistics.class_names, statistics.images_by_class, strict=True)
             ],
-            "sites": [dataclasses.asdict(site) for site in statistics.sites],
+            "sites": [site._asdict() for site in statistics.sites],
             "overlap": statistics.overlap,
             "overlap_dependent": statistics.overlap_dependent,
             "per_gate": {

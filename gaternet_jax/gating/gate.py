@@ -17,13 +17,18 @@ import jax.numpy as jnp
 _PREFIX = "gate"
 
 
-class Site(NamedTuple):
-    """Tells where the gates of one `gate` call stand.
+class GateSite(NamedTuple):
+    """Tells where the gates of one `gate` call stand: filter i of `name` is multiplied by gate `offset + i`.
 
     Attributes:
-        name: as given to `gate`, or "gate3" for the fourth call that has none.
-        offset: how many gates the sites before it have.
-        size: how many it has: one per channel.
+        name: as given to `gate`, or "gate3" for the fourth call that has none; in this package's networks the path of
+            the gated convolution, e.g. "stage2.block1.conv2".
+        offset: index of its first gate among those of all sites, one behind the other.
+        size: number of its gates: one per channel.
+
+    Example:
+        >>> gx.GateSite("stage1.block1.conv2", offset=16, size=16).gates
+        slice(16, 32, None)
     """
 
     name: str
@@ -32,8 +37,18 @@ class Site(NamedTuple):
 
     @property
     def gates(self) -> slice:
-        """Where its gates stand among those of all sites, one behind the other."""
+        """Says where its gates stand in the gate vector."""
         return slice(self.offset, self.offset + self.size)
+
+    @property
+    def unit(self) -> str:
+        """Its block: "stage2.block1" of "stage2.block1.conv2" and of "stage2.block1.branch1.conv2"."""
+        return ".".join(self.name.split(".")[:-1][:2])
+
+    @property
+    def stage(self) -> str:
+        """Its stage: "stage2" of "stage2.block1.conv2", "block1" of "block1_layer3.conv1"."""
+        return self.name.split(".")[0].split("_")[0]
 
 
 def gate(maps: jax.Array, gates: jax.Array, name: str | None = None) -> jax.Array:

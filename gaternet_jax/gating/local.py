@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gaternet_jax.gating.gate import GateSite
 from gaternet_jax.gating.semhash import binary_gates, sampled_gates
-from gaternet_jax.gating.sites import GateSite, LocalGates
 from gaternet_jax.nn.layers import at_least_float32, linear
 
 
@@ -34,7 +34,7 @@ class LocalHead(nnx.Module):
         return self.scores(jax.nn.relu(self.bottleneck(pooled)))
 
 
-class LocalPass(LocalGates):
+class LocalPass:
     """The gates of one forward pass, filled in by the blocks as the image comes to them.
 
     Args:
@@ -60,6 +60,7 @@ class LocalPass(LocalGates):
             start += site.size
 
     def of(self, site: GateSite) -> jax.Array:
+        """The gates of a site, [B, site.size]."""
         return self.decided[site.name][0]
 
     def collect(self, sites: tuple[GateSite, ...]) -> tuple[jax.Array, jax.Array]:

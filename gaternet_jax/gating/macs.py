@@ -15,7 +15,7 @@ import numpy as np
 
 from gaternet_jax.gating.channels import Channels
 from gaternet_jax.gating.explain import Layer, layers_of
-from gaternet_jax.gating.gate import Site
+from gaternet_jax.gating.gate import GateSite
 from gaternet_jax.gating.skip import plan_of
 
 
@@ -31,7 +31,7 @@ class MacCount:
         dense: multiply-accumulates with all gates open.
     """
 
-    def __init__(self, sites: Sequence[Site], layers: Sequence[Layer]):
+    def __init__(self, sites: Sequence[GateSite], layers: Sequence[Layer]):
         self.sites, self.layers = tuple(sites), tuple(layers)
         self.dense = sum(layer.macs for layer in layers)
         self._inputs = self._cuts([layer.inputs for layer in layers])

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from gaternet_jax.gating.gate import Site, is_site, marked_name
+from gaternet_jax.gating.gate import GateSite, is_site, marked_name
 
 CALLS = (
     "jit",
@@ -89,7 +89,7 @@ class Program(NamedTuple):
     inputs: list[Ref]
     outputs: list[Ref]
     constants: dict[Ref, Any]
-    sites: tuple[Site, ...]
+    sites: tuple[GateSite, ...]
     masked: list[tuple[str, str]]
     numbers: dict[Ref, Any]
     tree: Any
@@ -105,7 +105,7 @@ class _Flattening:
     def __init__(self) -> None:
         self.steps: list[Step] = []
         self.constants: dict[Ref, Any] = {}
-        self.sites: list[Site] = []
+        self.sites: list[GateSite] = []
         self.masked: list[tuple[str, str]] = []
         self.numbers: dict[Ref, Any] = {}  # values that are one number
 
@@ -136,7 +136,7 @@ class _Flattening:
         if marked is not None and is_site(equation):
             site = len(self.sites)
             offset = self.sites[-1].offset + self.sites[-1].size if self.sites else 0
-            self.sites.append(Site(marked or f"gate{site}", offset, operands[1].shape[1]))
+            self.sites.append(GateSite(marked or f"gate{site}", offset, operands[1].shape[1]))
         elif name in CALLS:
             if marked is not None:
                 self.masked.append((marked or "a gate", "it was changed by vmap or by a gradient"))
@@ -270,7 +270,7 @@ def shaped(tree: Any) -> Any:
     return jax.eval_shape(lambda leaves: leaves, tree)
 
 
-def find_sites(function: Callable[..., Any], *args: Any) -> tuple[Site, ...]:
+def find_sites(function: Callable[..., Any], *args: Any) -> tuple[GateSite, ...]:
     """Lists the gates of a function by tracing it: nothing is computed.
 
     Gates within `jax.lax.scan`, `while_loop` and `cond`, or changed by `vmap`, are no sites: they are multiplications
@@ -285,6 +285,6 @@ def find_sites(function: Callable[..., Any], *args: Any) -> tuple[Site, ...]:
 
     Example:
         >>> gx.find_sites(lambda x, gates: gx.gate(x, gates, "input"), jnp.ones((1, 8, 8, 3)), jnp.ones((1, 3)))
-        (Site(name='input', offset=0, size=3),)
+        (GateSite(name='input', offset=0, size=3),)
     """
     return flatten(function, *args).sites

@@ -1,48 +1,13 @@
 """Which filter has which gate: the one table that training, inference and analysis read."""
 
-import abc
-import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
 import jax
 import numpy as np
 
-from gaternet_jax.gating.gate import gate
-
-
-@dataclasses.dataclass(frozen=True)
-class GateSite:
-    """Tells which gates a convolution has: filter i of `name` is multiplied by gate `offset + i`.
-
-    Attributes:
-        name: path of the gated convolution in the backbone, e.g. "stage2.block1.conv2".
-        offset: index of its first gate in the gate vector.
-        size: number of its gates.
-
-    Example:
-        >>> gx.GateSite("stage1.block1.conv2", offset=16, size=16).gates
-        slice(16, 32, None)
-    """
-
-    name: str
-    offset: int
-    size: int
-
-    @property
-    def gates(self) -> slice:
-        """Says where this site's gates stand in the gate vector."""
-        return slice(self.offset, self.offset + self.size)
-
-    @property
-    def unit(self) -> str:
-        """Its block: "stage2.block1" of "stage2.block1.conv2" and of "stage2.block1.branch1.conv2"."""
-        return ".".join(self.name.split(".")[:-1][:2])
-
-    @property
-    def stage(self) -> str:
-        """Its stage: "stage2" of "stage2.block1.conv2", "block1" of "block1_layer3.conv1"."""
-        return self.name.split(".")[0].split("_")[0]
+from gaternet_jax.gating.gate import GateSite, gate
+from gaternet_jax.gating.local import LocalPass
 
 
 def group_gates(sites: Sequence[GateSite], by: Literal["unit", "stage"]) -> dict[str, np.ndarray]:
@@ -66,16 +31,8 @@ class GateTable:
         return site
 
 
-class LocalGates(abc.ABC):
-    """Gates that blocks decide for themselves while the image passes (gating/local.py)."""
-
-    @abc.abstractmethod
-    def of(self, site: GateSite) -> jax.Array:
-        """The gates of a site, [B, site.size]."""
-
-
 # What a backbone takes: the gate vector [B, G], or the gates of a locally gated pass; None for a plain network.
-Gates = jax.Array | LocalGates | None
+Gates = jax.Array | LocalPass | None
 
 
 def apply_gates(maps: jax.Array, gates: Gates, site: GateSite | None) -> jax.Array:
@@ -93,5 +50,5 @@ def apply_gates(maps: jax.Array, gates: Gates, site: GateSite | None) -> jax.Arr
         return maps
     if gates is None:
         raise ValueError(f"{site.name} is gated, but no gates were given; pass gates of shape [B, G]")
-    of_site = gates.of(site) if isinstance(gates, LocalGates) else gates[:, site.gates]
+    of_site = gates.of(site) if isinstance(gates, LocalPass) else gates[:, site.gates]
     return gate(maps, of_site, site.name)

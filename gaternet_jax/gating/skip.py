@@ -23,7 +23,7 @@ from jax.core import Tracer
 
 from gaternet_jax.gating.execute import Execution
 from gaternet_jax.gating.explain import Explanation, explain
-from gaternet_jax.gating.gate import Site
+from gaternet_jax.gating.gate import GateSite
 from gaternet_jax.gating.plan import Plan
 from gaternet_jax.gating.products import Product
 from gaternet_jax.gating.program import Ref, evaluate, flatten, shaped, signature, split
@@ -60,7 +60,7 @@ class SkipClosed:
         self._function, self._params, self._args = function, shaped(params), shaped(args)
         self._plans: dict[Any, Plan] = {}
         self._parts: dict[Any, Any] = {}
-        self.sites: tuple[Site, ...] = self._plan(self._args).program.sites
+        self.sites: tuple[GateSite, ...] = self._plan(self._args).program.sites
         self._prepare, self._run = jax.jit(self._prepare_now, static_argnums=2), jax.jit(self._run_now)
 
     def prepare(self, params: Any, keep: Keep = None, always_open: Collection[str] = ()) -> Prepared:
@@ -183,7 +183,7 @@ def plan_of(function: Callable[..., Any], params: Any, *args: Any, whole_sums: b
     return Plan(program, paths, frozenset(range(len(program.sites))) - saving)
 
 
-def check_keep(sites: Sequence[Site], keep: Keep) -> list[Any]:
+def check_keep(sites: Sequence[GateSite], keep: Keep) -> list[Any]:
     """The kept channels of each site, as int32 arrays.
 
     Raises:
@@ -199,7 +199,7 @@ def check_keep(sites: Sequence[Site], keep: Keep) -> list[Any]:
     return [_check(site, index) for site, index in zip(sites, keep, strict=True)]
 
 
-def _check(site: Site, index: Any) -> Any:
+def _check(site: GateSite, index: Any) -> Any:
     if index is None:
         return np.arange(site.size, dtype=np.int32)
     wanted = f"'{site.name}' keeps some of its {site.size} channels: distinct integers below that, at least one"

@@ -13,7 +13,7 @@ import numpy as np
 
 from gaternet_jax.config import Config
 from gaternet_jax.errors import UserError
-from gaternet_jax.gating.sites import GateSite
+from gaternet_jax.gating import GateSite
 from gaternet_jax.inference.fixed import fix_gates, fixed_gates
 from gaternet_jax.inference.network import Network
 from gaternet_jax.models.functional import split_model

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from gaternet_jax.gating.sites import GateSite
+from gaternet_jax.gating import GateSite
 from gaternet_jax.inference.engines import Batching, Engine, Jobs
 from gaternet_jax.inference.network import Network
 from gaternet_jax.inference.selection import count_per_site, round_up

@@ -16,9 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gaternet_jax.gating import Prepared, SkipClosed, count_macs, skip_closed
+from gaternet_jax.gating import GateSite, Prepared, SkipClosed, count_macs, skip_closed
 from gaternet_jax.gating.semhash import binary_gates
-from gaternet_jax.gating.sites import GateSite
 from gaternet_jax.inference.engines import XLA, Engine, Function, OnnxRuntime, by_rows
 from gaternet_jax.inference.fixed import fixed_gates
 from gaternet_jax.inference.selection import at_least_one, channels_of

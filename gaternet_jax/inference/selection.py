@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gaternet_jax.gating.sites import GateSite
+from gaternet_jax.gating import GateSite
 
 
 def round_up(width: int, size: int) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gaternet_jax.gating.sites import GateSite
+from gaternet_jax.gating import GateSite
 from gaternet_jax.inference.compaction import check_gates
 from gaternet_jax.inference.engines import Jobs
 from gaternet_jax.inference.network import Network

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gaternet_jax.gating.sites import Gates, GateSite
+from gaternet_jax.gating import GateSite
+from gaternet_jax.gating.sites import Gates
 from gaternet_jax.nn.keys import initial
 from gaternet_jax.nn.layers import Conv
 

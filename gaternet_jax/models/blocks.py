@@ -5,8 +5,9 @@ import math
 import jax
 from flax import nnx
 
+from gaternet_jax.gating import GateSite
 from gaternet_jax.gating.local import LocalHead, LocalPass
-from gaternet_jax.gating.sites import Gates, GateSite, GateTable, apply_gates
+from gaternet_jax.gating.sites import Gates, GateTable, apply_gates
 from gaternet_jax.models.backbone import BackboneOptions, conv
 from gaternet_jax.nn.layers import BatchNorm, SqueezeExcitation
 

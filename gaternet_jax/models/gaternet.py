@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gaternet_jax.errors import UserError
+from gaternet_jax.gating import GateSite
 from gaternet_jax.gating.gater import Gater
 from gaternet_jax.gating.local import LocalPass
 from gaternet_jax.gating.semhash import binary_gates, sampled_gates
-from gaternet_jax.gating.sites import GateSite
 from gaternet_jax.models.backbone import Backbone
 from gaternet_jax.nn.keys import InitKeys
 from gaternet_jax.nn.layers import linear

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 from PIL import Image, ImageDraw
 
-from gaternet_jax.gating.sites import GateSite, group_gates
+from gaternet_jax.gating import GateSite
+from gaternet_jax.gating.sites import group_gates
 from gaternet_jax.training.metrics import MetricWriter
 from gaternet_jax.training.processes import is_primary
 

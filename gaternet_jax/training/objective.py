@@ -15,8 +15,8 @@ import optax
 
 from gaternet_jax.config import LossConfig
 from gaternet_jax.errors import UserError
+from gaternet_jax.gating import GateSite
 from gaternet_jax.gating.losses import gate_l1, gate_macs, gate_target
-from gaternet_jax.gating.sites import GateSite
 from gaternet_jax.models.mac_counter import MacCounter
 
 GateLoss = Callable[[jax.Array], jax.Array]  # gates [B, G] -> scalar

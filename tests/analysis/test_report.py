@@ -15,7 +15,7 @@ from gaternet_jax.analysis.observe import Observations
 from gaternet_jax.analysis.report import choose_sample, quantize_rates, write_report
 from gaternet_jax.analysis.statistics import compute_statistics
 from gaternet_jax.errors import UserError
-from gaternet_jax.gating.sites import GateSite
+from gaternet_jax.gating import GateSite
 
 NASTY = ("</script><script>alert(1)</script>", '<img src=x onerror="alert(1)">', "日本語 'q' & <!--")
 

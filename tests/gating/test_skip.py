@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gaternet_jax.gating import Site, gate, skip_closed
+from gaternet_jax.gating import GateSite, gate, skip_closed
 from gaternet_jax.models.functional import merge_model, split_model
 from tests.gating.foreign import foreign
 from tests.helpers import model_config, random_model
@@ -218,7 +218,7 @@ def test_what_was_transformed_can_be_transformed_again():
     x, gates, program = jnp.ones((2, 2)), jnp.tile(jnp.array([[0, 0.5, 1.0]]), (2, 1)), small_program()
     prepared = program.prepare(AFFINE)
     again = skip_closed(program.__call__, prepared, x, gates)
-    assert again.sites == program.sites == (Site("hidden", 0, 3),)
+    assert again.sites == program.sites == (GateSite("hidden", 0, 3),)
     out = again(again.prepare(prepared, [np.array([2, 1])]), x, gates)
     np.testing.assert_allclose(out, affine(AFFINE, x, gates))
     (hidden, _) = again.explain([1]).layers

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gaternet_jax.errors import UserError
-from gaternet_jax.gating import Site
+from gaternet_jax.gating import GateSite
 from gaternet_jax.inference import Predictor
 from gaternet_jax.inference.calibration import run_model
 from gaternet_jax.inference.compaction import compact_model, departures
@@ -117,7 +117,7 @@ def test_blocks_that_gate_themselves():
 
 
 def test_profiles_have_room_for_tiers_of_the_images():
-    sites = [Site("a", 0, 8), Site("b", 8, 64)]
+    sites = [GateSite("a", 0, 8), GateSite("b", 8, 64)]
     opened = np.zeros((4, 72), bool)
     opened[:2, :2] = opened[:2, 8:11] = True  # half of the images open few
     opened[2:, :5] = opened[2:, 8:28] = True
@@ -129,7 +129,7 @@ class Narrow:
     """A network of which only the choice is looked at."""
 
     def __init__(self):
-        self.model = SimpleNamespace(gate_sites=[Site("a", 0, 8), Site("b", 8, 8)])
+        self.model = SimpleNamespace(gate_sites=[GateSite("a", 0, 8), GateSite("b", 8, 8)])
 
     def work(self, widths):
         return sum(widths) / 16

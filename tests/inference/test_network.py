@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gaternet_jax.gating import Site
+from gaternet_jax.gating import GateSite
 from gaternet_jax.inference.engines import ENGINES
 from gaternet_jax.inference.fixed import fix_gates, fixed_gates
 from gaternet_jax.inference.network import Network, first_open
@@ -60,7 +60,7 @@ class Stranger(Backbone):
     def __init__(self):
         self.network = Foreign(nnx.Rngs(0))
         names, starts = ("stem", "depthwise", "project", "gate3", "gate4", "hidden"), np.cumsum([0, *Foreign.sizes])
-        self.gate_sites = tuple(Site(*site) for site in zip(names, starts.tolist(), Foreign.sizes, strict=False))
+        self.gate_sites = tuple(GateSite(*site) for site in zip(names, starts.tolist(), Foreign.sizes, strict=False))
 
     def __call__(self, images, gates=None, key=None):
         return self.network(images, gates)
@@ -170,7 +170,7 @@ def test_a_profile_serves_every_selection_of_its_widths():
 
 @pytest.mark.parametrize("filters", [1, 5, 64])
 def test_open_filters_come_first_and_else_in_order(filters):
-    sites = [Site(f"site{number}", number * filters, filters) for number in range(4)]
+    sites = [GateSite(f"site{number}", number * filters, filters) for number in range(4)]
     opened = np.random.default_rng(0).random((4, filters)) < np.array([[0], [0.3], [0.7], [1]])
     found = first_open(jnp.asarray(opened.ravel()), sites, [filters] * 4)
     orders = np.stack([found[site.name] for site in sites])

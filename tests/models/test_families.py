@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 from gaternet_jax import build_model
+from gaternet_jax.gating import GateSite
 from gaternet_jax.gating.local import LocalHead, LocalPass
-from gaternet_jax.gating.sites import GateSite
 from gaternet_jax.models.shake_shake import shake
 from tests.helpers import model_config
 from tests.models.test_mac_counter import SMALL, image_size
