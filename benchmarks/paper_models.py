@@ -7,7 +7,7 @@ import importlib
 from typing import NamedTuple
 
 from benchmarks.published import GATES, TABLE_1, TABLE_2, TABLE_3
-from gaternet_jax.config import Config
+from gaternet_jax.config import RunConfig
 from gaternet_jax.models.build import abstract_model, count_parameters
 from gaternet_jax.models.presets import PAPER, model_config
 
@@ -85,7 +85,7 @@ def command(key: tuple[str, str, str]) -> tuple[str, dict[str, int]]:
     return f"{dataset}:{PAPER[preset(key)][1]['backbone']}{VARIANTS[kind]}", fields
 
 
-def config_of(key: tuple[str, str, str]) -> Config:
+def config_of(key: tuple[str, str, str]) -> RunConfig:
     """The config of a row, as `main` makes it of what stands in the table."""
     variant, fields = command(key)
     card, _, of_card = variant.partition(":")

@@ -34,7 +34,7 @@ from jax.experimental import topologies
 
 from benchmarks.hlo import Array, Collective, find_collectives, hbm_traffic
 from gaternet_jax.command_line import command_line
-from gaternet_jax.config import Config, validate
+from gaternet_jax.config import RunConfig, validate
 from gaternet_jax.errors import UserError
 from gaternet_jax.gating.program import shaped
 from gaternet_jax.models.build import abstract_model
@@ -98,7 +98,7 @@ def find_devices(topology: str) -> Sequence[Any]:
         raise UserError(f"libtpu knows no topology '{topology}': {error}") from None
 
 
-def lower_step(config: Config, devices: Sequence[Any]) -> tuple[jax.stages.Lowered, GaterNet]:
+def lower_step(config: RunConfig, devices: Sequence[Any]) -> tuple[jax.stages.Lowered, GaterNet]:
     """Traces the training step that `config` describes, on shapes alone; and its model."""
     mesh = make_mesh(devices)
     validate(config, mesh.size)
@@ -125,7 +125,7 @@ def lower_step(config: Config, devices: Sequence[Any]) -> tuple[jax.stages.Lower
     return loop.lower(state, batches, stop, key), model
 
 
-def find_config(variant: str) -> Config:
+def find_config(variant: str) -> RunConfig:
     """The config of "resnet50" (of configs/imagenet.py) or of "cifar10:resnet20"."""
     card, _, of_card = variant.rpartition(":")
     return importlib.import_module(f"gaternet_jax.configs.{card or 'imagenet'}").get_config(of_card)

@@ -16,8 +16,6 @@ from gaternet_jax.errors import UserError
 from gaternet_jax.fields import Section, field, make, misfits, out_of_bounds, table
 from gaternet_jax.fields import flatten as flatten
 
-Config = Any  # a RunConfig, or one of its parts, where it is not said which
-
 
 class GaterConfig(Section):
     """What decides which filters are open."""
@@ -267,7 +265,7 @@ def validate(config: RunConfig, num_devices: int) -> None:
     _refuse(misfits(config, FIELDS) or out_of_bounds(config, FIELDS) + _combinations(config, num_devices))
 
 
-def check_fields(config: Config) -> None:
+def check_fields(config: RunConfig) -> None:
     """Checks that a config has the fields that there are, and each a value of its type, within its bounds.
 
     Raises:
@@ -305,7 +303,7 @@ def _combinations(config: RunConfig, num_devices: int) -> list[str]:
     return problems
 
 
-def identify(config: Config) -> dict[str, Any]:
+def identify(config: RunConfig) -> dict[str, Any]:
     """Gives all fields, with those that name a run to start from told apart by whether they name one, not by where.
 
     Two runs of equal fields compute the same, as far as their starting points are the same.

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 
-from gaternet_jax.config import Config, default
+from gaternet_jax.config import ModelConfig, default
 from gaternet_jax.models.build import abstract_model
 from gaternet_jax.models.functional import parameters_of
 from gaternet_jax.models.gaternet import GaterNet
@@ -16,7 +16,7 @@ HEADER = (
 )  # fmt: skip
 
 
-def model_config(variant: str) -> tuple[Config, int]:
+def model_config(variant: str) -> tuple[ModelConfig, int]:
     """A config for a variant at the usual size of its images, and that size in pixels."""
     backbone = variant.partition("-")[0]
     size = family_of(backbone).image_size if is_backbone(backbone) else 0

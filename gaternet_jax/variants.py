@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from gaternet_jax.config import Config, flatten
+from gaternet_jax.config import RunConfig, flatten
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.registry import is_backbone, known_backbones
 
@@ -27,7 +27,9 @@ RECIPES: Mapping[str, Mapping[str, object]] = {
 }
 
 
-def apply_variant(config: Config, variant: str, recipes: Mapping[str, Mapping[str, object]] | None = None) -> Config:
+def apply_variant(
+    config: RunConfig, variant: str, recipes: Mapping[str, Mapping[str, object]] | None = None
+) -> RunConfig:
     """Applies a variant such as "resnet56", "resnet56-all" or "resnet56-wider-strong".
 
     plain: the backbone without gates. wider: the same with the width at which it has as many parameters as the gated
@@ -60,13 +62,13 @@ def apply_variant(config: Config, variant: str, recipes: Mapping[str, Mapping[st
     if max(len(placements), len(baselines), len(chosen)) > 1:
         raise UserError(f"the config variant '{variant}' has two parts of one kind; give one of {', '.join(parts)}")
     if placements:
-        config.model.gating = placements[0]
+        config.model.update(gating=placements[0])
     for baseline in baselines:
         if baseline == "local":
             config.model.gater.scope = "local"
             continue
         if baseline == "wider":
-            config.model.match_params_of = config.model.gating
+            config.model.update(match_params_of=config.model.gating)
         if baseline == "se":
             config.model.se_ratio = SE_RATIOS.get(config.model.backbone, 16)
         config.model.gating = "none"
@@ -75,7 +77,7 @@ def apply_variant(config: Config, variant: str, recipes: Mapping[str, Mapping[st
     return config
 
 
-def recipe_of(config: Config) -> str:
+def recipe_of(config: RunConfig) -> str:
     """Names the recipe whose fields a config has, whatever word or field brought them there; "" where none has."""
     found = dict(flatten(config.optimizer))
     for name, fields in RECIPES.items():

@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.accelerator.networks import config_of
 from benchmarks.accelerator.results import Task, seconds_per_call
 from benchmarks.inference import open_only, pattern
-from gaternet_jax.config import Config
+from gaternet_jax.config import RunConfig
 from gaternet_jax.inference.engines import Engine
 from gaternet_jax.inference.fixed import fix_gates
 from gaternet_jax.inference.network import Network
@@ -37,7 +37,7 @@ def tasks(tiny: bool, data_dir: str) -> Iterator[Task]:
                 yield Task(f"{name}, batch {batch}, {fraction:.0%} open", run, 90)
 
 
-def measure(config: Config, batch: int, fraction: float, budget: float) -> dict[str, Any]:
+def measure(config: RunConfig, batch: int, fraction: float, budget: float) -> dict[str, Any]:
     """Measures milliseconds of a batch by each program, images on the device, and how far its logits are off.
 
     dense: parameters folded, gates masked. compact: without the filters that are closed. specialist: the same, chosen

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gaternet_jax.config import Config, default
+from gaternet_jax.config import RunConfig, default
 from gaternet_jax.training.mesh import replicate
 from gaternet_jax.training.setup import make_training
 from gaternet_jax.training.state import TrainState
@@ -16,7 +16,7 @@ from gaternet_jax.training.step import Step
 
 def config_of(
     backbone: str, extractor: str, *, image_size: int, gating: str = "last", dtype: str = "float32", width: int = 0
-) -> Config:
+) -> RunConfig:
     """The config of a gated network; gating="none" gives the backbone alone."""
     config = default()
     config.model.update(backbone=backbone, gating=gating, dtype=dtype, width=width)
@@ -26,7 +26,7 @@ def config_of(
     return config
 
 
-def gater_alone(config: Config) -> Config:
+def gater_alone(config: RunConfig) -> RunConfig:
     """The gater as a network of its own: its extractor with an output layer."""
     alone = config.copy_and_resolve_references()
     alone.model.update(backbone=config.model.gater.extractor, gating="none")
@@ -42,7 +42,7 @@ def random_images(count: int, image_size: int) -> dict[str, np.ndarray]:
     }
 
 
-def training(config: Config) -> tuple[Step, TrainState, Any]:
+def training(config: RunConfig) -> tuple[Step, TrainState, Any]:
     """The training step of a network, its first state on the default device, and the model."""
     made = make_training(config, lambda _: 0.1)
     # A copy: the training step overwrites its state, and the model still holds these arrays.

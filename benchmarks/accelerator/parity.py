@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.accelerator.networks import config_of, random_images, training
 from benchmarks.accelerator.results import Task
-from gaternet_jax.config import Config
+from gaternet_jax.config import RunConfig
 from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.functional import merge_model, split_model
@@ -52,7 +52,7 @@ def _compare(found_on_device: Callable[[], dict], expected_on_cpu: Callable[[], 
     }
 
 
-def _on_the_cpu(config: Config, images: int) -> dict:
+def _on_the_cpu(config: RunConfig, images: int) -> dict:
     return _outputs(config, "highest", images, _cpu())
 
 
@@ -63,7 +63,7 @@ def _cpu() -> Any:
         raise UserError(f"parity needs the CPU beside the accelerator; leave JAX_PLATFORMS unset ({error})") from None
 
 
-def _outputs(config: Config, precision: str, images: int, device: Any) -> dict:
+def _outputs(config: RunConfig, precision: str, images: int, device: Any) -> dict:
     """Of a network that the CPU initialises: random numbers are not equal to the bit everywhere."""
     with jax.default_device(_cpu()):
         step, state, model = training(config)

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.accelerator.networks import config_of, gater_alone, random_images, replicated_copy, training
 from benchmarks.accelerator.results import Task, seconds_per_call
-from gaternet_jax.config import Config
+from gaternet_jax.config import RunConfig
 from gaternet_jax.data.batches import steps_per_epoch
 from gaternet_jax.data.datasets import find_dataset
 from gaternet_jax.data.memory import DeviceSplit
@@ -71,7 +71,7 @@ def large(data_dir: str) -> Iterator[Task]:
     plain = config_of("resnet50", "resnet18", image_size=IMAGENET[0], dtype="bfloat16", gating="none")
     largest: dict[str, int] = {}
 
-    def measure(config: Config) -> dict:
+    def measure(config: RunConfig) -> dict:
         if not largest:
             largest["batch"] = largest_batch(whole)
         return cifar(config, largest["batch"], (1, 10), IMAGENET[0], 2 * largest["batch"], 5.0)
@@ -88,7 +88,7 @@ def large(data_dir: str) -> Iterator[Task]:
 
 
 def cifar(
-    config: Config, batch: int, steps: tuple[int, ...], image_size: int, images: int, budget: float
+    config: RunConfig, batch: int, steps: tuple[int, ...], image_size: int, images: int, budget: float
 ) -> dict[str, Any]:
     """Images a second of the training loop with images on the device, for numbers of steps in a dispatch.
 
@@ -126,7 +126,7 @@ def cifar(
     return result
 
 
-def largest_batch(config: Config) -> int:
+def largest_batch(config: RunConfig) -> int:
     """Finds the largest batch, a power of two, whose training step fits, by the compiler's count for a small one.
 
     Raises:
@@ -145,7 +145,7 @@ def largest_batch(config: Config) -> int:
     return batch
 
 
-def pytorch(config: Config, batch: int, dtype: str, *, compiled: bool, budget: float) -> dict[str, Any]:
+def pytorch(config: RunConfig, batch: int, dtype: str, *, compiled: bool, budget: float) -> dict[str, Any]:
     """Images a second of the same network in plain PyTorch: channels last, autocast, images on the device already.
 
     Raises:
@@ -190,7 +190,7 @@ def pytorch(config: Config, batch: int, dtype: str, *, compiled: bool, budget: f
     return result | {"images_per_second": round(batch / seconds, 1)}
 
 
-def loader(config: Config, batch: int, name: str, data_dir: str, *, steps: int) -> dict[str, Any]:
+def loader(config: RunConfig, batch: int, name: str, data_dir: str, *, steps: int) -> dict[str, Any]:
     """Images a second of the stream from files alone, and of training from it."""
     config = config.copy_and_resolve_references()
     config.data.pipeline, config.train.batch_size = "stream", batch

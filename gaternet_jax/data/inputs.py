@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gaternet_jax.config import Config
+from gaternet_jax.config import DataConfig
 from gaternet_jax.data.images import read_files
 from gaternet_jax.errors import UserError
 
@@ -36,7 +36,7 @@ class Picture:
         return f"PIL image {self._number}"
 
 
-def to_array(images: Any, data: Config | None, channels: int) -> np.ndarray:
+def to_array(images: Any, data: DataConfig | None, channels: int) -> np.ndarray:
     """One array of many images.
 
     Args:

@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from gaternet_jax.config import Config
+from gaternet_jax.config import DataConfig
 
 
-def normalize(images: jax.Array, config: Config) -> jax.Array:
+def normalize(images: jax.Array, config: DataConfig) -> jax.Array:
     """uint8 [B, H, W, C] -> float32 [B, H, W, C]: (pixel / 255 - mean) / std, per channel."""
     mean = jnp.asarray(config.mean, jnp.float32).reshape(1, 1, 1, -1)
     std = jnp.asarray(config.std, jnp.float32).reshape(1, 1, 1, -1)

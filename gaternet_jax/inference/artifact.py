@@ -23,7 +23,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from gaternet_jax.config import Config
+from gaternet_jax.config import DataConfig, RunConfig
 from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.errors import UserError
 from gaternet_jax.files import whole_file
@@ -107,7 +107,7 @@ def _check_images(images: Any, preprocessing: dict[str, Any]) -> None:
         raise UserError(given + "give pixels from 0 to 255, not normalised ones")
 
 
-def inference_function(network: Network, config: Config) -> Callable[[jax.Array], dict[str, jax.Array]]:
+def inference_function(network: Network, config: DataConfig) -> Callable[[jax.Array], dict[str, jax.Array]]:
     """What is exported: uint8 [B, H, W, C] to the outputs of `Artifact`, with the parameters as constants.
 
     Args:
@@ -124,13 +124,13 @@ def inference_function(network: Network, config: Config) -> Callable[[jax.Array]
     return infer
 
 
-def images_spec(model: GaterNet, config: Config) -> jax.ShapeDtypeStruct:
+def images_spec(model: GaterNet, config: DataConfig) -> jax.ShapeDtypeStruct:
     """uint8 [batch, H, W, C] with a symbolic batch; `config` is the `data` part of a run's config."""
     (batch,) = jax.export.symbolic_shape("batch")
     return jax.ShapeDtypeStruct((batch, config.image_size, config.image_size, model.backbone.channels), jnp.uint8)
 
 
-def describe(model: GaterNet, config: Config, labels: list[str]) -> dict[str, Any]:
+def describe(model: GaterNet, config: RunConfig, labels: list[str]) -> dict[str, Any]:
     """What metadata.json tells about any exported model; `config` is the whole config of its run.
 
     Raises:
@@ -165,7 +165,7 @@ def describe(model: GaterNet, config: Config, labels: list[str]) -> dict[str, An
     }
 
 
-def export_stablehlo(model: GaterNet, config: Config, labels: list[str], path: str | Path) -> None:
+def export_stablehlo(model: GaterNet, config: RunConfig, labels: list[str], path: str | Path) -> None:
     """Writes an artefact.
 
     Args:

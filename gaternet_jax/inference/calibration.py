@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gaternet_jax.config import Config
+from gaternet_jax.config import DataConfig, RunConfig
 from gaternet_jax.data.batches import BatchShard
 from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.errors import UserError
@@ -17,7 +17,7 @@ from gaternet_jax.workdir import load_dataset
 BATCH_SIZE = 100
 
 
-def read_split(workdir: str | Path, config: Config, split: str, limit: int) -> tuple[np.ndarray, np.ndarray]:
+def read_split(workdir: str | Path, config: RunConfig, split: str, limit: int) -> tuple[np.ndarray, np.ndarray]:
     """Reads the first images of a split of a run's dataset, as evaluation sees them, and the run's labels of them.
 
     Args:
@@ -48,7 +48,7 @@ def read_split(workdir: str | Path, config: Config, split: str, limit: int) -> t
     return np.concatenate(images)[:limit], np.concatenate(labels)[:limit]
 
 
-def run_model(model: GaterNet, images: Any, data: Config | None = None) -> Outputs:
+def run_model(model: GaterNet, images: Any, data: DataConfig | None = None) -> Outputs:
     """Outputs for many images, batch by batch; arrays of NumPy.
 
     Args:

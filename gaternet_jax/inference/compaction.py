@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from gaternet_jax.config import Config
+from gaternet_jax.config import RunConfig
 from gaternet_jax.errors import UserError
 from gaternet_jax.gating import GateSite
 from gaternet_jax.inference.fixed import fix_gates, fixed_gates
@@ -72,7 +72,7 @@ def check_gated(model: GaterNet) -> None:
         )
 
 
-def save_compacted(out: Path, config: Config, labels: list[str], compacted: GaterNet) -> None:
+def save_compacted(out: Path, config: RunConfig, labels: list[str], compacted: GaterNet) -> None:
     """Writes a folder that `load_model` takes.
 
     Raises:

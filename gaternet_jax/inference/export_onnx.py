@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from gaternet_jax.config import Config
+from gaternet_jax.config import RunConfig
 from gaternet_jax.errors import UserError
 from gaternet_jax.inference.artifact import describe, inference_function, write_whole
 from gaternet_jax.inference.engines import OnnxRuntime, choose_engine
@@ -23,7 +23,7 @@ MAX_GATES_DIFFERING = 1e-3  # fraction; a score within rounding of the threshold
 CHECKED_IMAGES = 4
 
 
-def export_onnx(model: GaterNet, config: Config, labels: list[str], path: str | Path) -> None:
+def export_onnx(model: GaterNet, config: RunConfig, labels: list[str], path: str | Path) -> None:
     """Writes an ONNX file, once ONNX Runtime has computed from it what JAX computes.
 
     Input: images, uint8 [batch, H, W, C]. Outputs: as of `Artifact`; a plain model has no output "gates". Convolutions

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from gaternet_jax.config import Config
+from gaternet_jax.config import DataConfig
 from gaternet_jax.data.inputs import to_array
 from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.errors import UserError
@@ -71,7 +71,7 @@ class Predictor:
         calibration: np.ndarray | None = None,
         *,
         batch_sizes: Sequence[int] = (1, 64),
-        data: Config | None = None,
+        data: DataConfig | None = None,
         tune: bool = True,
         engine: str = "auto",
     ):
@@ -87,7 +87,7 @@ class Predictor:
         self.seconds: dict[int, dict[str, float]] = {}  # of "auto": what each mode took
         choose_engine(engine)
         self._data, self._tune, self._engine, self._calibration = data, tune, engine, None
-        self._normalize = jax.jit(lambda images: normalize(images, data))
+        self._normalize = jax.jit(lambda images: images if data is None else normalize(images, data))
         self._modes: dict[tuple[int, int], Mode] = {}  # by image size and batch size
         self._known: dict[tuple[int, int, bool], Modes] = {}  # by image size, batch size, and whether compacted
         self._networks: dict[tuple[int, bool], Network] = {}  # by image size, and whether compacted

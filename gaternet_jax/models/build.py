@@ -8,9 +8,8 @@ import operator
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from ml_collections import ConfigDict
 
-from gaternet_jax.config import CHOICES, Config
+from gaternet_jax.config import CHOICES, ModelConfig
 from gaternet_jax.errors import UserError
 from gaternet_jax.gating.gater import Gater
 from gaternet_jax.models.backbone import BackboneOptions
@@ -20,7 +19,7 @@ from gaternet_jax.models.registry import build_backbone
 from gaternet_jax.nn.keys import InitKeys, Keys, KeysWanted, ShapesOnly
 
 
-def build_model(config: Config, seed: int = 0) -> GaterNet:
+def build_model(config: ModelConfig, seed: int = 0) -> GaterNet:
     """Builds the model that a config describes, with fresh parameters, in training mode.
 
     Args:
@@ -37,7 +36,7 @@ def build_model(config: Config, seed: int = 0) -> GaterNet:
     return _build(config, InitKeys(seed))
 
 
-def _build(config: Config, keys: Keys) -> GaterNet:
+def _build(config: ModelConfig, keys: Keys) -> GaterNet:
     for field in ("gating", "gater.scope", "dense_ungated", "dtype"):
         value, known = operator.attrgetter(field)(config), CHOICES[f"model.{field}"]
         if value not in known:
@@ -83,7 +82,7 @@ def _build(config: Config, keys: Keys) -> GaterNet:
     return GaterNet(backbone, gater)
 
 
-def extractor_options(config: Config, options: BackboneOptions) -> BackboneOptions:
+def extractor_options(config: ModelConfig, options: BackboneOptions) -> BackboneOptions:
     """The gater's extractor: a plain network without output layer, otherwise built like the backbone."""
     return dataclasses.replace(
         options,
@@ -95,7 +94,7 @@ def extractor_options(config: Config, options: BackboneOptions) -> BackboneOptio
     )
 
 
-def abstract_model(config: Config) -> GaterNet:
+def abstract_model(config: ModelConfig) -> GaterNet:
     """The model that `config` describes, with shapes in place of parameters: quick, and without memory."""
     try:
         return _build(config, ShapesOnly())
@@ -103,7 +102,7 @@ def abstract_model(config: Config) -> GaterNet:
         return nnx.eval_shape(lambda: build_model(config))
 
 
-def empty_model(config: Config) -> GaterNet:
+def empty_model(config: ModelConfig) -> GaterNet:
     """The model that `config` describes, with zeros in place of parameters: to be filled from a checkpoint."""
     graphdef, state = nnx.split(abstract_model(config))
     return nnx.merge(graphdef, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state))
@@ -114,7 +113,7 @@ def count_parameters(model: nnx.Module | None) -> int:
     return sum(parameter.size for parameter in parameters_of(model).values())
 
 
-def match_width(config: Config) -> int:
+def match_width(config: ModelConfig) -> int:
     """The width at which the plain backbone's parameter count comes nearest to that of the gated model.
 
     Args:
@@ -138,7 +137,7 @@ def match_width(config: Config) -> int:
     return min(width, width + 1, key=lambda width: abs(plain_count(width) - target))
 
 
-def _changed(config: Config, **fields) -> Config:
-    changed = ConfigDict(config.to_dict())
+def _changed(config: ModelConfig, **fields) -> ModelConfig:
+    changed = config.copy_and_resolve_references()
     changed.update(fields)
     return changed

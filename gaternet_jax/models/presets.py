@@ -9,7 +9,7 @@ import difflib
 import fnmatch
 from typing import Any
 
-from gaternet_jax.config import Config, check_fields, default
+from gaternet_jax.config import ModelConfig, check_fields, default
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.build import build_model
 from gaternet_jax.models.gaternet import GaterNet
@@ -115,7 +115,7 @@ def create_model(
     return build_model(model_config(name, fields | {k: v for k, v in given.items() if v is not None}), seed)
 
 
-def model_config(name: str, fields: dict[str, Any] | None = None) -> Config:
+def model_config(name: str, fields: dict[str, Any] | None = None) -> ModelConfig:
     """The `model` part of a config, by a model's name; arguments and errors as of `create_model`."""
     config = default()
     dataset, _, backbone = name.rpartition("/")[2].partition("_")

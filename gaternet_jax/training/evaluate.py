@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gaternet_jax.config import INITIAL_ONLY, MAY_OVERRIDE, Config, flatten, validate
+from gaternet_jax.config import INITIAL_ONLY, MAY_OVERRIDE, RunConfig, flatten, validate
 from gaternet_jax.data.batches import Split
 from gaternet_jax.data.splits import open_run_split
 from gaternet_jax.errors import UserError
@@ -54,7 +54,7 @@ class Evaluator:
         model: GaterNet,
         macs: MacCounter,
         split: Split,
-        config: Config,
+        config: RunConfig,
         mesh: Mesh,
         look: Callable[[dict[str, jax.Array], jax.Array], None] = lambda batch, gates: None,
     ):
@@ -177,7 +177,7 @@ def note_on_gates(gates_on: float, input_dependent: float) -> str:
     return f"{share} on the image: every image runs through the same filters; change loss.gate_weight or the gater"
 
 
-def check_fits(workdir: str | Path, given: Config, overrides: Collection[str] = ()) -> None:
+def check_fits(workdir: str | Path, given: RunConfig, overrides: Collection[str] = ()) -> None:
     """Checks that a config describes the model and the images of a run, in all that evaluation depends on.
 
     Args:

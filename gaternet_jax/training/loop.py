@@ -3,7 +3,7 @@
 import contextlib
 from pathlib import Path
 
-from gaternet_jax.config import Config, validate
+from gaternet_jax.config import RunConfig, validate
 from gaternet_jax.signals import Interrupted
 from gaternet_jax.training.mesh import make_mesh, require_jit
 from gaternet_jax.training.processes import is_primary
@@ -13,7 +13,7 @@ from gaternet_jax.workdir import check_place, mark_finished
 
 
 def train(
-    config: Config, workdir: str | Path, *, stop_at: int | None = None, profile: tuple[int, int] | None = None
+    config: RunConfig, workdir: str | Path, *, stop_at: int | None = None, profile: tuple[int, int] | None = None
 ) -> dict:
     """Trains in a workdir, from its latest whole checkpoint if it has one.
 

@@ -12,7 +12,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from gaternet_jax.config import Config
+from gaternet_jax.config import RunConfig
 from gaternet_jax.data.batches import steps_per_epoch
 from gaternet_jax.data.datasets import find_run_dataset
 from gaternet_jax.data.record import check_same_dataset
@@ -79,7 +79,7 @@ class Training:
     state: TrainState
 
 
-def make_training(config: Config, schedule: optax.Schedule, model: GaterNet | None = None) -> Training:
+def make_training(config: RunConfig, schedule: optax.Schedule, model: GaterNet | None = None) -> Training:
     """Makes all that training a network needs from the config of a run.
 
     Args:
@@ -101,7 +101,7 @@ def make_training(config: Config, schedule: optax.Schedule, model: GaterNet | No
 
 def open_session(
     stack: contextlib.ExitStack,
-    config: Config,
+    config: RunConfig,
     workdir: Path,
     mesh: Mesh,
     *,

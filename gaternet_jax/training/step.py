@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from gaternet_jax.config import Config
+from gaternet_jax.config import RunConfig
 from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.models.functional import Tree, merge_model, split_model
 from gaternet_jax.models.mac_counter import MacCounter
@@ -43,7 +43,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     gate_loss: GateLoss,
-    config: Config,
+    config: RunConfig,
 ) -> Step:
     """Builds the training step (state, batch, key) -> (state, metrics), a pure function.
 
@@ -127,7 +127,7 @@ def _keep_if(finite: jax.Array, after: jax.Array, before: jax.Array) -> jax.Arra
     return after if jnp.issubdtype(after.dtype, jnp.integer) else jnp.where(finite, after, before)
 
 
-def make_eval_step(graphdef: nnx.GraphDef, macs: MacCounter, config: Config, mesh: Mesh) -> jax.stages.Wrapped:
+def make_eval_step(graphdef: nnx.GraphDef, macs: MacCounter, config: RunConfig, mesh: Mesh) -> jax.stages.Wrapped:
     """Builds the jitted evaluation step (params, stats, batch, resident) -> sums over images whose mask is True, gates.
 
     The gates of all images, bool [B, G], stay on the devices of their images. resident: see `with_images`.
