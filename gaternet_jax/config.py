@@ -10,9 +10,10 @@ He et al. (variants.py: `he`): under it others' plain ResNets come near the pape
 better than those (docs/results.md).
 """
 
+import operator
 from typing import Any, Literal
 
-from gaternet_jax.errors import UserError
+from gaternet_jax.errors import UserError, check_choice
 from gaternet_jax.fields import Section, field, make, misfits, out_of_bounds, table
 from gaternet_jax.fields import flatten as flatten
 
@@ -272,6 +273,22 @@ def check_fields(config: RunConfig) -> None:
         UserError: naming every field that is missing, unknown, of another type or out of bounds.
     """
     _refuse(misfits(config, FIELDS) or out_of_bounds(config, FIELDS))
+
+
+def check_choices(section: Section, name: str) -> None:
+    """Checks the fields of a section that take but a few values, for what is built of a section alone.
+
+    Args:
+        section: e.g. config.model.
+        name: of the section: "model".
+
+    Raises:
+        UserError: a value that there is not; the message lists those there are.
+    """
+    for path, choices in CHOICES.items():
+        part, _, known = path.partition(".")
+        if part == name:
+            check_choice(known, operator.attrgetter(known)(section), choices)
 
 
 def _refuse(problems: list[str]) -> None:

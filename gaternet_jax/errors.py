@@ -1,5 +1,7 @@
 """Errors meant for the person at the keyboard."""
 
+from collections.abc import Collection
+
 
 class UserError(ValueError):
     """Says that something the user gave cannot be used.
@@ -11,6 +13,13 @@ class UserError(ValueError):
 
 class NonFiniteError(RuntimeError):
     """Loss, gradient or parameters became NaN or infinite."""
+
+
+def check_choice(what: str, value: object, choices: Collection[object]) -> None:
+    """Raises UserError, which lists the choices, for a value that is none of them."""
+    if value not in tuple(choices):
+        known = ", ".join(str(choice) or "''" for choice in choices)
+        raise UserError(f"unknown {what} '{value}'; known: {known}")
 
 
 def not_installed(what: str, package: str, extra: str) -> UserError:

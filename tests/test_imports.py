@@ -65,13 +65,13 @@ def test_nothing_imports_what_comes_later(part):
 
 
 def test_gating_depends_on_jax_and_flax_only():
-    """The layers of nn/ do, too; errors.py imports nothing."""
+    """The layers of nn/ do, too; errors.py needs Python alone."""
     own, known = {"gating", "nn"}, {"jax", "flax", "numpy", *sys.stdlib_module_names}
     needs = {module for part in own for path in files(part) for module in imports(path)}
     ours = {module for module in needs if module.startswith("gaternet_jax.") and part_of(module) not in own}
     assert {module.partition(".")[0] for module in needs} - known == {"gaternet_jax"}
     assert ours == {"gaternet_jax.errors"}
-    assert imports(ROOT / "errors.py") == set()
+    assert {module.partition(".")[0] for module in imports(ROOT / "errors.py")} <= sys.stdlib_module_names
 
 
 def test_no_two_files_share_a_name():

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from gaternet_jax.config import DataConfig
+from gaternet_jax.config import CHOICES, DataConfig
 from gaternet_jax.data.decode import MAX_PIXELS, WHITE, decode_image
 from gaternet_jax.data.jpeg import SCALES, decode_jpeg_part, parse_jpeg
-from gaternet_jax.errors import UserError
+from gaternet_jax.errors import UserError, check_choice
 
 BOX_NUMBERS = 2 + 2 * 10  # that `random_box` needs: place, and area and aspect of ten tries
 
@@ -116,8 +116,7 @@ def read_box(
 def _resize(pixels: np.ndarray, box: Box, method: str, out: np.ndarray) -> np.ndarray:
     part = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
     size = out.shape[0]
-    if method not in ("area", "bilinear"):
-        raise UserError(f"unknown method '{method}' of resizing; known: area, bilinear")
+    check_choice("resize", method, CHOICES["data.resize"])
     shrinks = box.height >= size and box.width >= size  # enlarging by area would repeat pixels
     interpolation = cv2.INTER_AREA if method == "area" and shrinks else cv2.INTER_LINEAR
     if part.shape == out.shape:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import tensorflow_datasets as tfds
 
-from gaternet_jax.config import RunConfig
+from gaternet_jax.config import RunConfig, check_choices
 from gaternet_jax.data.batches import BatchShard, Split
 from gaternet_jax.data.datasets import find_dataset, record_dataset
 from gaternet_jax.data.memory import DeviceSplit, MemorySplit, decoded_size, host_memory, load_split
@@ -62,6 +62,7 @@ def open_split(
         UserError: no such split, an empty one, one with an image that cannot be read or has no label, or one too large
             for the memory.
     """
+    check_choices(config.data, "data")
     reader = Reader(builder, split, config, labels)
     pipeline = choose_pipeline(config, decoded_size(reader), device_memory)
     if pipeline == "stream":

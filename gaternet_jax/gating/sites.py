@@ -6,12 +6,14 @@ from typing import Literal
 import jax
 import numpy as np
 
+from gaternet_jax.errors import check_choice
 from gaternet_jax.gating.gate import GateSite, gate
 from gaternet_jax.gating.local import LocalPass
 
 
 def group_gates(sites: Sequence[GateSite], by: Literal["unit", "stage"]) -> dict[str, np.ndarray]:
     """Numbers of the gates of each unit or stage, in forward order."""
+    check_choice("group of gates", by, ("unit", "stage"))
     groups: dict[str, list[np.ndarray]] = {}
     for site in sites:
         groups.setdefault(getattr(site, by), []).append(np.arange(site.offset, site.offset + site.size))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from gaternet_jax.errors import UserError
+from gaternet_jax.errors import UserError, check_choice
 
 ENGINES = ("xla", "onnxruntime")
 
@@ -59,8 +59,7 @@ def choose_engine(engine: str) -> str:
     installed = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
     if engine == "auto":
         return "onnxruntime" if installed and jax.default_backend() == "cpu" else "xla"
-    if engine not in ENGINES:
-        raise UserError(f"unknown engine '{engine}'; known: auto, {', '.join(ENGINES)}")
+    check_choice("engine", engine, ("auto", *ENGINES))
     if engine == "onnxruntime" and not installed:
         raise UserError("engine 'onnxruntime' needs onnx and onnxruntime: pip install -e '.[onnx]'; or take 'xla'")
     return engine

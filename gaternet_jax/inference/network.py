@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gaternet_jax.errors import check_choice
 from gaternet_jax.gating import GateSite, Prepared, SkipClosed, count_macs, skip_closed
 from gaternet_jax.gating.semhash import binary_gates
-from gaternet_jax.inference.engines import XLA, Engine, Function, OnnxRuntime, by_rows
+from gaternet_jax.inference.engines import ENGINES, XLA, Engine, Function, OnnxRuntime, by_rows
 from gaternet_jax.inference.fixed import fixed_gates
 from gaternet_jax.inference.selection import at_least_one, channels_of
 from gaternet_jax.models.functional import merge_model, split_model
@@ -40,6 +41,7 @@ class Network:
     """
 
     def __init__(self, model: GaterNet, image_size: int, engine: str, batch: Any = None):
+        check_choice("engine", engine, ENGINES)
         self.model, self.engine = model, engine
         self._arrays = split_model(model)[1:]
         self._closed, self._opened = fixed_gates(model)

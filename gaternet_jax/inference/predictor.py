@@ -16,7 +16,7 @@ from flax import nnx
 from gaternet_jax.config import DataConfig
 from gaternet_jax.data.inputs import to_array
 from gaternet_jax.data.preprocess import normalize
-from gaternet_jax.errors import UserError
+from gaternet_jax.errors import UserError, check_choice
 from gaternet_jax.inference.calibration import read_split
 from gaternet_jax.inference.compaction import check_gated, compact_model
 from gaternet_jax.inference.engines import Array, choose_engine
@@ -77,15 +77,14 @@ class Predictor:
     ):
         if not isinstance(model, GaterNet):
             raise UserError(f"the model is a {type(model).__name__}; expected a GaterNet, as of load_model(workdir)")
-        if mode not in MODES:
-            raise UserError(f"unknown mode '{mode}'; known: {', '.join(MODES)}")
+        check_choice("mode", mode, MODES)
+        choose_engine(engine)
         if data is not None and not hasattr(data, "image_size"):
             raise UserError("data must be the `data` part of a run's config: data=config.data")
         data = copy.deepcopy(data)
         self.model, self.mode, self.batch_sizes = _copied(model), mode, _checked_sizes(batch_sizes)
         self.chosen: dict[int, str] = {}  # the mode of each batch size
         self.seconds: dict[int, dict[str, float]] = {}  # of "auto": what each mode took
-        choose_engine(engine)
         self._data, self._tune, self._engine, self._calibration = data, tune, engine, None
         self._normalize = jax.jit(lambda images: images if data is None else normalize(images, data))
         self._modes: dict[tuple[int, int], Mode] = {}  # by image size and batch size

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gaternet_jax.config import CHOICES
+from gaternet_jax.errors import check_choice
 from gaternet_jax.gating import GateSite
 from gaternet_jax.gating.sites import Gates
 from gaternet_jax.nn.keys import initial
@@ -31,6 +33,9 @@ class BackboneOptions:
         zero_init_residual: start the scale of each block's last BatchNorm at zero.
         dtype: compute type of the convolutions.
         rngs: source of the initial parameters.
+
+    Raises:
+        UserError: a gating or a dense_ungated that there is not.
     """
 
     channels: int
@@ -44,6 +49,10 @@ class BackboneOptions:
     zero_init_residual: bool
     dtype: jnp.dtype
     rngs: nnx.Rngs
+
+    def __post_init__(self) -> None:
+        for name in ("gating", "dense_ungated"):
+            check_choice(name, getattr(self, name), CHOICES[f"model.{name}"])
 
 
 class Backbone(nnx.Module):

@@ -3,13 +3,12 @@
 import dataclasses
 import functools
 import math
-import operator
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gaternet_jax.config import CHOICES, ModelConfig
+from gaternet_jax.config import ModelConfig, check_choices
 from gaternet_jax.errors import UserError
 from gaternet_jax.gating.gater import Gater
 from gaternet_jax.models.backbone import BackboneOptions
@@ -37,10 +36,7 @@ def build_model(config: ModelConfig, seed: int = 0) -> GaterNet:
 
 
 def _build(config: ModelConfig, keys: Keys) -> GaterNet:
-    for field in ("gating", "gater.scope", "dense_ungated", "dtype"):
-        value, known = operator.attrgetter(field)(config), CHOICES[f"model.{field}"]
-        if value not in known:
-            raise UserError(f"unknown {field} '{value}'; known: {', '.join(known)}")
+    check_choices(config, "model")
     if config.match_params_of and config.gating != "none":
         raise UserError("model.match_params_of is for a plain network; set model.gating='none'")
     if config.num_classes < 1:

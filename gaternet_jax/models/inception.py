@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gaternet_jax.errors import UserError
+from gaternet_jax.errors import UserError, check_choice
 from gaternet_jax.gating.sites import Gates, GateTable, apply_gates
 from gaternet_jax.models.backbone import Backbone, BackboneOptions, conv
 from gaternet_jax.models.blocks import decide_locally, local_head
@@ -151,6 +151,7 @@ class Block(nnx.Module):
 
 def pool(x: jax.Array, kind: str) -> jax.Array:
     """3x3 pooling: max with stride 2, or the average of what is there."""
+    check_choice("pool", kind, (MAXIMUM, AVERAGE))
     if kind == MAXIMUM:
         return nnx.max_pool(x, (3, 3), strides=(2, 2), padding="VALID")
     return nnx.avg_pool(x, (3, 3), strides=(1, 1), padding="SAME", count_include_pad=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from gaternet_jax.command_line import command_line
-from gaternet_jax.errors import UserError
+from gaternet_jax.errors import UserError, check_choice
 from gaternet_jax.paths import expand_arguments
 
 FORMATS = ("stablehlo", "onnx")
@@ -39,6 +39,7 @@ def export(
     from gaternet_jax.training.checkpoint import load_model
     from gaternet_jax.workdir import load_config, load_labels
 
+    check_choice("format", format, FORMATS)
     if out.exists():
         raise UserError(f"{out} is there already; choose another --out, or delete it")
     config, labels = load_config(workdir), load_labels(workdir)

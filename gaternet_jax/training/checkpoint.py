@@ -160,7 +160,9 @@ class Checkpoints:
             first = damaged + sorted(top1, key=lambda step: (top1[step], step), reverse=True)
             return first + [step for step in steps if step not in first]
         if which not in steps:
-            raise UserError(f"{self._folder.parent} has no checkpoint '{which}'; it has steps {steps[::-1]}")
+            raise UserError(
+                f"{self._folder.parent} has no checkpoint '{which}'; it has steps {steps[::-1]}, or take best or latest"
+            )
         return [which]
 
     def _evaluations(self) -> tuple[dict[int, float], list[int]]:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gaternet_jax.config import LossConfig
+from gaternet_jax.config import LossConfig, check_choices
 from gaternet_jax.errors import UserError
 from gaternet_jax.gating import GateSite
 from gaternet_jax.gating.losses import gate_l1, gate_macs, gate_target
@@ -53,8 +53,10 @@ def make_gate_loss(config: LossConfig, sites: tuple[GateSite, ...], macs: MacCou
         macs: of the model, at the size of its images.
 
     Raises:
-        UserError: a target of multiply-accumulates that not even closing all gates would reach.
+        UserError: a kind of loss that there is not, or a target of multiply-accumulates that not even closing all gates
+            would reach.
     """
+    check_choices(config, "loss")
     weight, target = config.gate_weight, config.gate_target
     if not sites:
         return lambda gates: jnp.zeros((), jnp.float32)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gaternet_jax.config import OptimizerConfig, RunConfig
+from gaternet_jax.config import OptimizerConfig, RunConfig, check_choices
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps_per_epoch: int, num_steps: int) -> optax.Schedule:
@@ -16,7 +16,11 @@ def learning_rate_schedule(config: OptimizerConfig, steps_per_epoch: int, num_st
         config: the `optimizer` part of a run's config.
         steps_per_epoch: steps in an epoch.
         num_steps: steps in the run.
+
+    Raises:
+        UserError: a schedule that there is not.
     """
+    check_choices(config, "optimizer")
     steps = max(round(config.schedule_epochs * steps_per_epoch), 1) if config.schedule_epochs else num_steps
     peak = config.learning_rate
     warmup_steps = round(config.warmup_epochs * steps_per_epoch)

@@ -6,8 +6,8 @@ from typing import Any
 
 from flax import nnx
 
-from gaternet_jax.config import RunConfig
-from gaternet_jax.errors import UserError
+from gaternet_jax.config import CHOICES, RunConfig
+from gaternet_jax.errors import UserError, check_choice
 from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.paths import expand_home
 from gaternet_jax.training.checkpoint import load_model
@@ -53,6 +53,7 @@ def load_parts(model: GaterNet, workdir: str | Path, parts: str, classes: Sequen
 
     Returns, Raises: as of `initialize`.
     """
+    check_choice("init_parts", parts, CHOICES["init_parts"])
     trained = load_model(expand_home(workdir), tell=True)
     advice = "choose --config.init_parts"
     if parts != "backbone" and (model.gater is None) != (trained.gater is None):

@@ -79,19 +79,22 @@ class Training:
     state: TrainState
 
 
-def make_training(config: RunConfig, schedule: optax.Schedule, model: GaterNet | None = None) -> Training:
+def make_training(
+    config: RunConfig, schedule: optax.Schedule, model: GaterNet | None = None, macs: MacCounter | None = None
+) -> Training:
     """Makes all that training a network needs from the config of a run.
 
     Args:
         config: the whole config.
         schedule: the learning rate by step.
         model: of config.model, in training mode; None: a new one.
+        macs: of the model; None: they are counted here.
 
     Raises:
         UserError: a model that cannot be, or a gate loss that it cannot have.
     """
     model = build_model(config.model, config.seed) if model is None else model
-    macs = MacCounter(model, config.data.image_size)
+    macs = MacCounter(model, config.data.image_size) if macs is None else macs
     gate_loss = make_gate_loss(config.loss, model.gate_sites, macs)
     optimizer = make_optimizer(config.optimizer, schedule)
     graphdef, params, stats = split_model(model)
@@ -129,7 +132,8 @@ def open_session(
     check_workdir(workdir, config)
     model = build_model(config.model, config.seed)
     freeze_gater(model, config.optimizer.gater_rate)
-    make_gate_loss(config.loss, model.gate_sites, MacCounter(model, config.data.image_size))  # refuses before data
+    macs = MacCounter(model, config.data.image_size)
+    make_gate_loss(config.loss, model.gate_sites, macs)  # refuses before data
     wait_for_all("workdir checked")
     if is_primary():
         stack.enter_context(in_use(workdir, config))
@@ -147,7 +151,8 @@ def open_session(
     steps_per_call, room = choose_steps_per_call(config, train_split, mesh)
     plan = make_plan(config, epoch_steps, steps_per_call, stop_at=stop_at, profile=profile)
 
-    training = make_training(config, learning_rate_schedule(config.optimizer, epoch_steps, plan.num_steps), model)
+    schedule = learning_rate_schedule(config.optimizer, epoch_steps, plan.num_steps)
+    training = make_training(config, schedule, model, macs)
     gate_summary = GateSummary(model.gate_sites)
     evaluator = Evaluator(model, training.macs, eval_split, config, mesh, gate_summary.look)
     checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint.keep_latest))

@@ -43,7 +43,7 @@ def test_area_counts_all_pixels_and_bilinear_does_not():
 def test_unknown_ways_to_resize_are_refused():
     for kind in ("png", "jpeg"):
         picture = encode(Image.new("RGB", (40, 40)), kind)
-        with pytest.raises(UserError, match="unknown method 'cubic' of resizing; known: area, bilinear"):
+        with pytest.raises(UserError, match="unknown resize 'cubic'; known: area, bilinear"):
             read_box(picture, center_box, 20, channels=3, resize="cubic")
 
 
