@@ -13,12 +13,9 @@ workdir/finished           the last step, once all steps are done
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import json
-import os
 import re
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +25,7 @@ from ml_collections import ConfigDict
 from gaternet_jax.config import INITIAL_ONLY, MAY_CHANGE, RunConfig, check_fields, default, flatten, identify
 from gaternet_jax.data.record import DatasetRecord, number_classes
 from gaternet_jax.errors import UserError
-from gaternet_jax.files import write_file
+from gaternet_jax.files import locked, write_file
 from gaternet_jax.older import bring_up_to_date
 
 REPLACED = ".replaced"  # ends the name of a checkpoint that gives way to a new one of its step, until that is written
@@ -121,34 +118,18 @@ def check_workdir(workdir: Path, given: RunConfig) -> None:
 
 @contextlib.contextmanager
 def in_use(workdir: Path, given: RunConfig) -> Iterator[None]:
-    """Keeps other runs out of a workdir; the system lets go of it, whatever ends this process.
+    """Keeps other runs out of a workdir.
 
     Raises:
         UserError: a living run is at work there, the folder cannot be written to, or, as of `check_workdir`, another
             run has been there a moment ago.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / "lock").open("a+")
-    except OSError as error:
-        raise UserError(f"cannot write to {workdir}: {error.strerror}; choose another --workdir") from None
-    with lock:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().strip() or "another process"
-            raise UserError(f"{workdir} is in use by {holder}; wait for its end, or choose another --workdir") from None
+            stack.enter_context(locked(workdir, "--workdir"))
         except OSError as error:
-            print(
-                f"{workdir} cannot be locked ({error.strerror}): see to it that no other run works there",
-                file=sys.stderr,
-                flush=True,
-            )
+            raise UserError(f"cannot write to {workdir}: {error.strerror}; choose another --workdir") from None
         check_workdir(workdir, given)
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        lock.flush()
         yield
 
 

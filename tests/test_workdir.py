@@ -112,7 +112,7 @@ def test_storage_that_cannot_lock_is_named_and_used(tmp_path, monkeypatch, capsy
     monkeypatch.setattr("fcntl.flock", cannot)
     with in_use(tmp_path, digits_config()):
         assert (tmp_path / "lock").read_text().startswith("process ")
-    assert "cannot be locked (Function not implemented): see to it that no other run" in capsys.readouterr().err
+    assert "cannot be locked (Function not implemented): see to it that no other process" in capsys.readouterr().err
 
 
 def test_checkpoints_that_are_a_file(tmp_path):

@@ -23,6 +23,7 @@ from gaternet_jax.analysis.report import write_report
 from gaternet_jax.analysis.statistics import INPUT_DEPENDENT, compute_statistics, plain, save_statistics
 from gaternet_jax.config import RunConfig
 from gaternet_jax.errors import UserError
+from gaternet_jax.files import write_file
 from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.training.evaluate import note_on_gates
 from gaternet_jax.workdir import load_config, load_labels
@@ -157,7 +158,7 @@ def _save(out: Path, prefix: str, run: _Run, options: Options) -> None:
         ],
     }
     text = json.dumps(plain(portraits), indent=1, allow_nan=False)
-    (out / f"{prefix}portraits.json").write_text(text + "\n", encoding="utf-8")
+    write_file(out / f"{prefix}portraits.json", text + "\n")
 
 
 def _plain_ablation(ablation: Ablation) -> dict[str, Any]:

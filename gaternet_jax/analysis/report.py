@@ -23,6 +23,7 @@ from PIL import Image
 from gaternet_jax.analysis.observe import Observations
 from gaternet_jax.analysis.statistics import ALWAYS_OFF, ALWAYS_ON, INPUT_DEPENDENT, Statistics, stage_of, unit_of
 from gaternet_jax.errors import UserError
+from gaternet_jax.files import write_file
 
 # One after the other they are one program.
 SCRIPTS = ("data.js", "view.js", "map.js", "modes.js", "texts.js", "filter.js", "picker.js", "glance.js", "start.js")
@@ -88,7 +89,7 @@ def write_report(
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     filled = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], page["template.html"])
-    path.write_text(filled, encoding="utf-8", newline="\n")
+    write_file(path, filled)
 
 
 def choose_sample(labels: np.ndarray, sample: int, seed: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gaternet_jax.analysis.observe import Observations
+from gaternet_jax.files import write_file
 from gaternet_jax.gating import GateSite
 from gaternet_jax.gating.sites import group_gates
 
@@ -240,7 +241,7 @@ def save_statistics(path: Path, statistics: Statistics, further: dict[str, Any])
     """Writes `to_json` to a file, one entry a line."""
     entries = to_json(statistics, further).items()
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(value, allow_nan=False)}" for name, value in entries)
-    path.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    write_file(path, f"{{\n{lines}\n}}\n")
 
 
 def plain(value: Any) -> Any:

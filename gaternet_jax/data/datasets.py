@@ -1,7 +1,6 @@
 """Finds prepared TFDS datasets by name; prepares the embedded one on first use."""
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
@@ -18,6 +17,7 @@ from gaternet_jax.config import RunConfig
 from gaternet_jax.data.reader import has_labels
 from gaternet_jax.data.record import DatasetRecord
 from gaternet_jax.errors import UserError
+from gaternet_jax.files import locked
 from gaternet_jax.paths import expand_home
 
 
@@ -175,10 +175,7 @@ def _prepare_digits(root: Path) -> Path:
     from gaternet_jax.data.prepare.digit_images import Digits
 
     try:
-        (root / "digits").mkdir(parents=True, exist_ok=True)
-        with (root / "digits" / "lock").open("w") as lock:
-            with contextlib.suppress(OSError):  # storage without locks
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(root / "digits", "--data_dir", wait=True):
             if there := prepared_versions(root / "digits"):  # another run has prepared it meanwhile
                 return there[-1]
             builder = Digits(data_dir=str(root), file_format="array_record")

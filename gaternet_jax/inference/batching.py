@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gaternet_jax.files import whole_file
+from gaternet_jax.files import write_file
 from gaternet_jax.inference.engines import Batching, Engine, Runner, cores
 
 MICROBATCH_PIXELS = 8 * 32 * 32  # of all images of a microbatch, where nothing is measured
@@ -126,5 +126,4 @@ def _write(path: Path, memory: dict[str, Any]) -> None:
     """Remembers, where that is possible: a folder that cannot be written only costs the measurement again."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path, f".{os.getpid()}") as part:
-            part.write_text(json.dumps(memory, indent=1) + "\n", encoding="utf-8")
+        write_file(path, json.dumps(memory, indent=1) + "\n", f".{os.getpid()}")

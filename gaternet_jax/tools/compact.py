@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from gaternet_jax.command_line import command_line, positive
+from gaternet_jax.files import write_file
 from gaternet_jax.paths import expand_arguments
 
 
@@ -71,7 +72,7 @@ def compact(workdir: Path, out: Path, *, images: int, held_out: int, data_dir: s
     }
     save_compacted(out, config, names, compacted)
     save_dataset(load_dataset(workdir), out)
-    (out / "compaction_report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_file(out / "compaction_report.json", json.dumps(report, indent=2) + "\n")
     return report
 
 

@@ -1,17 +1,15 @@
 """Builds the folder of a dataset aside, shard by shard, and moves it into place when it is whole."""
 
-import contextlib
-import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from gaternet_jax.data.prepare.shards import Corrupt, Examples, Shard, Written, unwritable, write_shards
 from gaternet_jax.errors import UserError
-from gaternet_jax.files import write_file
+from gaternet_jax.files import locked, write_file
 
 FORMAT = 2  # of the shards; raise it when their division or content changes: what is unfinished then starts anew
 LISTED = 20  # corrupt images that a message names
@@ -67,7 +65,7 @@ def build(final: Path, plan: Plan, *, skip_corrupt: bool = False, workers: int |
         return final
     work = final.with_name(f".preparing-{final.name}")
     try:
-        with _alone_in(work):
+        with locked(work, plan.choices):
             _build_in(work, final, plan, skip_corrupt, workers or len(os.sched_getaffinity(0)))
             shutil.rmtree(work)
     except OSError as error:
@@ -88,17 +86,6 @@ def _check_same(final: Path, plan: Plan) -> None:
             f"{final} was prepared from {before['source']}, {now}; remove {final} to prepare it anew, or choose "
             f"another {plan.choices}"
         )
-
-
-@contextlib.contextmanager
-def _alone_in(work: Path) -> Iterator[None]:
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system, whatever ends the process
-        except BlockingIOError:
-            raise UserError(f"another process is at work in {work}; wait for it, or end it") from None
-        yield
 
 
 def _build_in(work: Path, final: Path, plan: Plan, skip_corrupt: bool, workers: int) -> None:

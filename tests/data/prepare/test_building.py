@@ -13,10 +13,11 @@ import pytest
 import tensorflow_datasets as tfds
 
 from gaternet_jax.data.datasets import class_names, find_dataset
-from gaternet_jax.data.prepare import building, image_files, shards
 from gaternet_jax.data.prepare import folders as prepare
+from gaternet_jax.data.prepare import image_files, shards
 from gaternet_jax.data.prepare.folders import prepare_folder
 from gaternet_jax.errors import UserError
+from gaternet_jax.files import locked
 from tests.image_folders import encode, expected, make_folder, read
 
 
@@ -235,7 +236,10 @@ def test_dead_workers_are_reported(tmp_path):
 
 def test_two_at_once(root, data_dir):
     work = data_dir / "pets" / ".preparing-1.0.0"
-    with building._alone_in(work), pytest.raises(UserError, match=f"another process is at work in {work}"):
+    with (
+        locked(work, "--data_dir"),
+        pytest.raises(UserError, match=f"{work} is in use by process .* or choose another --name"),
+    ):
         prepare_folder(root, data_dir, "pets", workers=1)
     prepare_folder(root, data_dir, "pets", workers=1)
 
