@@ -1,8 +1,11 @@
 """What the documentation shows is what happens: examples of docstrings, the guide, the API page."""
 
+import argparse
 import doctest
 import importlib
 import re
+import shlex
+import sys
 import threading
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from PIL import Image
 
 import gaternet_jax as gx
 from docs import make_api
+from gaternet_jax.config import FIELDS
 from tests.helpers import save_random_model
 
 ROOT = Path(__file__).parent.parent
@@ -99,6 +103,62 @@ def test_the_guide_runs_in_a_thread(tmp_path, monkeypatch, capsys, use_devices):
     for error in errors:
         raise error
     assert "finished" in capsys.readouterr().out
+
+
+def commands(page):
+    """The commands of a page that have flags, each with its line, without what is optional or explains."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", "  ")
+    for found in re.finditer(r"^ *(?:[A-Z_]+=\S+ )*(.*)$|`([^`\n]+)`", text, re.MULTILINE):
+        command = re.sub(r"^python -m gaternet_jax\.(tools\.|main)", "gaternet ", found[1] or found[2] or "")
+        command = re.sub(r"^gaternet  ", "gaternet train ", command)
+        command = re.sub(r"\[(--[^\]]*)\]", r"\1", re.sub(r"=[MN]\b", "=1", re.sub(r" +(?=-)", " ", command)))
+        command = re.split(r"\s+#|\s{2,}|\s+\(|\s+>|\s+&& ", command)[0].strip()
+        whole = " --" in command and not re.search(r"\.\.\.|[`{|]|--help", command)
+        if whole and re.match(r"gaternet [a-z]+ |python -m benchmarks\.", command):
+            yield text[: found.start()].count("\n") + 1, shlex.split(command)
+
+
+COMMANDS = [
+    pytest.param(words, id=f"{page.name}:{line}")
+    for page in [ROOT / "README.md", *ROOT.glob("docs/*.md"), ROOT / "launch" / "README.md"]
+    for line, words in commands(page)
+]
+
+
+class Parsed(BaseException):
+    """Raised where a command has parsed its arguments, in place of what it does."""
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_commands_of_the_pages_parse(words, monkeypatch):
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_and_stop(parser, *arguments):
+        parse(parser, *arguments)
+        raise Parsed
+
+    if words[:2] in (["gaternet", "train"], ["gaternet", "evaluate"]):
+        check_flags_of_main(words[2:])
+        return
+    name = f"gaternet_jax.tools.{words[1]}" if words[0] == "gaternet" else words[2]
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+    monkeypatch.setattr(sys, "argv", [name, *words[2 if words[0] == "gaternet" else 3 :]])
+    module = importlib.import_module(f"{name}.__main__" if (ROOT / name.replace(".", "/")).is_dir() else name)
+    with pytest.raises(Parsed):
+        module.main()
+
+
+def check_flags_of_main(words):
+    from gaternet_jax.main import flags
+
+    for word in words:
+        name, _, value = word.removeprefix("--").partition("=")
+        if name == "config":
+            card, _, variant = value.rpartition("/")[2].removesuffix(".py").replace(".py:", ":").partition(":")
+            if card == card.lower():  # not one of the reader's own
+                importlib.import_module(f"gaternet_jax.configs.{card}").get_config(variant if variant.islower() else "")
+        elif word.startswith("--"):
+            assert name.removeprefix("config.") in FIELDS or name in flags.FLAGS, word
 
 
 def section(page, title):
