@@ -19,6 +19,7 @@ from PIL import Image
 import gaternet_jax as gx
 from docs import make_api
 from gaternet_jax.config import FIELDS
+from gaternet_jax.tools.export import export
 from tests.helpers import save_random_model
 
 ROOT = Path(__file__).parent.parent
@@ -81,6 +82,41 @@ def test_the_readme_runs(runs, monkeypatch, capsys):
     for line, block in python_blocks(ROOT / "README.md"):
         exec(compile("\n" * (line - 1) + block, "README.md", "exec"), names | {"__name__": "readme"})
     assert "gate block1: skips outputs" in capsys.readouterr().out
+
+
+class Hidden(nnx.Module):
+    """Two layers, with gates between them."""
+
+    def __init__(self, rngs):
+        self.one, self.two = nnx.Linear(3, 4, rngs=rngs), nnx.Linear(4, 2, rngs=rngs)
+
+    def __call__(self, images, gates):
+        return self.two(gx.gate(self.one(images.mean((1, 2))), gates, "hidden"))
+
+
+def run_page(name, **names):
+    """Runs the Python of a page of docs/, in which these names are known; gives all names at the end."""
+    for line, block in python_blocks(ROOT / "docs" / name):
+        exec(compile("\n" * (line - 1) + block, name, "exec"), names)
+    return names
+
+
+def test_the_page_on_gating_runs():
+    network, gates = Hidden(nnx.Rngs(0)), jnp.array([[1.0, 0.0, 1.0, 0.0]])
+    images = jnp.ones((1, 8, 8, 3))
+    names = run_page("gating.md", network=network, images=images, gates=gates, gx=gx, jax=jax, nnx=nnx)
+    np.testing.assert_allclose(names["logits"], network(images, gates), rtol=1e-5)
+
+
+def test_the_pages_on_inference_and_export_run(runs, monkeypatch):
+    monkeypatch.chdir(runs)
+    save_random_model(runs / "runs" / "cifar10")
+    Image.fromarray(np.zeros((20, 30), np.uint8)).save("cat.png")
+    images = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
+    found = run_page("inference.md", images=images)
+    assert found["outputs"].logits.shape == (2, 10)
+    export(Path("runs/cifar10"), Path("cifar10.zip"), "stablehlo")
+    assert run_page("export.md", images=np.zeros((2, 8, 8, 1), np.uint8))["outputs"]["labels"].shape == (2,)
 
 
 def test_the_guide_runs_in_a_thread(tmp_path, monkeypatch, capsys, use_devices):
