@@ -12,6 +12,7 @@ import numpy as np
 
 from gaternet_jax.analysis.observe import Observations
 from gaternet_jax.config import RunConfig
+from gaternet_jax.data.batches import pad_rows
 from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.gating import GateSite
 from gaternet_jax.gating.local import LocalPass
@@ -124,10 +125,8 @@ def _predict_turned_over(
     with progress_bar(f"Forcing {len(filters)} filters", len(images), unit="image") as bar:
         for start in range(0, len(images), size):
             part = slice(start, start + size)
-            missing = size - len(images[part])  # one size, one compilation
-            padded = np.pad(images[part], ((0, missing), (0, 0), (0, 0), (0, 0)))
-            padded_gates = np.pad(gates[part], ((0, missing), (0, 0)))
-            outputs = jax.device_get(predict(params, stats, padded, padded_gates, filters))
-            predictions.append(outputs[:, : size - missing])
-            bar.update(size - missing)
+            padded = pad_rows(images[part], size), pad_rows(gates[part], size)
+            outputs = jax.device_get(predict(params, stats, *padded, filters))
+            predictions.append(outputs[:, : len(images[part])])
+            bar.update(len(images[part]))
     return np.concatenate(predictions, 1)

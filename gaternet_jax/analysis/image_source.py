@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gaternet_jax.config import RunConfig
-from gaternet_jax.data.batches import Batch, BatchShard
+from gaternet_jax.data.batches import Batch, BatchShard, pad_rows
 from gaternet_jax.data.images import read_files
 from gaternet_jax.data.splits import open_run_split
 from gaternet_jax.data.walk import IMAGES, find_images
@@ -75,10 +75,9 @@ def folder_source(folder: Path, config: RunConfig, class_names: Sequence[str]) -
     def batches() -> Iterator[Batch]:
         for start in range(0, len(paths), size):
             images = read_files(paths[start : start + size], config.data, channels)
-            missing = size - len(images)
             yield {
-                "image": np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))),
-                "label": np.pad(np.array(labels[start : start + size], np.int32), (0, missing)),
+                "image": pad_rows(images, size),
+                "label": pad_rows(np.array(labels[start : start + size], np.int32), size),
                 "mask": np.arange(size) < len(images),
             }
 

@@ -65,6 +65,11 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
     return num_images // batch_size
 
 
+def pad_rows(rows: np.ndarray, size: int) -> np.ndarray:
+    """Adds rows of zeros up to a size: one compiled program then serves the last batch, too."""
+    return np.pad(rows, [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1))
+
+
 def train_batch_indices(num_images: int, batch_size: int, seed: int, step: int) -> np.ndarray:
     """Which images make up training batch `step`: a pure function of its arguments.
 

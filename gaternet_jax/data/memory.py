@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gaternet_jax.data.batches import Batch, BatchShard, Split, train_batch_indices
+from gaternet_jax.data.batches import Batch, BatchShard, Split, pad_rows, train_batch_indices
 from gaternet_jax.data.reader import LeftOut, Reader
 from gaternet_jax.errors import UserError
 from gaternet_jax.progress import progress_bar
@@ -43,8 +43,7 @@ class MemorySplit(Split):
                 "label": np.where(usable, self.labels[indices], -1).astype(np.int32),
                 "mask": usable,
             }
-            missing = rows.stop - rows.start - len(indices)
-            yield {name: np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)) for name, x in part.items()}
+            yield {name: pad_rows(values, rows.stop - rows.start) for name, values in part.items()}
 
     def _pixels(self, indices: np.ndarray) -> Batch:
         return {"image": self.images[indices]}

@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from gaternet_jax.config import DataConfig
+from gaternet_jax.data.batches import pad_rows
 from gaternet_jax.data.inputs import to_array
 from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.errors import UserError, check_choice
@@ -150,8 +151,7 @@ class Predictor:
             batch = images[start : start + self.batch_sizes[-1]]
             size = next(size for size in self.batch_sizes if size >= len(batch))
             run = mode_of(batch, size)
-            padded = np.pad(batch, ((0, size - len(batch)), (0, 0), (0, 0), (0, 0)))  # XLA compiles for few sizes
-            outputs.append(run(self._normalized(padded), len(batch)))
+            outputs.append(run(self._normalized(pad_rows(batch, size)), len(batch)))  # XLA compiles for few sizes
         joined: list[Array] = [np.concatenate(arrays) for arrays in zip(*outputs, strict=True)]
         return Outputs(*joined)
 
