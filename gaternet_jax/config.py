@@ -276,11 +276,7 @@ def check_fields(config: RunConfig) -> None:
 
 
 def check_choices(section: Section, name: str) -> None:
-    """Checks the fields of a section that take but a few values, for what is built of a section alone.
-
-    Args:
-        section: e.g. config.model.
-        name: of the section: "model".
+    """Checks the fields of a section, e.g. config.model, that take but a few values: a whole config is checked as such.
 
     Raises:
         UserError: a value that there is not; the message lists those there are.

@@ -6,14 +6,5 @@ from gaternet_jax.gating.macs import MacCount, count_macs
 from gaternet_jax.gating.program import find_sites
 from gaternet_jax.gating.skip import Prepared, SkipClosed, skip_closed
 
-__all__ = [
-    "GateSite",
-    "MacCount",
-    "Prepared",
-    "SkipClosed",
-    "count_macs",
-    "find_sites",
-    "gate",
-    "losses",
-    "skip_closed",
-]
+__all__ = ["GateSite", "MacCount", "Prepared", "SkipClosed"]
+__all__ += ["count_macs", "find_sites", "gate", "losses", "skip_closed"]

@@ -16,7 +16,21 @@ from gaternet_jax.nn.keys import Keys, filled, initial
 LINEAR_UNIFORM = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # assumed: PyTorch's default
 
 
-class Conv(nnx.Module):
+class _Layer(nnx.Module):
+    """What has a kernel [..., inputs, outputs]."""
+
+    kernel: nnx.Param
+
+    @property
+    def in_features(self) -> int:
+        return self.kernel.shape[-2]
+
+    @property
+    def out_features(self) -> int:
+        return self.kernel.shape[-1]
+
+
+class Conv(_Layer):
     """A convolution of NHWC maps. `nnx.Conv` has four times as many attributes, each of which Flax checks as it is set.
 
     Args:
@@ -35,14 +49,6 @@ class Conv(nnx.Module):
         height, width, _, _ = self.kernel.shape
         return height, width
 
-    @property
-    def in_features(self) -> int:
-        return self.kernel.shape[2]
-
-    @property
-    def out_features(self) -> int:
-        return self.kernel.shape[3]
-
     def __call__(self, inputs: jax.Array) -> jax.Array:
         down, across = (self.padding, self.padding) if isinstance(self.padding, int) else self.padding
         return jax.lax.conv_general_dilated(
@@ -54,7 +60,7 @@ class Conv(nnx.Module):
         )
 
 
-class Linear(nnx.Module):
+class Linear(_Layer):
     """A float32 fully connected layer.
 
     Args:
@@ -64,14 +70,6 @@ class Linear(nnx.Module):
 
     def __init__(self, kernel: Any, bias: Any):
         self.kernel, self.bias = nnx.Param(kernel), nnx.Param(bias)
-
-    @property
-    def in_features(self) -> int:
-        return self.kernel.shape[0]
-
-    @property
-    def out_features(self) -> int:
-        return self.kernel.shape[1]
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         return inputs @ self.kernel.get_value() + self.bias.get_value()[None]
