@@ -5,7 +5,7 @@ a site keeps (its width) is static; which, is an array that the compiled program
 """
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,10 @@ class Run(NamedTuple):
 
     site: int
     size: int
+
+    def count(self, widths: Any) -> Any:
+        """Channels that are kept when site k keeps widths[k]."""
+        return widths[self.site] if self.site >= 0 else self.size if self.site == ALL else 0
 
 
 class Channels(NamedTuple):
@@ -44,13 +48,9 @@ class Channels(NamedTuple):
         """The sites that decide."""
         return frozenset(run.site for run in self.runs if run.site >= 0)
 
-    @overload
-    def count(self, widths: Sequence[int]) -> int: ...
-    @overload
-    def count(self, widths: Sequence[float]) -> float: ...
-    def count(self, widths: Sequence[float]) -> float:
-        """Channels that are kept when site k keeps widths[k]."""
-        return self.outer * self.inner * sum(_count(run, widths) for run in self.runs)
+    def count(self, widths: Any) -> Any:
+        """Channels that are kept when site k keeps widths[k]: numbers, or arrays of them."""
+        return self.outer * self.inner * sum(run.count(widths) for run in self.runs)
 
     def is_complete(self, widths: Sequence[int]) -> bool:
         """Whether all are kept."""
@@ -58,14 +58,15 @@ class Channels(NamedTuple):
 
     def indices(self, keep: Sequence[jax.Array], widths: Sequence[int]) -> jax.Array:
         """Positions of the kept channels among all, int32 [count]."""
-        parts, start = [], 0
+        parts: list[Any] = [np.zeros(0, np.int32)]
+        start = 0
         for run in self.runs:
-            if _count(run, widths) == run.size:
+            if run.count(widths) == run.size:
                 parts.append(np.arange(start, start + run.size, dtype=np.int32))
             elif run.site >= 0:
                 parts.append(start + jnp.asarray(keep[run.site], jnp.int32))
             start += run.size
-        index = jnp.concatenate([jnp.asarray(part, jnp.int32) for part in parts] or [jnp.zeros(0, jnp.int32)])
+        index = jnp.concatenate(parts)
         if self.outer == self.inner == 1:
             return index
         blocks, within = jnp.arange(self.outer, dtype=jnp.int32), jnp.arange(self.inner, dtype=jnp.int32)
@@ -124,10 +125,6 @@ def join(runs: Iterable[Run]) -> Channels:
     return Channels(tuple(joined))
 
 
-def _count(run: Run, widths: Sequence[float]) -> float:
-    return {ALL: run.size, NONE: 0}.get(run.site, widths[run.site] if run.site >= 0 else 0)
-
-
 class Layout(NamedTuple):
     """How an array is held of which not all channels are there.
 
@@ -142,6 +139,7 @@ class Layout(NamedTuple):
     channels: Channels
     absent: str = "unread"
 
-    def holds(self, other: "Layout") -> bool:
-        """Whether another layout has the same channels."""
-        return self.axis == other.axis and self.channels == other.channels
+
+def along(vector: Any, axis: int, rank: int) -> jax.Array:
+    """A vector [n] as an array of a rank that varies along one axis."""
+    return jnp.reshape(vector, [-1 if place == axis else 1 for place in range(rank)])

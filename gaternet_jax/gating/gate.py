@@ -80,7 +80,7 @@ def _marker(rank: int, name: str | None) -> Callable[[jax.Array, jax.Array], jax
 
 def marked_name(equation: Any) -> str | None:
     """The name in a `gate` call of a jaxpr, "" if it was given none; None for other equations."""
-    name = equation.params.get("name") if equation.primitive.name in ("jit", "pjit") else None
+    name = equation.params.get("name") if equation.primitive.name == "jit" else None
     if not isinstance(name, str) or not name.startswith(_PREFIX + ":") or name.count(":") < 2:
         return None
     return name.split(":", 2)[2]
