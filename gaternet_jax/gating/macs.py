@@ -44,7 +44,7 @@ class MacCount:
         sizes, none, one = [site.size for site in self.sites], np.zeros(len(self.sites)), np.eye(len(self.sites))
         whole = [cut.count(sizes) / cut.size if cut else 1.0 for cut in cuts]
         of_gate = [(cut.count(one) - cut.count(none)) / cut.size if cut else none for cut in cuts]
-        return np.array(whole, np.float32), np.array(of_gate, np.float32).reshape(len(cuts), -1).T
+        return np.array(whole, np.float32), np.array(of_gate, np.float32).reshape(len(cuts), len(self.sites)).T
 
     def fraction(self, gates: jax.Array) -> jax.Array:
         """Gives the multiply-accumulates with these gates relative to the dense ones; differentiable.

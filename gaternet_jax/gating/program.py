@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend import core
 
-from gaternet_jax.gating.gate import Site, is_site, marked_name
+from gaternet_jax.gating.gate import Site, marked
 
 CALLS = ("jit", "call", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat2", "checkpoint")
 
@@ -114,12 +114,13 @@ def _inline(program: Program, jaxpr: Any, consts: Sequence[Any], inputs: Sequenc
 
 def _append(program: Program, equation: Any, operands: tuple[Ref, ...], traceback: Any) -> Sequence[Ref]:
     name, params, site = equation.primitive.name, equation.params, None
-    if is_site(equation):
+    gate, is_as_written = marked(equation) or (None, False)
+    if is_as_written:
         site, offset = len(program.sites), program.sites[-1].gates.stop if program.sites else 0
-        program.sites.append(Site(marked_name(equation) or f"gate{site}", offset, operands[1].shape[1]))
+        program.sites.append(Site(gate or f"gate{site}", offset, operands[1].shape[1]))
     elif name in CALLS:
-        if (marked := marked_name(equation)) is not None:
-            program.masked.append((marked or "a gate", "it was changed by vmap or by a gradient"))
+        if gate is not None:
+            program.masked.append((gate or "a gate", "it was changed by vmap or by a gradient"))
         (inner,) = core.jaxprs_in_params(params)
         consts = [closed.consts for closed in params.values() if isinstance(closed, core.ClosedJaxpr)]
         return _inline(program, inner, consts[0] if consts else (), operands, traceback)
@@ -140,8 +141,8 @@ def _append(program: Program, equation: Any, operands: tuple[Ref, ...], tracebac
 def _gates_within(params: dict[str, Any]) -> Iterator[str]:
     for jaxpr in core.jaxprs_in_params(params):
         for equation in jaxpr.eqns:
-            if (marked := marked_name(equation)) is not None:
-                yield marked
+            if mark := marked(equation):
+                yield mark[0]
             yield from _gates_within(equation.params)
 
 

@@ -54,26 +54,32 @@ def candidates(engine: str, batch_size: int, image_size: int) -> list[Batching]:
 
 
 def choose_batching(
-    engine: str, batch_size: int, images: Any, program: str, make: Callable[[Batching], tuple[Engine, Runner]]
+    engine: str, images: Any, program: str, make: Callable[[Batching], tuple[Engine, Runner]]
 ) -> Batching:
     """The fastest of the candidates.
 
     Args:
         engine: one of ENGINES.
-        batch_size: images of a call.
         images: a batch to measure with, [batch, size, size, channels].
         program: what tells this program from others, for the memory.
         make: an engine of images, and a runner for it.
     """
-    found = candidates(engine, batch_size, images.shape[1])
+    found, path = candidates(engine, *images.shape[:2]), memory_path()
     if len(found) == 1:
         return found[0]
-    key, path = _key(engine, batch_size, images.shape[1:], program), memory_path()
-    memory = _read(path)
-    if (remembered := _remembered(memory.get(key), found)) is not None:
-        return remembered
+    version = importlib.metadata.version("onnxruntime" if engine == "onnxruntime" else "jax")
+    digest = hashlib.sha256(program.encode()).hexdigest()[:16]
+    machine = platform.node(), _processor(), cores()
+    key = " ".join(map(str, (*machine, engine, version, *images.shape, digest)))
+    remembered = _read(path).get(key)
+    for batching in found:
+        if remembered == list(batching):
+            return batching
     chosen = min(found, key=lambda batching: _seconds_per_image(batching, images, *make(batching)))
-    _write(path, _read(path) | {key: list(chosen)})
+    with contextlib.suppress(OSError):  # a folder that cannot be written only costs the measurement again
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path, f".{os.getpid()}") as part:
+            part.write_text(json.dumps(_read(path) | {key: list(chosen)}, indent=1) + "\n", encoding="utf-8")
     return chosen
 
 
@@ -94,25 +100,6 @@ def memory_path() -> Path:
     return Path(folder) / "gaternet-jax" / "batching.json"
 
 
-def _key(engine: str, batch_size: int, shape: tuple[int, ...], program: str) -> str:
-    version = importlib.metadata.version("onnxruntime" if engine == "onnxruntime" else "jax")
-    digest = hashlib.sha256(program.encode()).hexdigest()[:16]
-    parts = platform.node(), _processor(), cores(), engine, version, batch_size, *shape, digest
-    return " ".join(map(str, parts))
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
-
-
-def _remembered(content: Any, found: list[Batching]) -> Batching | None:
-    return next((batching for batching in found if content == list(batching)), None)
-
-
 def _read(path: Path) -> dict[str, Any]:
     """What is remembered; nothing where that cannot be read."""
     try:
@@ -122,9 +109,9 @@ def _read(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _write(path: Path, memory: dict[str, Any]) -> None:
-    """Remembers, where that is possible: a folder that cannot be written only costs the measurement again."""
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path, f".{os.getpid()}") as part:
-            part.write_text(json.dumps(memory, indent=1) + "\n", encoding="utf-8")
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()

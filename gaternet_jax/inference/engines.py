@@ -9,7 +9,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,16 +20,7 @@ ENGINES = ("xla", "onnxruntime")
 
 Array = Any  # of JAX or NumPy
 Function = Callable[..., Any]  # of (prepared, *arrays) to a tuple of arrays
-
-
-class Engine(Protocol):
-    """Computes some rows of a batch."""
-
-    def __call__(self, rows: np.ndarray, *arrays: Array) -> Sequence[Array]:
-        """The outputs for these rows of the arrays."""
-        ...
-
-
+Engine = Callable[..., Sequence[Array]]  # of (rows, *arrays): computes the outputs for these rows of a batch
 Jobs = list[tuple[Engine, np.ndarray]]  # engines, and the rows that each is to compute
 
 

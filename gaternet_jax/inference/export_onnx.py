@@ -56,7 +56,7 @@ def export_onnx(model: GaterNet, config: Config, labels: list[str], path: str | 
     )
     if differences := _compare(serialized, names, inference_function(Network(model, size, "xla"), config.data), images):
         raise UserError(f"the ONNX model differs from JAX's: {differences}. Use --format=stablehlo")
-    write_whole(Path(path), lambda part: part.write_bytes(serialized))
+    write_whole(Path(path), serialized)
 
 
 def _in_float32(model: GaterNet) -> GaterNet:

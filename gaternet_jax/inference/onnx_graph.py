@@ -48,11 +48,6 @@ def is_of_batch(number: Any) -> bool:
     return bool(number) and math.isfinite(number) and number % BATCH == 0
 
 
-def is_static(ref: Ref) -> bool:
-    """Whether a value's shape does not depend on the batch."""
-    return -1 not in sizes_of(ref.shape)
-
-
 def dtype_of(ref: Ref) -> int:
     """The type of a value, as ONNX numbers types."""
     return helper.np_dtype_to_tensor_dtype(np.dtype(ref.aval.dtype))
@@ -95,6 +90,10 @@ class Graph:
         """The name of a list of numbers: axes, sizes, positions."""
         return self.constant(np.array(numbers, np.int64), ("integers", numbers))
 
+    def unsqueeze(self, name: str, axes: Sequence[int]) -> str:
+        """Inserts axes of size 1."""
+        return self.node("Unsqueeze", [name, self.integers(*axes)]) if axes else name
+
     def model(self, inputs: dict[str, Ref], outputs: dict[str, Ref]) -> Any:
         """The model of what the outputs depend on."""
         wanted, nodes = set(outputs), []
@@ -103,13 +102,12 @@ class Graph:
                 wanted.update(node.input)
                 nodes.append(node)
         tensors = [tensor for name, tensor in self._initializers.items() if name in wanted]
-        entries, results = ([self._describe(*entry) for entry in named.items()] for named in (inputs, outputs))
+        entries, results = (
+            [helper.make_tensor_value_info(name, dtype_of(ref), sizes_of(ref.shape, "batch")) for name, ref in named]
+            for named in (inputs.items(), outputs.items())
+        )
         graph = helper.make_graph(nodes[::-1], "function", entries, results, tensors)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-
-    @staticmethod
-    def _describe(name: str, ref: Ref) -> Any:
-        return helper.make_tensor_value_info(name, dtype_of(ref), sizes_of(ref.shape, "batch"))
 
     def known(self, ref: Ref) -> np.ndarray | None:
         """The array that a value is, where it does not depend on the inputs."""
@@ -140,8 +138,7 @@ class Graph:
             return self.node("Transpose", [value.name], perm=[value.order.index(axis) for axis in order])
         rows = sorted(range(len(value.places)), key=lambda axis: order.index(value.places[axis]))
         name = self.read(value.source, tuple(rows))
-        others = [place for place, axis in enumerate(order) if axis not in value.places]
-        name = self.node("Unsqueeze", [name, self.integers(*others)]) if others else name
+        name = self.unsqueeze(name, [place for place, axis in enumerate(order) if axis not in value.places])
         own = [
             value.source.shape[value.places.index(axis)] if axis in value.places else 1 for axis in range(len(order))
         ]

@@ -15,9 +15,7 @@ from typing import Any
 import numpy as np
 
 from gaternet_jax.inference.compact import check_gates
-from gaternet_jax.inference.engines import Jobs
-from gaternet_jax.inference.network import Network
-from gaternet_jax.inference.selection import count_per_site, fill, round_up
+from gaternet_jax.inference.selection import count_per_site, widths_for
 from gaternet_jax.models.gates import GateSite
 
 GROUPS = (1, 2, 3, 4, 6, 8, 10, 12, 16)  # numbers of specialists that are tried
@@ -102,28 +100,11 @@ def _widen(
     """Gives the specialists of a tier the same widths; returns them and their costs, the cheapest first."""
     needed = count_per_site(keep, sites)
     order = np.argsort(needed.sum(1), kind="stable")
-    widened, costs = [], []
-    for tier in np.array_split(order, min(tiers, len(order))):
-        most = needed[tier].max(0)
-        widths = np.array([round_up(int(number), site.size) for number, site in zip(most, sites, strict=True)])
-        widened += [fill(keep[group], widths, sites, rates[group]) for group in tier]
+    widened, costs = keep[order], []
+    for tier in np.array_split(np.arange(len(order)), min(tiers, len(order))):
+        widths = widths_for(needed[order[tier]], sites)
         costs += [work(widths)] * len(tier)
-    return np.stack(widened), costs
-
-
-class Specialists:
-    """Decides which engine runs which images.
-
-    Args:
-        network: with a global gater.
-        plan: which specialists.
-        threads: of each engine.
-    """
-
-    def __init__(self, network: Network, plan: Plan, threads: int = 1):
-        self.plan = plan
-        self._engines = [network.backbone(keep, threads) for keep in (*plan.keep, None)]
-
-    def __call__(self, gates: np.ndarray) -> Jobs:
-        groups = assign(gates, self.plan.keep)
-        return [(self._engines[group], np.flatnonzero(groups == group)) for group in np.unique(groups)]
+        for row, (site, width) in itertools.product(tier, zip(sites, widths, strict=True)):
+            wanted = np.where(widened[row, site.gates], np.inf, rates[order[row], site.gates])
+            widened[row, site.offset + np.argsort(-wanted, kind="stable")[:width]] = True  # the most often open
+    return widened, costs

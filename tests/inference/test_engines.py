@@ -91,7 +91,7 @@ def test_the_fastest_way_to_cut_is_measured_once_and_remembered(monkeypatch, tmp
 
     def choose(program="a network"):
         measured.clear()
-        return choose_batching("onnxruntime", 64, np.zeros((64, 32, 32, 3)), program, make)
+        return choose_batching("onnxruntime", np.zeros((64, 32, 32, 3)), program, make)
 
     assert choose() == fastest and set(measured) == set(seconds)
     assert choose() == fastest and not measured

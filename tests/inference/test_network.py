@@ -85,7 +85,7 @@ def test_every_network_gives_the_logits_of_the_masked_one(overrides):
         graphdef, *arrays = split_model(model)
         wanted = jax.jit(lambda arrays, images: merge_model(graphdef, *arrays)(images))(arrays, images)
         for engine in ENGINES:
-            logits, gates, _ = Network(model, size, engine).whole()(rows, images)
+            logits, gates, _ = Network(model, size, engine).make("whole")(rows, images)
             np.testing.assert_array_equal(gates, wanted.gates)
             np.testing.assert_allclose(logits, wanted.logits, atol=1e-4, err_msg=engine)
         return
@@ -96,10 +96,10 @@ def test_every_network_gives_the_logits_of_the_masked_one(overrides):
     xla = Network(model, size, "xla")
     needed = zip(count_per_site(keep, model.gate_sites), model.gate_sites, strict=True)
     widths = [round_up(int(number), site.size) for number, site in needed]
-    engines = {"static": xla.backbone(keep), "traced": xla.profile(widths)}
+    engines = {"static": xla.make("backbone", keep), "traced": xla.profile(widths)}
     if is_float32:
         onnx = Network(model, size, "onnxruntime")
-        engines |= {"ONNX Runtime": onnx.backbone(keep), "ONNX Runtime, whole": onnx.backbone()}
+        engines |= {"ONNX Runtime": onnx.make("backbone", keep), "ONNX Runtime, whole": onnx.make("backbone")}
     tolerance = 1e-4 if is_float32 else 5e-2  # kernels are rounded after folding
     for name, engine in engines.items():
         np.testing.assert_allclose(engine(rows, images, gates)[0], wanted, atol=tolerance, err_msg=name)
@@ -148,7 +148,7 @@ def test_a_gater_that_has_nothing_to_decide_is_not_run():
     names = [layer.name for layer in network.program("whole").explain().layers]
     assert names and not [name for name in names if "gater" in name]
     images = np.random.default_rng(0).normal(size=(2, SIZE, SIZE, 3)).astype(np.float32)
-    logits, gates, _ = network.whole()(np.arange(2), images)
+    logits, gates, _ = network.make("whole")(np.arange(2), images)
     np.testing.assert_array_equal(gates, np.broadcast_to(keep, gates.shape))
     np.testing.assert_allclose(logits, jax.jit(lambda x: network.model(x).logits)(images), atol=1e-4)
     whole = Network(model, SIZE, "xla")
@@ -163,8 +163,8 @@ def test_a_profile_serves_every_selection_of_its_widths():
     network = Network(model, SIZE, "xla")
     widths = tuple(site.size // 2 for site in model.gate_sites)
     one, other = (network.profile(widths) for _ in range(2))
-    assert one.run is other.run and one.prepared is other.prepared
-    names = [step.name for step in network._of_folded._plan(network._of_folded._args).program.steps]
+    assert one._run is other._run and one._prepared is other._prepared
+    names = [step.name for step in network._folded[1]._plan(network._folded[1]._args).program.steps]
     assert "conv_general_dilated" in names and "rsqrt" not in names
 
 
