@@ -4,6 +4,7 @@ Channels are known in the program as runs: all channels of a stretch, none, or t
 a site keeps (its width) is static; which, is an array that the compiled program is given.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -26,12 +27,9 @@ class Run(NamedTuple):
 
 
 class Channels(NamedTuple):
-    """The channels of one axis.
+    """The channels of one axis, run by run.
 
-    Attributes:
-        runs: one behind the other.
-        outer, inner: where axes were merged, (outer, channels, inner) are one axis: flattened maps [H * W * C] have
-            outer = H * W; a depthwise convolution that makes m channels of each has inner = m.
+    Where axes were merged, (outer, channels, inner) are one axis: flattened maps [H * W * C] have outer = H * W.
     """
 
     runs: tuple[Run, ...]
@@ -99,19 +97,19 @@ class Channels(NamedTuple):
             return self
         if self.outer * self.inner * other.outer * other.inner != 1 or self.size != other.size:
             return None
-        runs, mine, theirs = [], list(self.runs[::-1]), list(other.runs[::-1])
-        while mine:
-            one, two = mine.pop(), theirs.pop()
-            size = min(one.size, two.size)
-            for rest, stack in ((one, mine), (two, theirs)):
-                if rest.size > size:
-                    if rest.site >= 0:
-                        return None
-                    stack.append(Run(rest.site, rest.size - size))
-            if one.site != two.site and NONE not in (one.site, two.site):
+        runs, edges = [], {edge for runs in (self.runs, other.runs) for edge in _edges(runs)}
+        for edge in itertools.pairwise(sorted(edges)):
+            parts = [channels.between(*edge) for channels in (self, other)]
+            sites = {part.runs[0].site for part in parts if part}
+            if None in parts or len(sites - {NONE}) > 1:
                 return None
-            runs.append(Run(two.site if one.site == NONE else one.site, size))
+            runs.append(Run(max(sites), edge[1] - edge[0]))
         return join(runs)
+
+
+def _edges(runs: Iterable[Run]) -> list[int]:
+    """Where runs begin and end."""
+    return list(itertools.accumulate((run.size for run in runs), initial=0))
 
 
 def join(runs: Iterable[Run]) -> Channels:
@@ -126,13 +124,10 @@ def join(runs: Iterable[Run]) -> Channels:
 
 
 class Layout(NamedTuple):
-    """How an array is held of which not all channels are there.
+    """How an array is held of which only some channels, along an axis, are there.
 
-    Attributes:
-        axis: of the channels.
-        channels: those that are there.
-        absent: what the others are: "zero"; "constant", one value for each channel that depends on parameters only;
-            or "unread", when nothing reads them.
+    The absent ones are "zero", or "constant", one value for each channel that depends on parameters only; or nothing
+    reads them.
     """
 
     axis: int

@@ -72,7 +72,8 @@ def _marker(rank: int, name: str | None) -> Callable[[jax.Array, jax.Array], jax
     """The jitted multiplication. Its name says the rank of the maps: `vmap`, which changes that, leaves the name."""
 
     def multiply(maps, gates):
-        return maps * jax.lax.expand_dims(gates, range(1, rank - 1)).astype(maps.dtype)
+        gates = jax.lax.convert_element_type(jax.lax.expand_dims(gates, range(1, rank - 1)), maps.dtype)
+        return jax.lax.mul(maps, gates)  # as `*`, without the call that this is in a jaxpr
 
     multiply.__name__ = multiply.__qualname__ = f"gate:{rank}:{name or ''}"
     return jax.jit(multiply)

@@ -41,21 +41,15 @@ class Plan:
         program: with gates.
         parameters: paths of those of its inputs that are known before the images come; constants are known besides.
         whole_sites: gates whose maps are computed whole, in kernels with zeros for the channels that are not kept.
-
-    Attributes:
-        have: layouts that follow from closed gates.
-        want: layouts that follow from what reads a value; None: all is read.
-        names: of known values that are parameters, or made of one: its path.
-        reasons: why all of a value is computed that might have been wanted in part.
-        uses: how often a value is read.
     """
 
     def __init__(self, program: Program, parameters: dict[Ref, str], whole_sites: Collection[int] = ()):
-        self.program, self.names, self.whole_sites = program, dict(parameters), whole_sites
+        self.program, self.whole_sites = program, whole_sites
+        self.names = dict(parameters)  # of known values that are parameters, or made of one: its path
         self.uses = collections.Counter(ref for step in program.steps for ref in step.inputs)
         self.uses.update(program.outputs)
-        self.have: dict[Ref, Layout] = {}
-        self.want: dict[Ref, Layout | None] = dict.fromkeys(program.outputs)
+        self.have: dict[Ref, Layout] = {}  # what follows from closed gates
+        self.want: dict[Ref, Layout | None] = dict.fromkeys(program.outputs)  # from what reads a value; None: all
         self.reasons: dict[Ref, str] = dict.fromkeys(program.outputs, "read whole: it is a result")
         self._known = {*parameters, *program.constants}
         self._numbers: dict[Ref, Any] = {}

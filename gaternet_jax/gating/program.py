@@ -31,21 +31,14 @@ class Ref:
 
 @dataclasses.dataclass(eq=False, slots=True)
 class Step:
-    """One primitive operation.
-
-    Attributes:
-        primitive, params: what is computed.
-        inputs, outputs: of what, and to what.
-        site: the number of the gates that a `gate` call multiplies by; None for every other operation.
-        traceback: of the call in the network that it comes from; None where JAX does not say.
-    """
+    """One primitive operation."""
 
     primitive: core.Primitive
     params: dict[str, Any]
     inputs: tuple[Ref, ...]
     outputs: tuple[Ref, ...]
-    site: int | None = None
-    traceback: Any = None
+    site: int | None = None  # of a `gate` call, the number of its gates
+    traceback: Any = None  # of the call in the network that it comes from, where JAX says it
 
     @property
     def name(self) -> str:
@@ -66,24 +59,15 @@ class Step:
 
 
 class Program(NamedTuple):
-    """A flat program.
+    """A flat program."""
 
-    Attributes:
-        steps: in an order in which they can be computed.
-        inputs, outputs: the leaves of the function's arguments and of its result.
-        tree: the structure of the result.
-        constants: arrays that the function captured.
-        sites: its gates.
-        masked: gates that are multiplications and nothing more, and why.
-    """
-
-    steps: list[Step]
-    inputs: list[Ref]
-    outputs: list[Ref]
-    tree: Any
-    constants: dict[Ref, Any]
+    steps: list[Step]  # in an order in which they can be computed
+    inputs: list[Ref]  # the leaves of the function's arguments
+    outputs: list[Ref]  # the leaves of its result
+    tree: Any  # the structure of the result
+    constants: dict[Ref, Any]  # arrays that the function captured
     sites: list[Site]
-    masked: list[tuple[str, str]]
+    masked: list[tuple[str, str]]  # gates that are multiplications and nothing more, and why
 
 
 def flatten(function: Callable[..., Any], *args: Any) -> Program:
@@ -168,17 +152,10 @@ def evaluate(steps: Iterable[Step], values: dict[Ref, Any], outputs: Sequence[Re
 
 
 def split(program: Program, known: Iterable[Ref]) -> tuple[list[Step], list[Ref], list[Step]]:
-    """Cuts a program in two.
+    """Cuts a program in two: the steps that need known inputs and constants only; what they hand over; the rest.
 
     Broadcasts, and what depends on nothing, are computed where they are used: they cost nothing there, have no place in
     memory, and may depend on the size of the batch.
-
-    Args:
-        program: any.
-        known: inputs that come first; the constants are known besides.
-
-    Returns:
-        The steps that need known values only; what they hand over; the remaining steps.
     """
     ahead, late, cheap = [], [], {}
     ready = {*known, *program.constants}

@@ -23,29 +23,18 @@ if TYPE_CHECKING:
 
 
 class Scaled(NamedTuple):
-    """How to compute a product times a constant per output channel: by scaling its kernel.
+    """How to compute a product times a constant per output channel: by scaling its kernel."""
 
-    Attributes:
-        axis: of the output channels.
-        by: from the constants, a number or an array that varies along `axis`, to the array.
-    """
-
-    axis: int
-    by: Callable[[Any], Any]
+    axis: int  # of the output channels
+    by: Callable[[Any], Any]  # from the constants, a number or an array that varies along `axis`, to the array
 
 
 class Value(NamedTuple):
-    """A value as it is held.
+    """A value as it is held."""
 
-    Attributes:
-        array: the channels that are there, in the layout of the plan; of size 1 along axes that it was broadcast to.
-        fill: where absent channels are constants: those, [C]; what it says of the others is not read.
-        scaled: where BatchNorm can be folded into it.
-    """
-
-    array: Any
-    fill: jax.Array | None = None
-    scaled: Scaled | None = None
+    array: Any  # the channels that are there, in the layout of the plan; of size 1 along axes that it was broadcast to
+    fill: jax.Array | None = None  # where absent channels are constants: those, [C], and anything for the others
+    scaled: Scaled | None = None  # where BatchNorm can be folded into it
 
 
 class Rule:

@@ -169,11 +169,7 @@ def plan_of(function: Callable[..., Any], params: Any, *args: Any, whole_sums: b
 
 
 def check_keep(sites: Sequence[Site], keep: Keep) -> list[Any]:
-    """The kept channels of each site, as int32 arrays.
-
-    Raises:
-        ValueError: they are not channels of these sites.
-    """
+    """The kept channels of each site, as int32 arrays; ValueError where they are not channels of these sites."""
     if isinstance(keep, Mapping):
         _check_names(keep, [site.name for site in sites])
         keep = [keep.get(site.name) for site in sites]

@@ -1,7 +1,6 @@
 """How batches are cut on this machine: by a short measurement, remembered in the user's cache folder.
 
-Which number of threads and which microbatch is fastest depends on the network, the processor and what else runs there:
-small networks want one thread for each of several microbatches, large ones all threads for one image.
+Small networks want one thread for each of several microbatches, large ones all threads for one image.
 """
 
 import contextlib
@@ -16,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from gaternet_jax.files import whole_file
-from gaternet_jax.inference.engines import Batching, Engine, Runner, cores
+from gaternet_jax.inference.engines import Batching, cores
 
 MICROBATCH_PIXELS = 8 * 32 * 32  # of all images of a microbatch, where nothing is measured
 LARGE_PIXELS = 64 * 64  # images from this size on keep all cores busy one by one, where nothing is measured
@@ -54,7 +52,7 @@ def candidates(engine: str, batch_size: int, image_size: int) -> list[Batching]:
 
 
 def choose_batching(
-    engine: str, images: Any, program: str, make: Callable[[Batching], tuple[Engine, Runner]]
+    engine: str, images: Any, program: str, make: Callable[[Batching], Callable[[Any, int], Any]]
 ) -> Batching:
     """The fastest of the candidates.
 
@@ -62,7 +60,7 @@ def choose_batching(
         engine: one of ENGINES.
         images: a batch to measure with, [batch, size, size, channels].
         program: what tells this program from others, for the memory.
-        make: an engine of images, and a runner for it.
+        make: what runs so many of the images.
     """
     found, path = candidates(engine, *images.shape[:2]), memory_path()
     if len(found) == 1:
@@ -75,7 +73,7 @@ def choose_batching(
     for batching in found:
         if remembered == list(batching):
             return batching
-    chosen = min(found, key=lambda batching: _seconds_per_image(batching, images, *make(batching)))
+    chosen = min(found, key=lambda batching: _seconds_per_image(batching, images, make(batching)))
     with contextlib.suppress(OSError):  # a folder that cannot be written only costs the measurement again
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path, f".{os.getpid()}") as part:
@@ -83,15 +81,15 @@ def choose_batching(
     return chosen
 
 
-def _seconds_per_image(batching: Batching, images: Any, engine: Engine, runner: Runner) -> float:
-    rows = np.arange(min(len(images), batching.microbatch * batching.at_once))
-    runner([(engine, rows)], images)  # compiles
+def _seconds_per_image(batching: Batching, images: Any, run: Callable[[Any, int], Any]) -> float:
+    count = min(len(images), batching.microbatch * batching.at_once)
+    run(images, count)  # compiles
     taken: list[float] = []
     while len(taken) < REPEATS and sum(taken) < ENOUGH_SECONDS:
         start = time.perf_counter()
-        runner([(engine, rows)], images)
+        run(images, count)
         taken.append(time.perf_counter() - start)
-    return min(taken) / len(rows)
+    return min(taken) / count
 
 
 def memory_path() -> Path:

@@ -27,13 +27,7 @@ Widths = tuple[int, ...]
 
 
 def plan_profiles(opened: np.ndarray, sites: Sequence[GateSite], work: Callable[[Widths], float]) -> list[Widths]:
-    """Widths of each site, of a few profiles, the narrowest first.
-
-    Args:
-        opened: filters that are open together, bool [N, G].
-        sites: of the model.
-        work: multiply-accumulates with some widths, relative to all.
-    """
+    """Widths of each site, of a few profiles, the narrowest first, for filters that are open together, bool [N, G]."""
     counts = count_per_site(opened, sites)
     order = np.argsort(counts.sum(1), kind="stable")
     profiles: dict[Widths, None] = {}
@@ -51,8 +45,7 @@ class Dynamic:
         network: with a global gater.
         gates: like those to come, [N, G].
         batching: of the batches to come.
-        seconds: of jobs for images with gates [B, G], to leave out what is not faster than the whole network; None:
-            nothing is left out.
+        seconds: of jobs for images with gates [B, G]: what is not faster than the whole network is left out.
     """
 
     def __init__(

@@ -111,12 +111,7 @@ def _check_images(images: Any, preprocessing: dict[str, Any]) -> None:
 
 
 def inference_function(network: Network, config: Config) -> Callable[[jax.Array], dict[str, jax.Array]]:
-    """What is exported: uint8 [B, H, W, C] to the outputs of `Artifact`, with the parameters as constants.
-
-    Args:
-        network: of a model in evaluation mode; filters whose gates are fixed closed are not in it.
-        config: the `data` part of its run's config.
-    """
+    """What is exported: uint8 [B, H, W, C] to the outputs of `Artifact`; `config` is the `data` part of the run's."""
     program, prepared = network.program("whole"), jax.device_get(network.prepare("whole"))
 
     def infer(images: jax.Array) -> dict[str, jax.Array]:
@@ -163,13 +158,9 @@ def describe(model: GaterNet, config: Config, labels: list[str]) -> dict[str, An
 
 
 def export_stablehlo(model: GaterNet, config: Config, labels: list[str], path: str | Path) -> None:
-    """Writes an artefact.
+    """Writes an artefact: a model in evaluation mode, with the config of its run and the names of its classes.
 
-    Args:
-        model: in evaluation mode.
-        config: of its run.
-        labels: names of the classes.
-        path: of the file; one that is there is replaced.
+    A file that is there is replaced.
 
     Raises:
         UserError: the file cannot be written, labels do not fit, or flatbuffers is not installed.
@@ -221,11 +212,7 @@ _NO_FLATBUFFERS = "{} an artefact needs flatbuffers, which jax.export uses: pip 
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file that is there whole or not at all.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """Writes a file that is there whole or not at all; UserError where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as part:

@@ -26,11 +26,7 @@ class Modes:
     Args:
         network: see there.
         example: a batch of normalised images, to measure with.
-        tune: whether to measure; a rule of thumb decides otherwise.
-
-    Attributes:
-        network, example: as given.
-        batching: how batches are cut.
+        tune: whether to measure how batches are best cut; a rule of thumb decides otherwise.
     """
 
     def __init__(self, network: Network, example: Array, tune: bool = True):
@@ -44,8 +40,7 @@ class Modes:
 
     def whole(self) -> Mode:
         """All filters whose gates are not fixed closed."""
-        engine, run = self._whole(self.batching)
-        return lambda images, count: Outputs(*run([(engine, np.arange(count))], images))
+        return self._whole(self.batching)
 
     def specialists(self, gates: np.ndarray) -> Mode:
         """See specialists.py; made for gates like these, [N, G]."""
@@ -83,9 +78,10 @@ class Modes:
 
         return routed
 
-    def _whole(self, batching: Batching) -> tuple[Engine, Runner]:
-        sizes = [batching.microbatch] if self.network.engine == "xla" else ()
-        return self.network.make("whole", threads=batching.threads), Runner(batching, sizes)
+    def _whole(self, batching: Batching) -> Mode:
+        run = Runner(batching, [batching.microbatch] if self.network.engine == "xla" else ())
+        engine = self.network.make("whole", threads=batching.threads)
+        return lambda images, count: Outputs(*run([(engine, np.arange(count))], images))
 
     def _seconds(self, jobs: Jobs, gates: np.ndarray) -> float:
         images = self.example[: len(gates)]

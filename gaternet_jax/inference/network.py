@@ -163,15 +163,10 @@ def functions_of(model: GaterNet) -> dict[str, Function]:
 
 
 def first_open(opened: jax.Array, sites: Sequence[GateSite], widths: Sequence[int]) -> dict[str, jax.Array]:
-    """The first filters of each site when those that are open come first, int32 [width], by its name.
+    """The first filters of each site, int32 [width], by its name, when those that are open, bool [G], come first.
 
     Counts by a product and scatters, for all sites of a size at once: on CPUs a sort took up to ten times as long, and
     a small network is bound by the number of its operations.
-
-    Args:
-        opened: bool [G].
-        sites: of the model.
-        widths: how many, of each site.
     """
     found = {}
     for size in {site.size for site in sites}:

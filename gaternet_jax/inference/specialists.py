@@ -7,10 +7,9 @@ They are made once, from the gates of calibration images. Their number, and how 
 it is left out, are those with the least expected work, for images that were held out from the grouping.
 """
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,54 +24,32 @@ DRAWS = 32  # batches of a simulation
 CALL = 0.05  # of one more program, in the work of the whole network for an image; about, measured on a CPU
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """Which filters each specialist has.
+class Plan(NamedTuple):
+    """Which filters each specialist has."""
 
-    Attributes:
-        keep: bool [specialists, G], the cheapest first.
-        work: expected, of a batch, relative to the whole network's.
-    """
-
-    keep: np.ndarray
-    work: float
+    keep: np.ndarray  # bool [specialists, G], the cheapest first
+    work: float  # expected, of a batch, relative to the whole network's
 
 
 def assign(gates: Any, keep: np.ndarray) -> np.ndarray:
-    """The first specialist that covers each image's open filters; their number where none does.
-
-    Args:
-        gates: [N, G].
-        keep: bool [specialists, G].
-
-    Returns:
-        int [N].
-    """
+    """The first specialist, of keep [specialists, G], that covers the open filters of each image, of gates [N, G], int
+    [N]; their number where none does."""
     # Of bools: after a product of floats the threads of NumPy's BLAS wait busily, and ONNX Runtime lacks the cores.
     misses = (np.asarray(gates) > 0) @ ~keep.T  # [N, specialists]
     covers = np.concatenate([~misses, np.ones((len(gates), 1), bool)], axis=1)
     return covers.argmax(1)
 
 
-def plan_specialists(
-    gates: Any, sites: Sequence[GateSite], work: Callable[[Any], float], batch_size: int, seed: int = 0
-) -> Plan:
-    """Groups calibration images, for the least expected work of a batch.
+def plan_specialists(gates: Any, sites: Sequence[GateSite], work: Callable[[Any], float], batch_size: int) -> Plan:
+    """Groups calibration images by their gates [N, G], for the least expected work of a batch.
 
-    Args:
-        gates: of the calibration images, [N, G].
-        sites: of the model.
-        work: multiply-accumulates with some widths, int [sites], relative to all.
-        batch_size: images per call.
-        seed: of the grouping.
-
-    Raises:
-        UserError: no image, or gates of another model.
+    `work` gives the multiply-accumulates with some widths of the sites, relative to all. UserError: no image, or gates
+    of another model.
     """
     check_gates(gates, sites)
     from sklearn.cluster import KMeans  # a second, for a mode that few use
 
-    opened, rng = gates > 0, np.random.default_rng(seed)
+    opened, rng = gates > 0, np.random.default_rng(0)
     shuffled = opened[rng.permutation(len(opened))]
     fitted, judged = shuffled[::2], shuffled[1::2] if len(shuffled) > 1 else shuffled
     batches = rng.integers(len(judged), size=(DRAWS, batch_size))
@@ -84,7 +61,7 @@ def plan_specialists(
 
     best = Plan(np.zeros((0, len(opened[0])), bool), 1.0)
     for number in (number for number in GROUPS if number <= len(np.unique(fitted, axis=0))):
-        groups = KMeans(number, random_state=seed).fit_predict(fitted.astype(np.float32))
+        groups = KMeans(number, random_state=0).fit_predict(fitted.astype(np.float32))
         rates = np.stack([fitted[groups == group].mean(0) for group in range(number)])
         for rare, tiers in itertools.product(RARE, TIERS):
             keep, costs = _widen(rates, rates > rare, sites, tiers, work)
