@@ -153,7 +153,7 @@ def describe(model: GaterNet, config: Config, labels: list[str]) -> dict[str, An
             "scope": config.model.gater.scope,
             "dtype": config.model.dtype,
         },
-        "gate_sites": [dataclasses.asdict(site) for site in model.gate_sites],
+        "gate_sites": [{"name": site.name, "offset": site.offset, "size": site.size} for site in model.gate_sites],
     }
 
 
