@@ -46,8 +46,8 @@ def programs(model: GaterNet, keep: np.ndarray, image_size: int) -> Iterator[tup
     widths = [int(keep[site.gates].sum()) for site in model.gate_sites]
     yield "masked", lambda arrays, rows, images: merge_model(graphdef, *arrays)(images[rows]), arrays, False
     for name, engine, takes_gates in (
-        ("dense", network.whole(), False), ("compact", compacted.whole(), False), ("gater", network.gater(), False),
-        ("specialist", network.backbone(keep), True), ("profile", network.profile(widths), True),
+        ("dense", network.make("whole"), False), ("compact", compacted.make("whole"), False), ("gater", network.make("gater"), False),
+        ("specialist", network.make("backbone", keep), True), ("profile", network.profile(widths), True),
     ):  # fmt: skip
         yield name, engine.run, engine.prepared, takes_gates  # type: ignore  # those of XLA
 

@@ -171,7 +171,7 @@ def test_a_profile_serves_every_selection_of_its_widths():
     network = Network(model, SIZE, "xla")
     widths = tuple(site.size // 2 for site in model.gate_sites)
     one, other = (network.profile(widths) for _ in range(2))
-    assert one._run is other._run and one._prepared is other._prepared
+    assert one.run is other.run and one.prepared is other.prepared
     names = [step.name for step in network._folded[1]._plan(network._folded[1]._args).program.steps]
     assert "conv_general_dilated" in names and "rsqrt" not in names
 
