@@ -82,7 +82,7 @@ class Product(Rule):
         return [ex.held(output, result, outputs, fill, scaled if ex.plan.is_known(kernel) else None)]
 
     def bind(self, step: Step, operands: list[Any]) -> Any:
-        """Computes it of fewer channels."""
+        """Computes it, of all channels or fewer."""
         return step.bind(operands)[0]
 
     def _constants(self, step: Step, number: int, axis: int, constants: Any) -> Any:
@@ -121,13 +121,10 @@ class Convolution(Product):
         return 1 < groups == inputs == outputs and step.params["batch_group_count"] == 1
 
     def axes(self, step):
-        params, ((_, inputs, *_), (features, rows, *_), (_, outputs, *_)) = (
-            step.params,
-            step.params["dimension_numbers"],
-        )
+        (_, inputs, *_), (features, rows, *_), (_, outputs, *_) = step.params["dimension_numbers"]
         if self._is_depthwise(step):
             return [], [{inputs: outputs}, {features: outputs}]
-        if params["feature_group_count"] > 1 or params["batch_group_count"] > 1:
+        if step.params["feature_group_count"] > 1 or step.params["batch_group_count"] > 1:
             return [], [{}, {}]
         return [(inputs, rows)], [{}, {features: outputs}]
 
