@@ -99,7 +99,8 @@ class SkipClosed:
         Args:
             widths: of each site, how many channels are kept; half of them if not given.
         """
-        return explain(self._plan(self._args), tuple(widths or (-(-site.size // 2) for site in self.sites)))
+        halves = (-(-site.size // 2) for site in self.sites)
+        return explain(self._plan(self._args), tuple(halves if widths is None else widths))
 
     def _split_plan(self, args: Any, widths: tuple[int, ...], always_open: tuple[int, ...]) -> Any:
         """The program that skips, its inputs that come first, and its halves: what is prepared, and the rest."""
