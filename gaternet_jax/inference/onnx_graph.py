@@ -4,6 +4,7 @@ ONNX has channels first. Each value remembers in which order its axes are stored
 two values of different order meet.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -68,7 +69,7 @@ class Graph:
         self.values: dict[Ref, Stored | Placed] = {}
         self.nodes: list[Any] = []
         self._initializers: dict[str, Any] = {}
-        self._names: dict[Any, str] = {}
+        self.read, self.integers = functools.cache(self._read), functools.cache(self._integers)
 
     def node(self, kind: str, operands: Sequence[str], name: str = "", **attributes: Any) -> str:
         """Writes a node and gives the name of its result."""
@@ -76,19 +77,15 @@ class Graph:
         self.nodes.append(helper.make_node(kind, operands, [name], **attributes))
         return name
 
-    def constant(self, array: Any, key: Any = None) -> str:
-        """The name of an initialiser; one for all calls with the same key."""
-        if key is not None and key in self._names:
-            return self._names[key]
+    def constant(self, array: Any) -> str:
+        """The name of a new initialiser."""
         name = f"constant_{len(self._initializers)}"
         self._initializers[name] = numpy_helper.from_array(np.asarray(array, order="C"), name)
-        if key is not None:
-            self._names[key] = name
         return name
 
-    def integers(self, *numbers: int) -> str:
+    def _integers(self, *numbers: int) -> str:
         """The name of a list of numbers: axes, sizes, positions."""
-        return self.constant(np.array(numbers, np.int64), ("integers", numbers))
+        return self.constant(np.array(numbers, np.int64))
 
     def unsqueeze(self, name: str, axes: Sequence[int]) -> str:
         """Inserts axes of size 1."""
@@ -120,14 +117,8 @@ class Graph:
         value = self.values.get(ref)
         return value.order if isinstance(value, Stored) else None
 
-    def read(self, ref: Ref, order: Order, full: bool = False) -> str:
+    def _read(self, ref: Ref, order: Order, full: bool = False) -> str:
         """The name of a value in an order; of its whole shape, or else of size 1 where it is broadcast."""
-        key = (ref, order, full)
-        if key not in self._names:
-            self._names[key] = self._read(ref, order, full)
-        return self._names[key]
-
-    def _read(self, ref: Ref, order: Order, full: bool) -> str:
         if (array := self.known(ref)) is not None:
             name = self.constant(array if array.ndim == 0 else array.transpose(order))
             return self._expand(name, ref, order, array.shape) if full else name

@@ -93,8 +93,11 @@ class Predictor:
         self._lock = threading.Lock()
         if mode in ("compact", "specialists", "dynamic"):
             check_gated(model)
-        if mode in ("specialists", "dynamic"):
-            check_global(model)
+        if mode in ("specialists", "dynamic") and model.gater is None:
+            raise UserError(
+                "this mode needs all gates before the backbone runs, but this model decides them block by block "
+                "(model.gater.scope=local); use mode 'compact' or 'dense'"
+            )
         if mode in ("compact", "specialists") and calibration is None:
             raise UserError(f"mode '{mode}' needs calibration images: pass calibration=[N, H, W, C]")
         if calibration is not None:
@@ -257,15 +260,6 @@ def _copied(model: GaterNet) -> GaterNet:
     copy = nnx.merge(graphdef, jax.tree.map(jnp.copy, state))
     copy.eval()
     return copy
-
-
-def check_global(model: GaterNet) -> None:
-    """Raises UserError unless a global gater decides all gates before the backbone runs."""
-    if model.gater is None:
-        raise UserError(
-            "this mode needs all gates before the backbone runs, but this model decides them block by block "
-            "(model.gater.scope=local); use mode 'compact' or 'dense'"
-        )
 
 
 def _checked_sizes(batch_sizes: Sequence[int]) -> tuple[int, ...]:
