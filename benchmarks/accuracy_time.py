@@ -13,15 +13,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.inference import masked, medians
 from gaternet_jax.command_line import command_line
 from gaternet_jax.data.preprocess import normalize
-from gaternet_jax.inference.calibration import read_split, run_model
+from gaternet_jax.inference.calibration import read_split
 from gaternet_jax.inference.predictor import Predictor
-from gaternet_jax.models.gaternet import GaterNet
+from gaternet_jax.models.gaternet import GaterNet, Outputs
 from gaternet_jax.models.mac_counter import MacCounter
 from gaternet_jax.training.checkpoint import load_model
 from gaternet_jax.workdir import load_config
@@ -65,9 +67,12 @@ def main() -> None:
         seen, _ = read_split(workdir, config, data.train_split, LIMIT)
         unseen, labels = read_split(workdir, config, data.eval_split, LIMIT)
         images = np.resize(unseen, (arguments.batch_size, *unseen.shape[1:]))
-        expected = run_model(model, unseen, data)
-        macs = mean_macs(model, expected.gates, data.image_size)
         baseline = masked(model)
+        parts = np.array_split(unseen, range(arguments.batch_size, len(unseen), arguments.batch_size))
+        outputs = [jax.device_get(baseline(normalize(jnp.asarray(part), data))) for part in parts]
+        joined: list[Any] = [np.concatenate(arrays) for arrays in zip(*outputs, strict=True)]
+        expected = Outputs(*joined)
+        macs = mean_macs(model, expected.gates, data.image_size)
         runs[workdir.name, "masked"] = lambda x, run=baseline, data=data: run(normalize(x, data))
         rows.append((workdir.name, "masked", expected.logits, expected, labels, macs, "masked"))
         for mode, predictor in predictors(model, data, seen, arguments.batch_size).items():

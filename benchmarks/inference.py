@@ -115,7 +115,7 @@ def modes(model: GaterNet, keep: np.ndarray, others: np.ndarray, images: np.ndar
     batch_size, size = images.shape[:2]
     options: dict[str, Any] = dict(batch_sizes=(batch_size,), engine=engine)
     dense = Predictor(model, "dense", **options)
-    ways = dense.modes(size, batch_size)
+    ways = dense.modes(size, batch_size, False)
     runs: Runs = {"gater": lambda images: ways.gates(images, batch_size), "dense": dense.__call__}
     closed = ~keep
     runs["compact"] = Predictor(fix_gates(model, closed, np.zeros_like(closed)), "dense", **options).__call__

@@ -45,11 +45,11 @@ def programs(model: GaterNet, keep: np.ndarray, image_size: int) -> Iterator[tup
     compacted = Network(fix_gates(model, ~keep, np.zeros_like(keep)), image_size, "xla")
     widths = [int(keep[site.gates].sum()) for site in model.gate_sites]
     yield "masked", lambda arrays, rows, images: merge_model(graphdef, *arrays)(images[rows]), arrays, False
-    for name, engine, takes_gates in (
-        ("dense", network.whole(), False), ("compact", compacted.whole(), False), ("gater", network.gater(), False),
-        ("specialist", network.backbone(keep), True), ("profile", network.profile(widths), True),
+    for name, engine in (
+        ("dense", network.make("whole")), ("compact", compacted.make("whole")), ("gater", network.make("gater")),
+        ("specialist", network.make("backbone", keep)), ("profile", network.profile(widths)),
     ):  # fmt: skip
-        yield name, engine.run, engine.prepared, takes_gates  # type: ignore  # those of XLA
+        yield name, engine.run, engine.prepared, name in ("specialist", "profile")  # type: ignore  # those of XLA
 
 
 def examine(run: Callable[..., Any], prepared: Any, inputs: list[Any], device: Any, chip: Chip) -> dict[str, Any]:

@@ -59,6 +59,12 @@ def random_model(config, seed=0):
     return merge_model(graphdef, *jax.tree_util.tree_map_with_path(fill, (params, stats)))
 
 
+def run_model(model, images):
+    """What the model itself, masked, gives for normalised images."""
+    graphdef, *arrays = split_model(model)
+    return jax.device_get(jax.jit(lambda arrays, images: merge_model(graphdef, *arrays)(images))(arrays, images))
+
+
 def random_observations(seed, images=40, classes=3, widths=(5, 8, 6), unknown=0):
     """Made-up observations: gates of all three kinds; the class of the first `unknown` images is not known."""
     random = np.random.default_rng(seed)

@@ -63,21 +63,21 @@ def measure(config: RunConfig, batch: int, fraction: float, budget: float) -> di
     widths = [int(keep[site.gates].sum()) for site in model.gate_sites]
 
     def routed(backbone: Engine) -> Callable[[], Any]:
-        gater = network.gater()
+        gater = network.make("gater")
         return lambda: backbone(rows, images, gater(rows, images)[0])
 
     def compact() -> Callable[[], Any]:
-        whole = Network(fix_gates(model, ~keep, np.zeros_like(keep)), size, "xla").whole()
+        whole = Network(fix_gates(model, ~keep, np.zeros_like(keep)), size, "xla").make("whole")
         return lambda: whole(rows, images)
 
     def dense() -> Callable[[], Any]:
-        whole = network.whole()
+        whole = network.make("whole")
         return lambda: whole(rows, images)
 
     programs: dict[str, Callable[[], Callable[[], Any]]] = {
         "masked": lambda: lambda: forward(params, stats, images),
         "compact": compact,
-        "specialist": lambda: routed(network.backbone(keep)),
+        "specialist": lambda: routed(network.make("backbone", keep)),
         "profile": lambda: routed(network.profile(widths)),
         "dense": dense,
     }

@@ -4,8 +4,9 @@ Channels are known in the program as runs: all channels of a stretch, none, or t
 a site keeps (its width) is static; which, is an array that the compiled program is given.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +21,15 @@ class Run(NamedTuple):
     site: int
     size: int
 
+    def count(self, widths: Any) -> Any:
+        """Channels that are kept when site k keeps widths[k]."""
+        return widths[self.site] if self.site >= 0 else self.size if self.site == ALL else 0
+
 
 class Channels(NamedTuple):
-    """The channels of one axis.
+    """The channels of one axis, run by run.
 
-    Attributes:
-        runs: one behind the other.
-        outer, inner: where axes were merged, (outer, channels, inner) are one axis: flattened maps [H * W * C] have
-            outer = H * W; a depthwise convolution that makes m channels of each has inner = m.
+    Where axes were merged, (outer, channels, inner) are one axis: flattened maps [H * W * C] have outer = H * W.
     """
 
     runs: tuple[Run, ...]
@@ -44,13 +46,9 @@ class Channels(NamedTuple):
         """The sites that decide."""
         return frozenset(run.site for run in self.runs if run.site >= 0)
 
-    @overload
-    def count(self, widths: Sequence[int]) -> int: ...
-    @overload
-    def count(self, widths: Sequence[float]) -> float: ...
-    def count(self, widths: Sequence[float]) -> float:
-        """Channels that are kept when site k keeps widths[k]."""
-        return self.outer * self.inner * sum(_count(run, widths) for run in self.runs)
+    def count(self, widths: Any) -> Any:
+        """Channels that are kept when site k keeps widths[k]: numbers, or arrays of them."""
+        return self.outer * self.inner * sum(run.count(widths) for run in self.runs)
 
     def is_complete(self, widths: Sequence[int]) -> bool:
         """Whether all are kept."""
@@ -58,14 +56,15 @@ class Channels(NamedTuple):
 
     def indices(self, keep: Sequence[jax.Array], widths: Sequence[int]) -> jax.Array:
         """Positions of the kept channels among all, int32 [count]."""
-        parts, start = [], 0
+        parts: list[Any] = [np.zeros(0, np.int32)]
+        start = 0
         for run in self.runs:
-            if _count(run, widths) == run.size:
+            if run.count(widths) == run.size:
                 parts.append(np.arange(start, start + run.size, dtype=np.int32))
             elif run.site >= 0:
                 parts.append(start + jnp.asarray(keep[run.site], jnp.int32))
             start += run.size
-        index = jnp.concatenate([jnp.asarray(part, jnp.int32) for part in parts] or [jnp.zeros(0, jnp.int32)])
+        index = jnp.concatenate(parts)
         if self.outer == self.inner == 1:
             return index
         blocks, within = jnp.arange(self.outer, dtype=jnp.int32), jnp.arange(self.inner, dtype=jnp.int32)
@@ -98,19 +97,19 @@ class Channels(NamedTuple):
             return self
         if self.outer * self.inner * other.outer * other.inner != 1 or self.size != other.size:
             return None
-        runs, mine, theirs = [], list(self.runs[::-1]), list(other.runs[::-1])
-        while mine:
-            one, two = mine.pop(), theirs.pop()
-            size = min(one.size, two.size)
-            for rest, stack in ((one, mine), (two, theirs)):
-                if rest.size > size:
-                    if rest.site >= 0:
-                        return None
-                    stack.append(Run(rest.site, rest.size - size))
-            if one.site != two.site and NONE not in (one.site, two.site):
+        runs, edges = [], {edge for runs in (self.runs, other.runs) for edge in _edges(runs)}
+        for edge in itertools.pairwise(sorted(edges)):
+            parts = [channels.between(*edge) for channels in (self, other)]
+            sites = {part.runs[0].site for part in parts if part}
+            if None in parts or len(sites - {NONE}) > 1:
                 return None
-            runs.append(Run(two.site if one.site == NONE else one.site, size))
+            runs.append(Run(max(sites), edge[1] - edge[0]))
         return join(runs)
+
+
+def _edges(runs: Iterable[Run]) -> list[int]:
+    """Where runs begin and end."""
+    return list(itertools.accumulate((run.size for run in runs), initial=0))
 
 
 def join(runs: Iterable[Run]) -> Channels:
@@ -124,24 +123,18 @@ def join(runs: Iterable[Run]) -> Channels:
     return Channels(tuple(joined))
 
 
-def _count(run: Run, widths: Sequence[float]) -> float:
-    return {ALL: run.size, NONE: 0}.get(run.site, widths[run.site] if run.site >= 0 else 0)
-
-
 class Layout(NamedTuple):
-    """How an array is held of which not all channels are there.
+    """How an array is held of which only some channels, along an axis, are there.
 
-    Attributes:
-        axis: of the channels.
-        channels: those that are there.
-        absent: what the others are: "zero"; "constant", one value for each channel that depends on parameters only;
-            or "unread", when nothing reads them.
+    The absent ones are "zero", or "constant", one value for each channel that depends on parameters only; or nothing
+    reads them.
     """
 
     axis: int
     channels: Channels
     absent: str = "unread"
 
-    def holds(self, other: "Layout") -> bool:
-        """Whether another layout has the same channels."""
-        return self.axis == other.axis and self.channels == other.channels
+
+def along(vector: Any, axis: int, rank: int) -> jax.Array:
+    """A vector [n] as an array of a rank that varies along one axis."""
+    return jnp.reshape(vector, [-1 if place == axis else 1 for place in range(rank)])

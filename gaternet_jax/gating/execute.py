@@ -5,13 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from gaternet_jax.gating.channels import Channels, Layout
-from gaternet_jax.gating.plan import Plan
+from gaternet_jax.gating.channels import Channels, Layout, along
+from gaternet_jax.gating.plan import Plan, rule_of
 from gaternet_jax.gating.program import Ref
 from gaternet_jax.gating.rules import Scaled, Value
-from gaternet_jax.gating.table import rule_of
 
 # What kept channels are, as indices.
 _DISTINCT: dict[str, Any] = dict(unique_indices=True, mode="promise_in_bounds", wrap_negative_indices=False)
@@ -39,23 +37,12 @@ class Execution:
             self.values.update(zip(step.outputs, rule_of(step).run(step, self), strict=True))
         return [self.full(ref) for ref in self.plan.program.outputs]
 
-    def thin(self, ref: Ref) -> Any:
-        """A value with all its channels; of size 1 along axes that it was broadcast to."""
-        if ref.literal is not None:
-            return ref.literal
-        (array, *_), layout = self.values[ref], self.plan.layout(ref)
-        if layout is None or layout.channels.is_complete(self.widths):
-            return array
-        others = self._along(layout.axis, self.constants(ref, layout.axis), array.ndim)
-        shape = [layout.channels.size if axis == layout.axis else size for axis, size in enumerate(array.shape)]
-        return self._at(jnp.broadcast_to(others, shape), layout.axis, layout.channels).set(array, **_DISTINCT)
-
-    def take(self, ref: Ref, layout: Layout) -> Any:
-        """A value with the channels of a layout; of size 1 along axes that it was broadcast to."""
-        return self._cut(ref, {layout.axis: layout.channels})
+    def thin(self, ref: Ref, layout: Layout | None = None) -> Any:
+        """A value with all channels, or those of a layout; of size 1 along axes that it was broadcast to."""
+        return self._cut(ref, {layout.axis: layout.channels} if layout else {})
 
     def full(self, ref: Ref, layout: Layout | None = None) -> Any:
-        """A value with all channels, or those of a layout."""
+        """A value with all channels, or those of a layout, in its whole shape."""
         return self.cut(ref, {layout.axis: layout.channels} if layout else {})
 
     def cut(self, ref: Ref, cuts: dict[int, Channels]) -> Any:
@@ -65,13 +52,17 @@ class Execution:
         return array if array.shape == shape else jnp.broadcast_to(array, shape)
 
     def _cut(self, ref: Ref, cuts: dict[int, Channels]) -> Any:
-        own = self.plan.layout(ref)
-        if own is not None and cuts.get(own.axis) == own.channels:
-            array, cuts = self.values[ref].array, {axis: cut for axis, cut in cuts.items() if axis != own.axis}
-        else:
-            array = self.thin(ref)
+        if ref.literal is not None:
+            return ref.literal
+        array, own = self.values[ref].array, self.plan.layout(ref)
+        if own and cuts.get(own.axis) == own.channels:
+            cuts = {axis: cut for axis, cut in cuts.items() if axis != own.axis}
+        elif own and not own.channels.is_complete(self.widths):
+            others = along(self.constants(ref, own.axis), own.axis, array.ndim)
+            shape = [own.channels.size if axis == own.axis else size for axis, size in enumerate(array.shape)]
+            array = self._at(jnp.broadcast_to(others, shape), own.axis, own.channels).set(array, **_DISTINCT)
         for axis, channels in cuts.items():
-            if axis < np.ndim(array) and array.shape[axis] == channels.size:
+            if array.shape[axis : axis + 1] == (channels.size,):
                 array = self._gather(array, axis, channels)
         return array
 
@@ -82,14 +73,13 @@ class Execution:
 
     def absent(self, ref: Ref) -> jax.Array:
         """What the absent channels of a value are, and zeros for those that are there, [C]."""
-        layout = self.plan.layout(ref)
-        assert layout is not None
+        layout = self.plan.have[ref]
         return self._at(self.constants(ref, layout.axis), 0, layout.channels).set(0, **_DISTINCT)
 
     def fill(self, ref: Ref, layout: Layout) -> Any:
         """What absent channels of an operand are, as an array that varies along the layout's axis only."""
         if ref in self.plan.have:
-            return self._along(layout.axis, self.constants(ref, layout.axis), len(ref.shape))
+            return along(self.constants(ref, layout.axis), layout.axis, len(ref.shape))
         return self.thin(ref)
 
     def mask(self, own: Layout, layout: Layout | None, dtype: Any) -> jax.Array:
@@ -97,7 +87,7 @@ class Execution:
         mask = self._at(jnp.zeros(own.channels.size, dtype), 0, own.channels).set(1, **_DISTINCT)
         if layout is not None and layout.axis == own.axis:
             mask = self._gather(mask, 0, layout.channels)
-        return self._along(own.axis, mask, own.axis + 1)
+        return along(mask, own.axis, own.axis + 1)
 
     def held(
         self, ref: Ref, array: Any, channels: Channels | None = None, fill: Any = None, scaled: Scaled | None = None
@@ -114,10 +104,6 @@ class Execution:
             return wide + narrow
         shape = [narrow.shape[axis] if axis == layout.axis else size for axis, size in enumerate(wide.shape)]
         return self._at(wide, layout.axis, layout.channels).add(jnp.broadcast_to(narrow, shape), **_DISTINCT)
-
-    @staticmethod
-    def _along(axis: int, vector: jax.Array, rank: int) -> jax.Array:
-        return vector.reshape([-1 if place == axis else 1 for place in range(rank)])
 
     def _gather(self, array: Any, axis: int, channels: Channels) -> Any:
         return array if channels.is_complete(self.widths) else self._at(array, axis, channels).get(**_DISTINCT)

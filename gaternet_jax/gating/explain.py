@@ -4,10 +4,9 @@ import dataclasses
 from collections.abc import Sequence
 
 from gaternet_jax.gating.channels import Channels
-from gaternet_jax.gating.plan import Plan
+from gaternet_jax.gating.plan import WHOLE, Plan, rule_of
 from gaternet_jax.gating.products import Product
 from gaternet_jax.gating.program import Ref, Step
-from gaternet_jax.gating.table import WHOLE, rule_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,13 +74,12 @@ def layers_of(plan: Plan) -> tuple[Layer, ...]:
 
 def explain(plan: Plan, widths: tuple[int, ...]) -> Explanation:
     """Explains a plan; see `Explanation`."""
-    layers, steps = layers_of(plan), plan.program.steps
-    gates = [
-        (plan.program.sites[step.site].name, _of_gate(plan, step, layers)) for step in steps if step.site is not None
-    ]
-    gates += [(name, f"only masks: {reason}") for name, reason in plan.program.masked]
-    late = [step for step in steps if rule_of(step) is WHOLE and not plan.is_known(step.outputs[0])]
-    whole = [str(step) for step in late if any(plan.layout(ref) for ref in (*step.inputs, *step.outputs))]
+    layers, program = layers_of(plan), plan.program
+    gated = [(step.site, step) for step in program.steps if step.site is not None]
+    gates = [(program.sites[site].name, _of_gate(plan, step, layers)) for site, step in gated]
+    gates += [(name, f"only masks: {reason}") for name, reason in program.masked]
+    late = [step for step in program.steps if rule_of(step) is WHOLE and not plan.is_known(step.outputs[0])]
+    whole = [str(step) for step in late if any(map(plan.layout, (*step.inputs, *step.outputs)))]
     return Explanation(layers, widths, tuple(gates), tuple(dict.fromkeys(whole)))
 
 

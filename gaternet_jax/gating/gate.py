@@ -3,18 +3,18 @@
     maps = gate(maps, gates[:, 0:16], "stage1.conv")
 
 A gate is multiplication; what sets it apart is that it can be seen in a traced program. It is a `jax.jit` of a telling
-name, so that gradients, `vmap`, `jax.export` and everything else that knows `jit` knows gates. From where they stand
-in the program follows which channels a closed gate makes superfluous (skip.py) and what that saves (macs.py).
+name, so that gradients, `vmap`, `jax.export` and everything else that knows `jit` knows gates.
 """
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-_PREFIX = "gate"
+_MARK = re.compile(r"gate:(\d+):(.*)", re.DOTALL)
 
 
 class GateSite(NamedTuple):
@@ -87,24 +87,19 @@ def _marker(rank: int, name: str | None) -> Callable[[jax.Array, jax.Array], jax
     """The jitted multiplication. Its name says the rank of the maps: `vmap`, which changes that, leaves the name."""
 
     def multiply(maps, gates):
-        return maps * jax.lax.expand_dims(gates, range(1, rank - 1)).astype(maps.dtype)
+        gates = jax.lax.convert_element_type(jax.lax.expand_dims(gates, range(1, rank - 1)), maps.dtype)
+        return jax.lax.mul(maps, gates)  # as `*`, without the call that this is in a jaxpr
 
-    multiply.__name__ = multiply.__qualname__ = f"{_PREFIX}:{rank}:{name or ''}"
+    multiply.__name__ = multiply.__qualname__ = f"gate:{rank}:{name or ''}"
     return jax.jit(multiply)
 
 
-def marked_name(equation: Any) -> str | None:
-    """The name in a `gate` call of a jaxpr, "" if it was given none; None for other equations."""
-    name = equation.params.get("name") if equation.primitive.name in ("jit", "pjit") else None
-    if not isinstance(name, str) or not name.startswith(_PREFIX + ":") or name.count(":") < 2:
+def marked(equation: Any) -> tuple[str, bool] | None:
+    """Of a `gate` call in a jaxpr, the name, "" if it was given none, and whether it still is as it was written, which
+    `vmap` and gradients change; None for other equations."""
+    name = equation.params["name"] if equation.primitive.name == "jit" else ""
+    if (match := _MARK.fullmatch(name)) is None:
         return None
-    return name.split(":", 2)[2]
-
-
-def is_site(equation: Any) -> bool:
-    """Whether an equation is a `gate` call as it was written: not one that `vmap` or a gradient has changed."""
-    if marked_name(equation) is None or len(equation.invars) != 2 or len(equation.outvars) != 1:
-        return False
-    maps, gates = (variable.aval for variable in equation.invars)
-    rank = int(equation.params["name"].split(":")[1])
-    return maps.ndim == rank and gates.shape == (maps.shape[0], maps.shape[-1])
+    maps, *gates = (variable.aval.shape for variable in equation.invars)
+    is_as_written = len(maps) == int(match[1]) and gates == [(maps[0], maps[-1])] and len(equation.outvars) == 1
+    return match[2], is_as_written

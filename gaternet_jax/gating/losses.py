@@ -4,18 +4,10 @@ loss = cross_entropy + 0.1 * gate_l1(gates)
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-
-
-class CountsMacs(Protocol):
-    """What `count_macs` returns."""
-
-    def fraction(self, gates: jax.Array) -> jax.Array:
-        """Gives multiply-accumulates relative to the dense ones, [B], of gates [B, G]."""
-        ...
 
 
 def gate_l1(gates: jax.Array) -> jax.Array:
@@ -57,12 +49,12 @@ def gate_target(gates: jax.Array, target: float, sites: Sequence[slice] | None =
     return ((fractions - target) ** 2).mean()
 
 
-def gate_macs(gates: jax.Array, counter: CountsMacs, target: float) -> jax.Array:
+def gate_macs(gates: jax.Array, counter: Any, target: float) -> jax.Array:
     """Gives the squared distance of the expected multiply-accumulates, over the batch, to a budget.
 
     Args:
         gates: [B, G] in [0, 1].
-        counter: of the network, from `count_macs`.
+        counter: of the network, from `count_macs`; counter.fraction(gates) is what counts.
         target: multiply-accumulates relative to those of the network with all gates open, 0 to 1.
 
     Returns:

@@ -41,15 +41,10 @@ class MacCount:
     def _cuts(self, cuts: Sequence[Channels | None]) -> tuple[np.ndarray, np.ndarray]:
         """Of each layer, the fraction of channels that there is with open gates, [layers], and what one closed gate of
         each site takes of it, [sites, layers]."""
-        whole, of_gate = np.ones(len(cuts), np.float32), np.zeros((len(self.sites), len(cuts)), np.float32)
-        everything = [site.size for site in self.sites]
-        for number, cut in enumerate(cuts):
-            if cut is not None:
-                whole[number] = cut.count(everything) / cut.size
-                for site in cut.sites:
-                    times = sum(run.site == site for run in cut.runs)
-                    of_gate[site, number] = times * cut.outer * cut.inner / cut.size
-        return whole, of_gate
+        sizes, none, one = [site.size for site in self.sites], np.zeros(len(self.sites)), np.eye(len(self.sites))
+        whole = [cut.count(sizes) / cut.size if cut else 1.0 for cut in cuts]
+        of_gate = [(cut.count(one) - cut.count(none)) / cut.size if cut else none for cut in cuts]
+        return np.array(whole, np.float32), np.array(of_gate, np.float32).reshape(len(cuts), len(self.sites)).T
 
     def fraction(self, gates: jax.Array) -> jax.Array:
         """Gives the multiply-accumulates with these gates relative to the dense ones; differentiable.

@@ -12,8 +12,26 @@ from typing import Any
 import numpy as np
 
 from gaternet_jax.gating.channels import ALL, Layout
+from gaternet_jax.gating.products import Convolution, DotGeneral
 from gaternet_jax.gating.program import Program, Ref, Step
-from gaternet_jax.gating.table import rule_of
+from gaternet_jax.gating.rules import ELEMENTWISE, Elementwise, Gate, Rule
+from gaternet_jax.gating.shapes import PER_CHANNEL, Concatenate, PerChannel, Reshape, Slice
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(ELEMENTWISE, Elementwise()),
+    **dict.fromkeys(PER_CHANNEL, PerChannel()),
+    "reshape": Reshape(),
+    "slice": Slice(),
+    "concatenate": Concatenate(),
+    "conv_general_dilated": Convolution(),
+    "dot_general": DotGeneral(),
+}
+GATE, WHOLE = Gate(), Rule()
+
+
+def rule_of(step: Step) -> Rule:
+    """The rule of an operation; WHOLE where there is none."""
+    return GATE if step.site is not None else RULES.get(step.name, WHOLE)
 
 
 class Plan:
@@ -23,30 +41,28 @@ class Plan:
         program: with gates.
         parameters: paths of those of its inputs that are known before the images come; constants are known besides.
         whole_sites: gates whose maps are computed whole, in kernels with zeros for the channels that are not kept.
-
-    Attributes:
-        have: layouts that follow from closed gates.
-        want: layouts that follow from what reads a value; None: all is read.
-        names: of known values that are parameters, or made of one: its path.
-        reasons: why all of a value is computed that might have been wanted in part.
-        uses: how often a value is read.
     """
 
     def __init__(self, program: Program, parameters: dict[Ref, str], whole_sites: Collection[int] = ()):
-        self.program, self.names, self.whole_sites = program, dict(parameters), whole_sites
+        self.program, self.whole_sites = program, whole_sites
+        self.names = dict(parameters)  # of known values that are parameters, or made of one: its path
         self.uses = collections.Counter(ref for step in program.steps for ref in step.inputs)
         self.uses.update(program.outputs)
-        self.have: dict[Ref, Layout] = {}
-        self.want: dict[Ref, Layout | None] = dict.fromkeys(program.outputs)
+        self.have: dict[Ref, Layout] = {}  # what follows from closed gates
+        self.want: dict[Ref, Layout | None] = dict.fromkeys(program.outputs)  # from what reads a value; None: all
         self.reasons: dict[Ref, str] = dict.fromkeys(program.outputs, "read whole: it is a result")
         self._known = {*parameters, *program.constants}
+        self._numbers: dict[Ref, Any] = {}
         self._varying: dict[Ref, frozenset[int]] = {}
+        late = []
         for step in program.steps:
             if all(self.is_known(ref) for ref in step.inputs):
                 self._learn(step)
-            elif layout := rule_of(step).have(step, self):
+                continue
+            late.append(step)
+            if layout := rule_of(step).have(step, self):
                 self.have[step.outputs[0]] = layout
-        for step in reversed(program.steps):
+        for step in reversed(late):
             for ref, layout in zip(step.inputs, rule_of(step).want(step, self), strict=True):
                 if not self.is_known(ref):
                     self._demand(ref, layout, step)
@@ -61,25 +77,38 @@ class Plan:
 
     def number(self, ref: Ref) -> Any:
         """The number that all elements are, where the program says so; else None."""
-        return ref.literal if ref.literal is not None and np.ndim(ref.literal) == 0 else self.program.numbers.get(ref)
+        return self._numbers.get(ref) if ref.literal is None or np.ndim(ref.literal) else ref.literal
 
-    def varying(self, ref: Ref) -> frozenset[int]:
+    def is_zero(self, ref: Ref) -> bool:
+        """Whether a value is the number zero, or has absent channels that are zero."""
+        if ref in self.have:
+            return self.have[ref].absent == "zero"
+        number = self.number(ref)
+        return number is not None and number == 0
+
+    def is_per_channel(self, ref: Ref, axis: int) -> bool:
+        """Whether a value is a known constant for each channel."""
+        return self.is_known(ref) and self._varying_axes(ref) <= {axis}
+
+    def _varying_axes(self, ref: Ref) -> frozenset[int]:
         """The axes along which a known value may vary."""
         return self._varying.get(ref, frozenset(axis for axis, size in enumerate(ref.shape) if size != 1))
 
     def _learn(self, step: Step) -> None:
-        """Learns of a known value its name, and along which axes it varies."""
+        """Learns of a known value its name, its number, and along which axes it varies."""
         self._known.update(step.outputs)
         output, named = step.outputs[0], [self.names[ref] for ref in step.inputs if ref in self.names]
         if len(named) == 1:
             self.names[output] = named[0]
-        if output in self.program.numbers:
-            self._varying[output] = frozenset()
-        elif step.name == "broadcast_in_dim":
-            places = step.params["broadcast_dimensions"]
-            self._varying[output] = frozenset(places[axis] for axis in self.varying(step.inputs[0]))
-        elif step.name == "convert_element_type":
-            self._varying[output] = self.varying(step.inputs[0])
+        if step.name in ("reshape", "broadcast_in_dim", "convert_element_type"):
+            first, *_ = step.inputs
+            if (number := self.number(first)) is not None:
+                self._numbers[output], self._varying[output] = number, frozenset()
+            elif step.name == "broadcast_in_dim":
+                places = step.params["broadcast_dimensions"]
+                self._varying[output] = frozenset(places[axis] for axis in self._varying_axes(first))
+            elif step.name == "convert_element_type":
+                self._varying[output] = self._varying_axes(first)
 
     def _demand(self, ref: Ref, layout: Layout | None, step: Step) -> None:
         """Notes what one more reader wants: a value is held so that all find what they want."""

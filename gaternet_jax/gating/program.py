@@ -5,29 +5,19 @@ what can be computed before the images come, and the rest.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.extend import core
 
-from gaternet_jax.gating.gate import GateSite, is_site, marked_name
+from gaternet_jax.gating.gate import GateSite, marked
 
-CALLS = (
-    "jit",
-    "pjit",
-    "closed_call",
-    "core_call",
-    "custom_jvp_call",
-    "custom_vjp_call",
-    "remat",
-    "remat2",
-    "checkpoint",
-)
+CALLS = ("jit", "call", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat2", "checkpoint")
 
 
-@dataclasses.dataclass(eq=False, frozen=True)
+@dataclasses.dataclass(eq=False, slots=True)
 class Ref:
     """A value of a program: the result of a step, an input, or (with `literal`) a number written in it."""
 
@@ -39,31 +29,27 @@ class Ref:
         return self.aval.shape
 
 
-@dataclasses.dataclass(eq=False, frozen=True)
+@dataclasses.dataclass(eq=False, slots=True)
 class Step:
-    """One primitive operation.
-
-    Attributes:
-        primitive, params: what is computed.
-        inputs, outputs: of what, and to what.
-        site: the number of the gates that a `gate` call multiplies by; None for every other operation.
-        where: the line of the network that it comes from.
-    """
+    """One primitive operation."""
 
     primitive: core.Primitive
     params: dict[str, Any]
     inputs: tuple[Ref, ...]
     outputs: tuple[Ref, ...]
-    site: int | None = None
-    where: str = ""
+    site: int | None = None  # of a `gate` call, the number of its gates
+    traceback: Any = None  # of the call in the network that it comes from, where JAX says it
 
     @property
     def name(self) -> str:
         return self.primitive.name
 
     def __str__(self) -> str:
-        """Its name and the line of code, for people."""
-        return f"{self.name} ({self.where})" if self.where else self.name
+        """Its name and the line of the network's code, for people."""
+        for frame in getattr(self.traceback, "frames", ()):
+            if not any(part in frame.file_name for part in ("/jax/_src/", "/flax/", "/gating/gate.py")):
+                return f"{self.name} ({frame.file_name.rpartition('/')[2]}:{frame.line_num})"
+        return self.name
 
     def bind(self, operands: Sequence[Any], **changed: Any) -> list[Any]:
         """Computes (or traces) it, with other params where given."""
@@ -73,123 +59,82 @@ class Step:
 
 
 class Program(NamedTuple):
-    """A flat program.
+    """A flat program."""
 
-    Attributes:
-        steps: in an order in which they can be computed.
-        inputs, outputs: the leaves of the function's arguments and of its result.
-        constants: arrays that the function captured.
-        sites: its gates.
-        masked: gates that are multiplications and nothing more, and why.
-        numbers: of values all of whose elements are one number that the program says.
-        tree: the structure of the result.
-    """
-
-    steps: list[Step]
-    inputs: list[Ref]
-    outputs: list[Ref]
-    constants: dict[Ref, Any]
-    sites: tuple[GateSite, ...]
-    masked: list[tuple[str, str]]
-    numbers: dict[Ref, Any]
-    tree: Any
+    steps: list[Step]  # in an order in which they can be computed
+    inputs: list[Ref]  # the leaves of the function's arguments
+    outputs: list[Ref]  # the leaves of its result
+    tree: Any  # the structure of the result
+    constants: dict[Ref, Any]  # arrays that the function captured
+    sites: list[GateSite]
+    masked: list[tuple[str, str]]  # gates that are multiplications and nothing more, and why
 
 
 def flatten(function: Callable[..., Any], *args: Any) -> Program:
     """Traces a function; superfluous operations are left out."""
     closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
-    return _Flattening().program(closed, jax.tree.structure(shape))
+    inputs = [Ref(variable.aval) for variable in closed.jaxpr.invars]
+    program = Program([], inputs, [], jax.tree.structure(shape), {}, [], [])
+    outputs = _inline(program, closed.jaxpr, closed.consts, inputs, None)
+    return program._replace(steps=needed(program.steps, outputs), outputs=outputs)
 
 
-class _Flattening:
-    def __init__(self) -> None:
-        self.steps: list[Step] = []
-        self.constants: dict[Ref, Any] = {}
-        self.sites: list[GateSite] = []
-        self.masked: list[tuple[str, str]] = []
-        self.numbers: dict[Ref, Any] = {}  # values that are one number
+def _inline(program: Program, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Ref], traceback: Any) -> list[Ref]:
+    """Appends the steps of a jaxpr; those of a call have the traceback of the call."""
+    refs: dict[Any, Ref] = dict(zip(jaxpr.invars, inputs, strict=True))
+    for variable, constant in zip(jaxpr.constvars, consts, strict=True):
+        refs[variable] = Ref(variable.aval)
+        program.constants[refs[variable]] = constant
 
-    def program(self, closed: core.ClosedJaxpr, tree: Any) -> Program:
-        inputs = [Ref(variable.aval) for variable in closed.jaxpr.invars]
-        outputs = self.inline(closed.jaxpr, closed.consts, inputs)
-        steps = needed(self.steps, outputs)
-        return Program(steps, inputs, outputs, self.constants, tuple(self.sites), self.masked, self.numbers, tree)
+    def read(atom: Any) -> Ref:
+        return Ref(atom.aval, atom.val) if isinstance(atom, core.Literal) else refs[atom]
 
-    def inline(self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Ref], where: str = "") -> list[Ref]:
-        refs: dict[Any, Ref] = dict(zip(jaxpr.invars, inputs, strict=True))
-        for variable, constant in zip(jaxpr.constvars, consts, strict=True):
-            refs[variable] = Ref(variable.aval)
-            self.constants[refs[variable]] = constant
-
-        def read(atom: Any) -> Ref:
-            return Ref(atom.aval, atom.val) if isinstance(atom, core.Literal) else refs[atom]
-
-        for equation in jaxpr.eqns:
-            operands = tuple(read(atom) for atom in equation.invars)
-            refs.update(zip(equation.outvars, self.add(equation, operands, where), strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
-
-    def add(self, equation: Any, operands: tuple[Ref, ...], where: str) -> Sequence[Ref]:
-        where = where or _line(equation)
-        name, marked = equation.primitive.name, marked_name(equation)
-        site = None
-        if marked is not None and is_site(equation):
-            site = len(self.sites)
-            offset = self.sites[-1].offset + self.sites[-1].size if self.sites else 0
-            self.sites.append(GateSite(marked or f"gate{site}", offset, operands[1].shape[1]))
-        elif name in CALLS:
-            if marked is not None:
-                self.masked.append((marked or "a gate", "it was changed by vmap or by a gradient"))
-            (inner,) = core.jaxprs_in_params(equation.params)
-            closed = [value for value in equation.params.values() if isinstance(value, core.ClosedJaxpr)]
-            return self.inline(inner, closed[0].consts if closed else (), operands, where)
-        else:
-            for inner in core.jaxprs_in_params(equation.params):
-                self.masked += [(gate or "a gate", f"it stands within {name}") for gate in _gates_within(inner)]
-        outputs = tuple(Ref(variable.aval) for variable in equation.outvars)
-        if name in ("reshape", "broadcast_in_dim", "convert_element_type"):
-            (first, *_), numbers = operands, self.numbers
-            if first in numbers or (first.literal is not None and np.ndim(first.literal) == 0):
-                numbers[outputs[0]] = numbers.get(first, first.literal)
-        if name == "split":
-            starts = np.cumsum([0, *equation.params["sizes"]]).tolist()
-            for start, output in zip(starts, outputs, strict=False):
-                self.add_slice(operands[0], output, equation.params["axis"], start, where)
-        else:
-            self.steps.append(Step(equation.primitive, equation.params, operands, outputs, site, where))
-        return outputs
-
-    def add_slice(self, operand: Ref, output: Ref, axis: int, start: int, where: str) -> None:
-        starts, limits = [0] * len(output.shape), list(operand.shape)
-        starts[axis], limits[axis] = start, start + output.shape[axis]
-        params = dict(start_indices=tuple(starts), limit_indices=tuple(limits), strides=None)
-        self.steps.append(Step(jax.lax.slice_p, params, (operand,), (output,), None, where))
-
-
-def _gates_within(jaxpr: Any) -> list[str]:
-    found = []
     for equation in jaxpr.eqns:
-        if (marked := marked_name(equation)) is not None:
-            found.append(marked)
-        for inner in core.jaxprs_in_params(equation.params):
-            found += _gates_within(inner)
-    return found
+        operands = tuple([read(atom) for atom in equation.invars])
+        results = _append(program, equation, operands, traceback or equation.source_info.traceback)
+        refs.update(zip(equation.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
 
 
-def _line(equation: Any) -> str:
-    """The line of the network's code, as file:line; "" where JAX does not say."""
-    frames = getattr(equation.source_info.traceback, "frames", ())
-    for frame in frames:
-        if not any(part in frame.file_name for part in ("/jax/_src/", "/flax/", "/gating/gate.py")):
-            return f"{frame.file_name.rpartition('/')[2]}:{frame.line_num}"
-    return ""
+def _append(program: Program, equation: Any, operands: tuple[Ref, ...], traceback: Any) -> Sequence[Ref]:
+    name, params, site = equation.primitive.name, equation.params, None
+    gate, is_as_written = marked(equation) or (None, False)
+    if is_as_written:
+        site, offset = len(program.sites), program.sites[-1].gates.stop if program.sites else 0
+        program.sites.append(GateSite(gate or f"gate{site}", offset, operands[1].shape[1]))
+    elif name in CALLS:
+        if gate is not None:
+            program.masked.append((gate or "a gate", "it was changed by vmap or by a gradient"))
+        (inner,) = core.jaxprs_in_params(params)
+        consts = [closed.consts for closed in params.values() if isinstance(closed, core.ClosedJaxpr)]
+        return _inline(program, inner, consts[0] if consts else (), operands, traceback)
+    elif name == "split":
+
+        def slices(x: jax.Array) -> list[jax.Array]:
+            edges = itertools.accumulate(params["sizes"], initial=0)
+            return [jax.lax.slice_in_dim(x, *edge, axis=params["axis"]) for edge in itertools.pairwise(edges)]
+
+        return _inline(program, jax.make_jaxpr(slices)(operands[0].aval).jaxpr, (), operands, traceback)
+    else:
+        program.masked.extend((gate or "a gate", f"it stands within {name}") for gate in _gates_within(params))
+    outputs = tuple([Ref(variable.aval) for variable in equation.outvars])
+    program.steps.append(Step(equation.primitive, params, operands, outputs, site, traceback))
+    return outputs
+
+
+def _gates_within(params: dict[str, Any]) -> Iterator[str]:
+    for jaxpr in core.jaxprs_in_params(params):
+        for equation in jaxpr.eqns:
+            if mark := marked(equation):
+                yield mark[0]
+            yield from _gates_within(equation.params)
 
 
 def needed(steps: Iterable[Step], outputs: Iterable[Ref]) -> list[Step]:
     """The steps that the outputs depend on."""
     wanted, kept = set(outputs), []
     for step in reversed(list(steps)):
-        if wanted.intersection(step.outputs):
+        if not wanted.isdisjoint(step.outputs):
             kept.append(step)
             wanted.update(step.inputs)
     return kept[::-1]
@@ -207,46 +152,35 @@ def evaluate(steps: Iterable[Step], values: dict[Ref, Any], outputs: Sequence[Re
 
 
 def split(program: Program, known: Iterable[Ref]) -> tuple[list[Step], list[Ref], list[Step]]:
-    """Cuts a program in two.
+    """Cuts a program in two: the steps that need known inputs and constants only; what they hand over; the rest.
 
     Broadcasts, and what depends on nothing, are computed where they are used: they cost nothing there, have no place in
     memory, and may depend on the size of the batch.
-
-    Args:
-        program: any.
-        known: inputs that come first; the constants are known besides.
-
-    Returns:
-        The steps that need known values only; what they hand over; the remaining steps.
     """
-    ahead, cheap, late = [], {}, []
+    ahead, late, cheap = [], [], {}
     ready = {*known, *program.constants}
     for step in program.steps:
-        if all(ref in ready or ref.literal is not None for ref in step.inputs):
-            ready.update(step.outputs)
-            ahead.append(step)
-            if step.name == "broadcast_in_dim" or not any(ref.literal is None for ref in step.inputs):
-                cheap.update(dict.fromkeys(step.outputs, step))
-        else:
+        if not all(ref in ready or ref.literal is not None for ref in step.inputs):
             late.append(step)
+            continue
+        ahead.append(step)
+        ready.update(step.outputs)
+        if step.name == "broadcast_in_dim" or all(ref.literal is not None for ref in step.inputs):
+            cheap.update(dict.fromkeys(step.outputs, step))
     handed_over: dict[Ref, None] = {}
     again: dict[Step, None] = {}
 
-    def demand(ref: Ref) -> None:
-        if ref not in ready or ref.literal is not None:
-            return
-        if (step := cheap.get(ref)) is None:
-            handed_over[ref] = None
-            return
-        for operand in step.inputs:
-            demand(operand)
-        again[step] = None
+    def demand(refs: Iterable[Ref]) -> None:
+        for ref in refs:
+            if step := cheap.get(ref):
+                demand(step.inputs)
+                again[step] = None
+            elif ref in ready:
+                handed_over[ref] = None
 
     for step in late:
-        for ref in step.inputs:
-            demand(ref)
-    for ref in program.outputs:
-        demand(ref)
+        demand(step.inputs)
+    demand(program.outputs)
     handed = list(handed_over)
     return needed(ahead, handed), handed, [*again, *late]
 
@@ -287,4 +221,4 @@ def find_sites(function: Callable[..., Any], *args: Any) -> tuple[GateSite, ...]
         >>> gx.find_sites(lambda x, gates: gx.gate(x, gates, "input"), jnp.ones((1, 8, 8, 3)), jnp.ones((1, 3)))
         (GateSite(name='input', offset=0, size=3),)
     """
-    return flatten(function, *args).sites
+    return tuple(flatten(function, *args).sites)

@@ -15,7 +15,7 @@ from jax import lax
 
 from gaternet_jax.gating.channels import Layout, Run, join
 from gaternet_jax.gating.gate import gate
-from gaternet_jax.gating.program import Ref, Step
+from gaternet_jax.gating.program import Step
 
 if TYPE_CHECKING:
     from gaternet_jax.gating.execute import Execution
@@ -23,29 +23,18 @@ if TYPE_CHECKING:
 
 
 class Scaled(NamedTuple):
-    """How to compute a product times a constant per output channel: by scaling its kernel.
+    """How to compute a product times a constant per output channel: by scaling its kernel."""
 
-    Attributes:
-        axis: of the output channels.
-        by: from the constants, a number or an array that varies along `axis`, to the array.
-    """
-
-    axis: int
-    by: Callable[[Any], Any]
+    axis: int  # of the output channels
+    by: Callable[[Any], Any]  # from the constants, a number or an array that varies along `axis`, to the array
 
 
 class Value(NamedTuple):
-    """A value as it is held.
+    """A value as it is held."""
 
-    Attributes:
-        array: the channels that are there, in the layout of the plan; of size 1 along axes that it was broadcast to.
-        fill: where absent channels are constants: those, [C]; what it says of the others is not read.
-        scaled: where BatchNorm can be folded into it.
-    """
-
-    array: Any
-    fill: jax.Array | None = None
-    scaled: Scaled | None = None
+    array: Any  # the channels that are there, in the layout of the plan; of size 1 along axes that it was broadcast to
+    fill: jax.Array | None = None  # where absent channels are constants: those, [C], and anything for the others
+    scaled: Scaled | None = None  # where BatchNorm can be folded into it
 
 
 class Rule:
@@ -77,12 +66,11 @@ class Gate(Rule):
 
     def want(self, step, plan):
         layout = plan.layout(step.outputs[0])
-        gates = layout and layout.axis == len(step.inputs[0].shape) - 1
-        return [layout, Layout(1, layout.channels) if layout and gates else None]
+        last = layout and layout.axis == len(step.inputs[0].shape) - 1
+        return [layout, Layout(1, layout.channels) if layout and last else None]
 
     def run(self, step, ex):
-        wanted = zip(step.inputs, self.want(step, ex.plan), strict=True)
-        maps, gates = (ex.take(ref, layout) if layout else ex.thin(ref) for ref, layout in wanted)
+        maps, gates = map(ex.thin, step.inputs, self.want(step, ex.plan))
         if step.site in ex.plan.whole_sites and not self._own(step).channels.is_complete(ex.widths):
             maps = self._masked(step, maps, ex)
         if step.site in ex.always_open:
@@ -115,21 +103,21 @@ class Elementwise(Rule):
             return None
         if zero := self._annihilates(step, plan):
             return zero
-        layout = operands[0]
-        if not all(layout.holds(other) for other in operands):
+        (axis, channels, _), *others = operands
+        if any(other[:2] != (axis, channels) for other in others):
             return None
-        if not all(ref in plan.have or is_per_channel(ref, layout.axis, plan) for ref in step.inputs):
+        if not all(ref in plan.have or plan.is_per_channel(ref, axis) for ref in step.inputs):
             return None
-        numbers = [0.0 if is_zero(ref, plan) else plan.number(ref) for ref in step.inputs]
-        return Layout(layout.axis, layout.channels, "zero" if self._is_zero(step, numbers) else "constant")
+        numbers = [0.0 if plan.is_zero(ref) else plan.number(ref) for ref in step.inputs]
+        return Layout(axis, channels, "zero" if self._is_zero(step, numbers) else "constant")
 
     @staticmethod
     def _annihilates(step: Step, plan: "Plan") -> Layout | None:
         """The layout of a zero operand that makes the result zero whatever the others are."""
         deciding = {"mul": step.inputs, "and": step.inputs, "div": step.inputs[:1], "rem": step.inputs[:1]}
-        if step.name == "select_n" and all(is_zero(ref, plan) for ref in step.inputs[1:]):
-            deciding = {"select_n": step.inputs[1:]}
-        zeros = (ref for ref in deciding.get(step.name, ()) if ref in plan.have and is_zero(ref, plan))
+        if all(map(plan.is_zero, step.inputs[1:])):
+            deciding["select_n"] = step.inputs[1:]
+        zeros = (ref for ref in deciding.get(step.name, ()) if ref in plan.have and plan.is_zero(ref))
         return next((plan.have[ref] for ref in zeros), None)
 
     @staticmethod
@@ -154,10 +142,9 @@ class Elementwise(Rule):
         layout = ex.plan.layout(step.outputs[0])
         if layout is None and (added := self._add_into(step, ex)) is not None:
             return [Value(added)]
-        operands = [ex.take(ref, layout) if layout else ex.thin(ref) for ref in step.inputs]
+        operands = [ex.thin(ref, layout) for ref in step.inputs]
         scaled, fill = self._scaled(step, operands, ex), None
-        folded = scaled if step.name in ("mul", "div") else None
-        result = folded.by(1) if folded else self._bind(step, operands)
+        result = scaled.by(1) if scaled and step.name in ("mul", "div") else self._bind(step, operands)
         if layout is not None and layout.absent == "constant":
             constants = self._bind(step, [ex.fill(ref, layout) for ref in step.inputs])
             fill = jnp.broadcast_to(jnp.reshape(constants, -1), (layout.channels.size,))
@@ -177,8 +164,8 @@ class Elementwise(Rule):
             return None
         one, two = step.inputs
         for wide, narrow in ((one, two), (two, one)) if step.name != "sub" else ((one, two),):
-            if is_zero(narrow, ex.plan) and (layout := ex.plan.layout(narrow)):
-                x = ex.take(narrow, layout)
+            if ex.plan.is_zero(narrow) and (layout := ex.plan.layout(narrow)):
+                x = ex.thin(narrow, layout)
                 return ex.add(ex.full(wide), -x if step.name == "sub" else x, layout)
         return None
 
@@ -190,7 +177,7 @@ class Elementwise(Rule):
         if scaled is None or ex.plan.uses[step.inputs[at]] > 1 or len(operands) > 2:
             return None
         axis, by = scaled
-        if not all(is_per_channel(ref, axis, ex.plan) for i, ref in enumerate(step.inputs) if i != at):
+        if not all(ex.plan.is_per_channel(ref, axis) for i, ref in enumerate(step.inputs) if i != at):
             return None
         other, dtype = operands[1 - at] if len(operands) == 2 else None, step.outputs[0].aval.dtype
         match step.name, at:
@@ -205,16 +192,3 @@ class Elementwise(Rule):
             case "convert_element_type", _ if jnp.issubdtype(dtype, jnp.floating):
                 return Scaled(axis, lambda scale: by(scale).astype(dtype))
         return None
-
-
-def is_zero(ref: Ref, plan: "Plan") -> bool:
-    """Whether a value is the number zero, or has absent channels that are zero."""
-    if ref in plan.have:
-        return plan.have[ref].absent == "zero"
-    number = plan.number(ref)
-    return number is not None and number == 0
-
-
-def is_per_channel(ref: Ref, axis: int, plan: "Plan") -> bool:
-    """Whether a value is a known constant for each channel."""
-    return plan.is_known(ref) and plan.varying(ref) <= {axis}

@@ -30,39 +30,21 @@ def straight_through_threshold(values: jax.Array) -> jax.Array:
     return (values > THRESHOLD).astype(values.dtype)
 
 
-def _threshold_forward(values):
-    return straight_through_threshold(values), None
-
-
-def _threshold_backward(_, gradient):
-    return (gradient,)
-
-
-straight_through_threshold.defvjp(_threshold_forward, _threshold_backward)
+straight_through_threshold.defvjp(
+    lambda values: (straight_through_threshold(values), None),
+    lambda _, gradient: (gradient,),
+)
 
 
 def binary_gates(scores: jax.Array) -> jax.Array:
-    """Gates in evaluation: deterministic, 0 or 1.
-
-    Args:
-        scores: gate scores, float32 [B, G].
-
-    Returns:
-        Gates, float32 [B, G].
-    """
+    """Gates in evaluation, of scores float32 [B, G]: deterministic, 0 or 1."""
     return straight_through_threshold(saturating_sigmoid(scores))
 
 
 def sampled_gates(scores: jax.Array, noise_key: jax.Array, mix_key: jax.Array) -> jax.Array:
-    """Gates in training: noisy; for each sample all binary or all real-valued, each with probability 1/2.
+    """Gates in training, of scores float32 [B, G]: noisy; of each sample all binary or all real-valued in [0, 1].
 
-    Args:
-        scores: gate scores, float32 [B, G].
-        noise_key: typed PRNG key of the noise.
-        mix_key: typed PRNG key of the choice between binary and real-valued.
-
-    Returns:
-        Gates in [0, 1], float32 [B, G].
+    Typed PRNG keys: of the noise, and of the choice between binary and real-valued, each with probability 1/2.
     """
     noisy = scores + jax.random.normal(noise_key, scores.shape, scores.dtype)
     values = saturating_sigmoid(noisy)

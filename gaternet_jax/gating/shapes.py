@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from jax import lax
 
 from gaternet_jax.gating.channels import ALL, Channels, Layout, Run, join
 from gaternet_jax.gating.program import Step
-from gaternet_jax.gating.rules import Rule, Value, is_zero
+from gaternet_jax.gating.rules import Rule, Value
 
 _NAMES = """broadcast_in_dim squeeze expand_dims transpose rev pad reduce_sum reduce_max reduce_min reduce_and reduce_or
 reduce_prod reduce_window_sum reduce_window_max reduce_window_min cumsum cummax cummin cumprod"""
@@ -21,39 +22,45 @@ class PerChannel(Rule):
 
     def axis(self, step: Step, axis: int) -> int | None:
         """Where an axis of the operand goes; None where its channels do not stay what they are."""
-        params, shape, name = step.params, step.inputs[0].shape, step.name
-        if name == "broadcast_in_dim":
-            place = params["broadcast_dimensions"][axis]
-            return place if step.outputs[0].shape[place] == shape[axis] else None
-        if name in ("reshape", "squeeze", "expand_dims"):
-            return _same_place(shape, step.outputs[0].shape, axis)
-        if name == "transpose":
-            return list(params["permutation"]).index(axis)
-        if name == "rev":
-            return None if axis in params["dimensions"] else axis
-        if name == "pad":
-            return axis if tuple(params["padding_config"][axis]) == (0, 0, 0) else None
-        if name == "slice":
-            return axis if step.outputs[0].shape[axis] == shape[axis] else None
-        if name.startswith("cum"):
-            return None if params["axis"] == axis else axis
-        if name.startswith("reduce_window"):
-            sizes = [params[kind][axis] for kind in ("window_dimensions", "window_strides", "base_dilation")]
-            return axis if sizes == [1, 1, 1] and tuple(params["padding"][axis]) == (0, 0) else None
-        return None if axis in params["axes"] else axis - sum(other < axis for other in params["axes"])
+        params, before, after = step.params, step.inputs[0].shape, step.outputs[0].shape
+        match step.name:
+            case "broadcast_in_dim":
+                place = params["broadcast_dimensions"][axis]
+                return place if after[place] == before[axis] else None
+            case "reshape" | "squeeze" | "expand_dims":
+                places = [place for place, size in enumerate(after) if size == before[axis] != 1]
+                outer = math.prod(before[:axis])
+                return next((place for place in places if math.prod(after[:place]) == outer), None)
+            case "transpose":
+                return list(params["permutation"]).index(axis)
+            case "rev":
+                stays = axis not in params["dimensions"]
+            case "pad":
+                stays = tuple(params["padding_config"][axis]) == (0, 0, 0)
+            case "slice":
+                stays = after[axis] == before[axis]
+            case "cumsum" | "cummax" | "cummin" | "cumprod":
+                stays = axis != params["axis"]
+            case "reduce_window_sum" | "reduce_window_max" | "reduce_window_min":
+                sizes = [params[kind][axis] for kind in ("window_dimensions", "window_strides", "base_dilation")]
+                stays = sizes == [1, 1, 1] and tuple(params["padding"][axis]) == (0, 0)
+            case _:
+                axes = params["axes"]
+                return None if axis in axes else axis - sum(other < axis for other in axes)
+        return axis if stays else None
 
     def absent(self, step: Step, layout: Layout, plan: Any) -> str | None:
         """What the absent channels of the result are; None: no constants."""
-        zero, name, params = layout.absent == "zero", step.name, step.params
+        name, params, only_zero = step.name, step.params, "zero" if layout.absent == "zero" else None
         if name == "pad":
-            return "zero" if zero and is_zero(step.inputs[1], plan) else None
+            return only_zero if plan.is_zero(step.inputs[1]) else None
         if name.startswith("cum") or name == "reduce_prod":
-            return "zero" if zero else None
+            return only_zero
         if name.startswith("reduce_window"):
             pads, dilations = [max(pad) for pad in params["padding"]], {*params["base_dilation"]}
             if any(pads) or dilations != {1}:  # a window also sees padding
                 if name == "reduce_window_sum":
-                    return "zero" if zero else None
+                    return only_zero
                 dilations |= {*params["window_dilation"]}
                 sees_more = all(pad < size for pad, size in zip(pads, params["window_dimensions"], strict=True))
                 return layout.absent if sees_more and dilations == {1} else None
@@ -68,10 +75,8 @@ class PerChannel(Rule):
 
     def _source(self, step: Step, layout: Layout | None) -> Layout | None:
         """The layout of the operand from which the result has this one."""
-        if layout is None:
-            return None
-        for axis, size in enumerate(step.inputs[0].shape):
-            if self.axis(step, axis) == layout.axis and size == layout.channels.size:
+        for axis, size in enumerate(step.inputs[0].shape if layout else ()):
+            if layout and size == layout.channels.size and self.axis(step, axis) == layout.axis:
                 return Layout(axis, layout.channels)
         return None
 
@@ -79,43 +84,28 @@ class PerChannel(Rule):
         return [self._source(step, plan.layout(step.outputs[0])), *[None] * (len(step.inputs) - 1)]
 
     def run(self, step, ex):
-        x, layout = step.inputs[0], ex.plan.layout(step.outputs[0])
+        x, layout, params = step.inputs[0], ex.plan.layout(step.outputs[0]), {}
         source = self._source(step, layout)
         if step.name == "broadcast_in_dim" and (source is None) == (layout is None):
-            result = _placed(step, ex.take(x, source) if source else ex.thin(x))
+            array = jnp.asarray(ex.thin(x, source))
+            result = lax.reshape(array, spread(step, array.shape))
         elif source is None or layout is None:
             return super().run(step, ex)
         else:
-            operands = [ex.full(x, source), *map(ex.full, step.inputs[1:])]
-            result = step.bind(operands, **_narrowed(step, source.axis, layout, ex.widths))[0]
+            for name, axis in {"new_sizes": layout.axis, "limit_indices": source.axis}.items():
+                if sizes := step.params.get(name):  # of a reshape, of a slice
+                    params[name] = (*sizes[:axis], layout.channels.count(ex.widths), *sizes[axis + 1 :])
+            result = step.bind([ex.full(x, source), *map(ex.full, step.inputs[1:])], **params)[0]
         fill = ex.values[x].fill if layout and layout.absent == "constant" else None
         return [Value(result, None if fill is None else fill * _repeats(step))]
 
 
-def _same_place(before: tuple, after: tuple, axis: int) -> int | None:
-    """Where a reshape leaves an axis as it is."""
-    for place, size in enumerate(after if before[axis] != 1 else ()):
-        if size == before[axis] and math.prod(after[:place]) == math.prod(before[:axis]):
-            return place
-    return None
-
-
-def _placed(step: Step, x: Any) -> Any:
-    """A broadcast that only adds axes of size 1: what reads it broadcasts further."""
-    shape = [1] * len(step.outputs[0].shape)
-    for place, size in zip(step.params["broadcast_dimensions"], jnp.shape(x), strict=True):
-        shape[place] = size
-    return lax.reshape(jnp.asarray(x), shape)
-
-
-def _narrowed(step: Step, axis: int, layout: Layout, widths: Any) -> dict[str, Any]:
-    """The params for fewer channels."""
-    name, axis = {"reshape": ("new_sizes", layout.axis), "slice": ("limit_indices", axis)}.get(step.name, ("", axis))
-    if not name:
-        return {}
-    sizes = list(step.params[name])
-    sizes[axis] = layout.channels.count(widths)
-    return {name: tuple(sizes)}
+def spread(step: Step, shape: Sequence[int]) -> list[int]:
+    """The shape of an operand of `broadcast_in_dim` with all axes of the result: of size 1 where it had them not."""
+    spread = [1] * len(step.outputs[0].shape)
+    for place, size in zip(step.params["broadcast_dimensions"], shape, strict=True):
+        spread[place] = size
+    return spread
 
 
 def _repeats(step: Step) -> Any:
@@ -181,15 +171,13 @@ class Slice(PerChannel):
         return [Layout(layout.axis, channels) if channels else None]
 
     def run(self, step, ex):
-        (x,), layout = step.inputs, ex.plan.layout(step.outputs[0])
-        source = ex.plan.layout(x)
-        if (part := self._part(step, source)) is None or source is None:
-            if self._part(step, layout) is None:
-                return super().run(step, ex)
-            return [ex.held(step.outputs[0], step.bind([ex.full(x)])[0])]
-        before, channels = source.channels.between(0, part[0]), source.channels.between(*part)
-        if before is None or channels is None or (layout is not None and layout.channels != channels):
-            return [ex.held(step.outputs[0], step.bind([ex.full(x)])[0])]
+        (x,), (output,) = step.inputs, step.outputs
+        source, layout = ex.plan.layout(x), ex.plan.layout(output)
+        if (part := self._part(step, source or layout)) is None:
+            return super().run(step, ex)
+        before, channels = (source.channels.between(*edge) if source else None for edge in ((0, part[0]), part))
+        if before is None or channels is None or (layout and layout.channels != channels):
+            return [ex.held(output, step.bind([ex.full(x)])[0])]
         start, fill = before.count(ex.widths), ex.values[x].fill
         stop = start + channels.count(ex.widths)
         result = lax.slice_in_dim(ex.full(x, source), start, stop, axis=source.axis)
@@ -202,10 +190,10 @@ class Concatenate(Rule):
     def have(self, step, plan):
         axis, layouts = step.params["dimension"], [plan.have.get(ref) for ref in step.inputs]
         there = [layout for layout in layouts if layout]
-        zero = all(layout.absent == "zero" for layout in there)
         if not there:
             return None
-        if all(layout and layout.axis != axis and layout.holds(there[0]) for layout in layouts):
+        zero = all(layout.absent == "zero" for layout in there)
+        if there[0].axis != axis and len({layout and layout[:2] for layout in layouts}) == 1:
             return there[0] if zero else None
         if any(layout.axis != axis or layout.channels.outer * layout.channels.inner != 1 for layout in there):
             return None
@@ -230,11 +218,10 @@ class Concatenate(Rule):
         if layout is None:
             return super().run(step, ex)
         parts = self._parts(step, layout) if layout.axis == axis else [layout.channels] * len(step.inputs)
-        if None in parts:
+        operands = [ex.cut(ref, {layout.axis: part}) for ref, part in zip(step.inputs, parts, strict=True) if part]
+        if len(operands) < len(parts):
             return super().run(step, ex)
-        held = [Layout(layout.axis, part) for part in parts if part is not None]
-        result = step.bind([ex.full(ref, own) for ref, own in zip(step.inputs, held, strict=True)])[0]
-        fill = None
-        if layout.absent == "constant":
-            fill = jnp.concatenate([ex.constants(ref, axis) for ref in step.inputs])
-        return [Value(result, fill)]
+        result = step.bind(operands)[0]
+        if layout.absent != "constant":
+            return [Value(result)]
+        return [Value(result, jnp.concatenate([ex.constants(ref, axis) for ref in step.inputs]))]

@@ -4,17 +4,15 @@
     prepared = program.prepare(params, keep)                   # which channels of each site are kept
     logits = program(prepared, images, gates)                  # as backbone(params, images, gates)
 
-What a network is made of does not matter: its jaxpr is looked at, primitive by primitive (rules.py). Convolutions and
-products lose inputs that are absent and outputs that are not wanted; what depends on parameters only, BatchNorm folded
-into convolutions and kernels without closed channels among it, is computed in `prepare`.
-
-How many channels a site keeps is static; which, is an array: one compiled program serves all selections of the same
-widths. Prepared once, that is a compacted network or a specialist; prepared anew for each batch, within one `jax.jit`
-with the call, execution per image. What has no rule gets whole arrays: slow, never wrong; `explain` says where.
+Convolutions and products lose inputs that are absent and outputs that are not wanted; what depends on parameters only,
+BatchNorm folded into convolutions and kernels without closed channels among it, is computed in `prepare`. How many
+channels a site keeps is static; which, is an array: one compiled program serves all selections of the same widths.
+What has no rule gets whole arrays: slow, never wrong; `explain` says where.
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,10 +22,9 @@ from jax.core import Tracer
 from gaternet_jax.gating.execute import Execution
 from gaternet_jax.gating.explain import Explanation, explain
 from gaternet_jax.gating.gate import GateSite
-from gaternet_jax.gating.plan import Plan
+from gaternet_jax.gating.plan import Plan, rule_of
 from gaternet_jax.gating.products import Product
 from gaternet_jax.gating.program import Ref, evaluate, flatten, shaped, signature, split
-from gaternet_jax.gating.table import rule_of
 
 Keep = Sequence[Any] | Mapping[str, Any] | None
 
@@ -56,11 +53,12 @@ class SkipClosed:
     """
 
     def __init__(self, function: Callable[..., Any], params: Any, *args: Any, whole_sums: bool = False):
-        self._whole_sums = whole_sums
-        self._function, self._params, self._args = function, shaped(params), shaped(args)
-        self._plans: dict[Any, Plan] = {}
-        self._parts: dict[Any, Any] = {}
-        self.sites: tuple[GateSite, ...] = self._plan(self._args).program.sites
+        self._params, self._args = shaped(params), _shapes(args)
+        self._plan = functools.cache(
+            lambda args: plan_of(function, self._params, *_example(args), whole_sums=whole_sums)
+        )
+        self._split = functools.cache(self._split_plan)
+        self.sites: tuple[GateSite, ...] = tuple(self._plan(self._args).program.sites)
         self._prepare, self._run = jax.jit(self._prepare_now, static_argnums=2), jax.jit(self._run_now)
 
     def prepare(self, params: Any, keep: Keep = None, always_open: Collection[str] = ()) -> Prepared:
@@ -75,14 +73,12 @@ class SkipClosed:
         Raises:
             ValueError: channels that a site does not have, or parameters of another shape.
         """
-        indices = check_keep(self.sites, keep)
-        if unknown := set(always_open) - {site.name for site in self.sites}:
-            raise ValueError(f"no gates are named {sorted(unknown)}; there are {[site.name for site in self.sites]}")
-        given, traced = ({_path(path): leaf.shape for path, leaf in _leaves(x)} for x in (shaped(params), self._params))
+        indices, names = check_keep(self.sites, keep), [site.name for site in self.sites]
+        _check_names(always_open, names)
+        given, traced = ({path: leaf.shape for path, leaf in _leaves(tree)} for tree in (shaped(params), self._params))
         if differing := [path for path in {**given, **traced} if given.get(path) != traced.get(path)]:
             raise ValueError(f"parameters differ from those that were traced: {', '.join(differing[:3])}")
-        opened = tuple(number for number, site in enumerate(self.sites) if site.name in always_open)
-        return self._prepare(params, indices, opened)
+        return self._prepare(params, indices, tuple(i for i, name in enumerate(names) if name in always_open))
 
     def __call__(self, prepared: Prepared, *args: Any) -> Any:
         """Computes what the function computes where gates outside `keep` are closed.
@@ -103,49 +99,39 @@ class SkipClosed:
         Args:
             widths: of each site, how many channels are kept; half of them if not given.
         """
-        plan = self._plan(self._args)
-        return explain(plan, tuple(widths) if widths is not None else tuple(-(-site.size // 2) for site in self.sites))
+        halves = (-(-site.size // 2) for site in self.sites)
+        return explain(self._plan(self._args), tuple(halves if widths is None else widths))
 
-    def _plan(self, args: Any) -> Plan:
-        key = _key(args)
-        if key not in self._plans:
-            self._plans[key] = plan_of(self._function, self._params, *args, whole_sums=self._whole_sums)
-        return self._plans[key]
+    def _split_plan(self, args: Any, widths: tuple[int, ...], always_open: tuple[int, ...]) -> Any:
+        """The program that skips, its inputs that come first, and its halves: what is prepared, and the rest."""
+        plan = self._plan(args)
+        keep = [jax.ShapeDtypeStruct((width,), np.int32) for width in widths]
 
-    def _split(self, args: Any, widths: tuple[int, ...], always_open: tuple[int, ...]) -> Any:
-        """The two halves of the program that skips: what is prepared, and what remains."""
-        key = (_key(args), widths, always_open)
-        if key not in self._parts:
-            plan = self._plan(args)
-            keep = [jax.ShapeDtypeStruct((width,), np.int32) for width in widths]
+        def run(params: Any, keep: list[Any], *args: Any) -> list[Any]:
+            return Execution(plan, keep, always_open).run(jax.tree.leaves((params, args)))
 
-            def run(params: Any, keep: list[Any], *args: Any) -> list[Any]:
-                return Execution(plan, keep, always_open).run(jax.tree.leaves((params, args)))
-
-            program = flatten(run, self._params, keep, *args)
-            ahead = program.inputs[: len(jax.tree.leaves((self._params, keep)))]
-            self._parts[key] = (program, ahead, *split(program, ahead), plan.program.tree)
-        return self._parts[key]
+        program = flatten(run, self._params, keep, *_example(args))
+        ahead = program.inputs[: len(jax.tree.leaves((self._params, keep)))]
+        return program._replace(tree=plan.program.tree), ahead, *split(program, ahead)
 
     def _prepare_now(self, params: Any, keep: list[Any], always_open: tuple[int, ...]) -> Prepared:
         widths = tuple(index.shape[0] for index in keep)
-        program, ahead, steps, handed_over, *_ = self._split(self._args, widths, always_open)
+        program, ahead, steps, handed_over, _ = self._split(self._args, widths, always_open)
         values = dict(program.constants) | dict(zip(ahead, jax.tree.leaves((params, keep)), strict=True))
         return Prepared(evaluate(steps, values, handed_over), widths, always_open)
 
     def _run_now(self, prepared: Prepared, *args: Any) -> Any:
-        choice = prepared.widths, prepared.always_open
-        program, ahead, before, handed_over, steps, tree = self._split(shaped(args), *choice)
-        (_, own, prepared_by, arrays, *_) = self._split(self._args, *choice)
+        shapes, choice = _shapes(args), (prepared.widths, prepared.always_open)
+        program, ahead, before, handed_over, steps = self._split(shapes, *choice)
+        (_, own, prepared_by, arrays, _) = self._split(self._args, *choice)
         if signature(before, ahead, handed_over) != signature(prepared_by, own, arrays):
-            shapes = [leaf.shape for leaf in jax.tree.leaves(shaped(args))]
             raise ValueError(
-                f"for inputs of the shapes {shapes} other constants are needed than were prepared; call skip_closed "
-                "with an example of these shapes"
+                f"for inputs of the shapes {[leaf.shape for leaf in shapes[0]]} other constants are needed than were "
+                "prepared; call skip_closed with an example of these shapes"
             )
         values: dict[Ref, Any] = dict(program.constants) | dict(zip(handed_over, prepared.arrays, strict=True))
         values |= dict(zip(program.inputs[len(ahead) :], jax.tree.leaves(args), strict=True))
-        return jax.tree.unflatten(tree, evaluate(steps, values, program.outputs))
+        return jax.tree.unflatten(program.tree, evaluate(steps, values, program.outputs))
 
 
 def skip_closed(function: Callable[..., Any], params: Any, *args: Any, whole_sums: bool = False) -> SkipClosed:
@@ -174,7 +160,7 @@ def skip_closed(function: Callable[..., Any], params: Any, *args: Any, whole_sum
 def plan_of(function: Callable[..., Any], params: Any, *args: Any, whole_sums: bool = False) -> Plan:
     """Traces a function and decides which of its channels are there; arguments as of `skip_closed`."""
     program = flatten(function, params, *args)
-    paths = dict(zip(program.inputs, [_path(path) for path, _ in _leaves(params)], strict=False))
+    paths = dict(zip(program.inputs, [path for path, _ in _leaves(params)], strict=False))
     plan = Plan(program, paths)
     if not whole_sums:
         return plan
@@ -184,19 +170,19 @@ def plan_of(function: Callable[..., Any], params: Any, *args: Any, whole_sums: b
 
 
 def check_keep(sites: Sequence[GateSite], keep: Keep) -> list[Any]:
-    """The kept channels of each site, as int32 arrays.
-
-    Raises:
-        ValueError: they are not channels of these sites.
-    """
+    """The kept channels of each site, as int32 arrays; ValueError where they are not channels of these sites."""
     if isinstance(keep, Mapping):
-        if unknown := set(keep) - {site.name for site in sites}:
-            raise ValueError(f"no gates are named {sorted(unknown)}; there are {[site.name for site in sites]}")
+        _check_names(keep, [site.name for site in sites])
         keep = [keep.get(site.name) for site in sites]
     keep = [None] * len(sites) if keep is None else list(keep)
     if len(keep) != len(sites):
         raise ValueError(f"the network has {len(sites)} gated sites, but the channels of {len(keep)} were given")
     return [_check(site, index) for site, index in zip(sites, keep, strict=True)]
+
+
+def _check_names(given: Iterable[str], names: Sequence[str]) -> None:
+    if unknown := set(given) - set(names):
+        raise ValueError(f"no gates are named {sorted(unknown)}; there are {list(names)}")
 
 
 def _check(site: GateSite, index: Any) -> Any:
@@ -212,14 +198,18 @@ def _check(site: GateSite, index: Any) -> Any:
     return index.astype(np.int32)
 
 
-def _leaves(tree: Any) -> Any:
-    return jax.tree_util.tree_flatten_with_path(tree)[0]
+def _leaves(tree: Any) -> list[tuple[str, Any]]:
+    """The leaves of a tree, and the path of each: "stage1.conv.kernel"."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [(jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in leaves]
 
 
-def _path(path: Any) -> str:
-    return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+def _shapes(args: Any) -> Any:
+    """Shapes, types and structure of arguments, as a key; `_example` is the inverse."""
+    leaves, tree = jax.tree.flatten(shaped(args))
+    return tuple(leaves), tree
 
 
-def _key(args: Any) -> Any:
-    leaves, tree = jax.tree.flatten(args)
-    return tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+def _example(shapes: Any) -> Any:
+    leaves, tree = shapes
+    return jax.tree.unflatten(tree, leaves)

@@ -12,6 +12,7 @@ The parameters are constants of the program, B is any number. An artefact is a z
 import contextlib
 import dataclasses
 import importlib.metadata
+import io
 import json
 import zipfile
 from collections.abc import Callable, Iterator
@@ -94,26 +95,23 @@ def _check_images(images: Any, preprocessing: dict[str, Any]) -> None:
     expected = f"this model takes uint8 [batch, {size}, {size}, {channels}]"
     if shape is None or dtype is None:
         raise UserError(f"images are a {type(images).__name__}; {expected}: give a NumPy or JAX array")
-    given = f"images are {dtype} {list(shape)}; {expected}: "
     if len(shape) != 4:
-        raise UserError(given + "give a batch, of one image as images[None]")
-    if shape[0] < 1:
-        raise UserError(given + "give at least one image")
-    if shape[3] != channels:
-        raise UserError(given + f"convert them to {'grayscale' if channels == 1 else 'RGB'}")
-    if tuple(shape[1:3]) != (size, size):
-        raise UserError(given + f"resize them to {size} x {size} pixels")
-    if dtype != np.uint8:
-        raise UserError(given + "give pixels from 0 to 255, not normalised ones")
+        advice = "give a batch, of one image as images[None]"
+    elif shape[0] < 1:
+        advice = "give at least one image"
+    elif shape[3] != channels:
+        advice = f"convert them to {'grayscale' if channels == 1 else 'RGB'}"
+    elif tuple(shape[1:3]) != (size, size):
+        advice = f"resize them to {size} x {size} pixels"
+    elif dtype != np.uint8:
+        advice = "give pixels from 0 to 255, not normalised ones"
+    else:
+        return
+    raise UserError(f"images are {dtype} {list(shape)}; {expected}: {advice}")
 
 
 def inference_function(network: Network, config: DataConfig) -> Callable[[jax.Array], dict[str, jax.Array]]:
-    """What is exported: uint8 [B, H, W, C] to the outputs of `Artifact`, with the parameters as constants.
-
-    Args:
-        network: of a model in evaluation mode; filters whose gates are fixed closed are not in it.
-        config: the `data` part of its run's config.
-    """
+    """What is exported: uint8 [B, H, W, C] to the outputs of `Artifact`; `config` is the `data` part of the run's."""
     program, prepared = network.program("whole"), jax.device_get(network.prepare("whole"))
 
     def infer(images: jax.Array) -> dict[str, jax.Array]:
@@ -122,12 +120,6 @@ def inference_function(network: Network, config: DataConfig) -> Callable[[jax.Ar
         return {"probabilities": jax.nn.softmax(logits), "labels": labels, "gates": gates}
 
     return infer
-
-
-def images_spec(model: GaterNet, config: DataConfig) -> jax.ShapeDtypeStruct:
-    """uint8 [batch, H, W, C] with a symbolic batch; `config` is the `data` part of a run's config."""
-    (batch,) = jax.export.symbolic_shape("batch")
-    return jax.ShapeDtypeStruct((batch, config.image_size, config.image_size, model.backbone.channels), jnp.uint8)
 
 
 def describe(model: GaterNet, config: RunConfig, labels: list[str]) -> dict[str, Any]:
@@ -166,29 +158,25 @@ def describe(model: GaterNet, config: RunConfig, labels: list[str]) -> dict[str,
 
 
 def export_stablehlo(model: GaterNet, config: RunConfig, labels: list[str], path: str | Path) -> None:
-    """Writes an artefact.
+    """Writes an artefact: a model in evaluation mode, with the config of its run and the names of its classes.
 
-    Args:
-        model: in evaluation mode.
-        config: of its run.
-        labels: names of the classes.
-        path: of the file; one that is there is replaced.
+    A file that is there is replaced.
 
     Raises:
         UserError: the file cannot be written, labels do not fit, or flatbuffers is not installed.
     """
-    metadata = describe(model, config, labels)
-    images = images_spec(model, config.data)
-    network = Network(model, config.data.image_size, "xla", batch=images.shape[0])
-    program = jax.jit(inference_function(network, config.data))
+    metadata, size, channels = describe(model, config, labels), config.data.image_size, config.model.channels
+    (batch,) = jax.export.symbolic_shape("batch")
+    program = jax.jit(inference_function(Network(model, size, "xla", batch), config.data))
     with _without_paths():
+        images = jax.ShapeDtypeStruct((batch, size, size, channels), jnp.uint8)
         exported = jax.export.export(program, platforms=PLATFORMS)(images)
     metadata["calling_convention"] = exported.calling_convention_version
     metadata["platforms"] = list(exported.platforms)
     readme = README_TEXT.format(
         name=Path(path).name,
-        size=config.data.image_size,
-        channels=config.model.channels,
+        size=size,
+        channels=channels,
         classes=config.model.num_classes,
         gates=sum(site.size for site in model.gate_sites),
     )
@@ -197,14 +185,13 @@ def export_stablehlo(model: GaterNet, config: RunConfig, labels: list[str], path
     except ImportError:
         raise UserError(_NO_FLATBUFFERS.format("writing")) from None
 
-    def write(part: Path) -> None:
-        with zipfile.ZipFile(part, "w") as archive:
-            # ZipInfo has a fixed date: the same model gives the same bytes. Parameters hardly compress.
-            archive.writestr(zipfile.ZipInfo(MODEL), serialized)
-            archive.writestr(zipfile.ZipInfo(METADATA), json.dumps(metadata, indent=1, ensure_ascii=False) + "\n")
-            archive.writestr(zipfile.ZipInfo(README), readme)
-
-    write_whole(Path(path), write)
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w") as archive:
+        # ZipInfo has a fixed date: the same model gives the same bytes. Parameters hardly compress.
+        archive.writestr(zipfile.ZipInfo(MODEL), serialized)
+        archive.writestr(zipfile.ZipInfo(METADATA), json.dumps(metadata, indent=1, ensure_ascii=False) + "\n")
+        archive.writestr(zipfile.ZipInfo(README), readme)
+    write_whole(Path(path), whole.getvalue())
 
 
 @contextlib.contextmanager
@@ -224,20 +211,12 @@ def _without_paths() -> Iterator[None]:
 _NO_FLATBUFFERS = "{} an artefact needs flatbuffers, which jax.export uses: pip install flatbuffers"
 
 
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes a file that is there whole or not at all.
-
-    Args:
-        path: of the file.
-        write: writes to the path that it is given.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file that is there whole or not at all; UserError where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as part:
-            write(part)
+            part.write_bytes(content)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}; choose another --out") from None
 

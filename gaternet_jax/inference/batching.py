@@ -1,7 +1,6 @@
 """How batches are cut on this machine: by a short measurement, remembered in the user's cache folder.
 
-Which number of threads and which microbatch is fastest depends on the network, the processor and what else runs there:
-small networks want one thread for each of several microbatches, large ones all threads for one image.
+Small networks want one thread for each of several microbatches, large ones all threads for one image.
 """
 
 import contextlib
@@ -16,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from gaternet_jax.files import write_file
-from gaternet_jax.inference.engines import Batching, Engine, Runner, cores
+from gaternet_jax.inference.engines import Batching, cores
 
 MICROBATCH_PIXELS = 8 * 32 * 32  # of all images of a microbatch, where nothing is measured
 LARGE_PIXELS = 64 * 64  # images from this size on keep all cores busy one by one, where nothing is measured
@@ -54,63 +52,49 @@ def candidates(engine: str, batch_size: int, image_size: int) -> list[Batching]:
 
 
 def choose_batching(
-    engine: str, batch_size: int, images: Any, program: str, make: Callable[[Batching], tuple[Engine, Runner]]
+    engine: str, images: Any, program: str, make: Callable[[Batching], Callable[[Any, int], Any]]
 ) -> Batching:
     """The fastest of the candidates.
 
     Args:
         engine: one of ENGINES.
-        batch_size: images of a call.
         images: a batch to measure with, [batch, size, size, channels].
         program: what tells this program from others, for the memory.
-        make: an engine of images, and a runner for it.
+        make: what runs so many of the images.
     """
-    found = candidates(engine, batch_size, images.shape[1])
+    found, path = candidates(engine, *images.shape[:2]), memory_path()
     if len(found) == 1:
         return found[0]
-    key, path = _key(engine, batch_size, images.shape[1:], program), memory_path()
-    memory = _read(path)
-    if (remembered := _remembered(memory.get(key), found)) is not None:
-        return remembered
-    chosen = min(found, key=lambda batching: _seconds_per_image(batching, images, *make(batching)))
-    _write(path, _read(path) | {key: list(chosen)})
+    version = importlib.metadata.version("onnxruntime" if engine == "onnxruntime" else "jax")
+    digest = hashlib.sha256(program.encode()).hexdigest()[:16]
+    machine = platform.node(), _processor(), cores()
+    key = " ".join(map(str, (*machine, engine, version, *images.shape, digest)))
+    remembered = _read(path).get(key)
+    for batching in found:
+        if remembered == list(batching):
+            return batching
+    chosen = min(found, key=lambda batching: _seconds_per_image(batching, images, make(batching)))
+    with contextlib.suppress(OSError):  # a folder that cannot be written only costs the measurement again
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, json.dumps(_read(path) | {key: list(chosen)}, indent=1) + "\n", f".{os.getpid()}")
     return chosen
 
 
-def _seconds_per_image(batching: Batching, images: Any, engine: Engine, runner: Runner) -> float:
-    rows = np.arange(min(len(images), batching.microbatch * batching.at_once))
-    runner([(engine, rows)], images)  # compiles
+def _seconds_per_image(batching: Batching, images: Any, run: Callable[[Any, int], Any]) -> float:
+    count = min(len(images), batching.microbatch * batching.at_once)
+    run(images, count)  # compiles
     taken: list[float] = []
     while len(taken) < REPEATS and sum(taken) < ENOUGH_SECONDS:
         start = time.perf_counter()
-        runner([(engine, rows)], images)
+        run(images, count)
         taken.append(time.perf_counter() - start)
-    return min(taken) / len(rows)
+    return min(taken) / count
 
 
 def memory_path() -> Path:
     """The file in which choices are remembered."""
     folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(folder) / "gaternet-jax" / "batching.json"
-
-
-def _key(engine: str, batch_size: int, shape: tuple[int, ...], program: str) -> str:
-    version = importlib.metadata.version("onnxruntime" if engine == "onnxruntime" else "jax")
-    digest = hashlib.sha256(program.encode()).hexdigest()[:16]
-    parts = platform.node(), _processor(), cores(), engine, version, batch_size, *shape, digest
-    return " ".join(map(str, parts))
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
-
-
-def _remembered(content: Any, found: list[Batching]) -> Batching | None:
-    return next((batching for batching in found if content == list(batching)), None)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -122,8 +106,9 @@ def _read(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _write(path: Path, memory: dict[str, Any]) -> None:
-    """Remembers, where that is possible: a folder that cannot be written only costs the measurement again."""
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, json.dumps(memory, indent=1) + "\n", f".{os.getpid()}")
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()

@@ -26,12 +26,7 @@ from gaternet_jax.workdir import check_new_folder, save_config
 def plan_compaction(gates: Any, sites: Sequence[GateSite]) -> tuple[np.ndarray, np.ndarray]:
     """Gates to fix closed and to fix open, bool [G] each: never open; and of sites whose other gates are always open.
 
-    Args:
-        gates: of the calibration images, [N, G].
-        sites: of the model.
-
-    Raises:
-        UserError: no image, or gates of another model.
+    `gates` [N, G] are those of calibration images. UserError: no image, or gates of another model.
     """
     check_gates(gates, sites)
     closed, opened = ~(gates > 0).any(0), (gates > 0).all(0)
@@ -47,12 +42,8 @@ def compact_model(model: GaterNet, gates: Any) -> GaterNet:
 
 
 def departures(gates: Any, compacted: GaterNet) -> np.ndarray:
-    """Which images a compacted model only approximates, bool [N]: those that close or open a gate that it has fixed.
-
-    Args:
-        gates: of the whole model, [N, G].
-        compacted: what was made of it.
-    """
+    """Which images a compacted model only approximates, bool [N]: those whose gates [N, G] of the whole model close or
+    open one that is fixed."""
     closed, opened = fixed_gates(compacted)
     return ((gates > 0) & closed | (gates <= 0) & opened).any(1)
 

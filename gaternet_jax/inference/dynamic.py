@@ -15,7 +15,7 @@ import numpy as np
 from gaternet_jax.gating import GateSite
 from gaternet_jax.inference.engines import Batching, Engine, Jobs
 from gaternet_jax.inference.network import Network
-from gaternet_jax.inference.selection import count_per_site, round_up
+from gaternet_jax.inference.selection import count_per_site, widths_for
 
 TIERS = (0.5, 1.0)  # of the images, those that open the fewest filters; each tier has a profile
 WORTH = 0.9  # of the whole network's multiply-accumulates, at most, for a profile
@@ -27,19 +27,12 @@ Widths = tuple[int, ...]
 
 
 def plan_profiles(opened: np.ndarray, sites: Sequence[GateSite], work: Callable[[Widths], float]) -> list[Widths]:
-    """Widths of each site, of a few profiles, the narrowest first.
-
-    Args:
-        opened: filters that are open together, bool [N, G].
-        sites: of the model.
-        work: multiply-accumulates with some widths, relative to all.
-    """
+    """Widths of each site, of a few profiles, the narrowest first, for filters that are open together, bool [N, G]."""
     counts = count_per_site(opened, sites)
     order = np.argsort(counts.sum(1), kind="stable")
     profiles: dict[Widths, None] = {}
     for tier in TIERS:
-        needed = counts[order[: max(round(tier * len(order)), 1)]].max(0)
-        widths = tuple(round_up(int(number), site.size) for number, site in zip(needed, sites, strict=True))
+        widths = widths_for(counts[order[: max(round(tier * len(order)), 1)]], sites)
         if work(widths) <= WORTH:
             profiles[widths] = None
     return list(profiles)
@@ -52,30 +45,32 @@ class Dynamic:
         network: with a global gater.
         gates: like those to come, [N, G].
         batching: of the batches to come.
-        seconds: of jobs for images with gates [B, G], to leave out what is not faster than the whole network; None:
-            nothing is left out.
+        seconds: of jobs for images with gates [B, G]: what is not faster than the whole network is left out.
     """
 
     def __init__(
         self, network: Network, gates: np.ndarray, batching: Batching, seconds: Callable[..., float] | None = None
     ):
-        self.sites, self.whole = network.model.gate_sites, network.backbone(threads=batching.threads)
+        self.sites, self.whole = network.model.gate_sites, network.make("backbone", threads=batching.threads)
         self.one_by_one = jax.default_backend() == "cpu"
-        opened, rng = np.asarray(gates > 0), np.random.default_rng(0)
-        together = 1 if self.one_by_one else batching.microbatch
+        opened, together = np.asarray(gates > 0), 1 if self.one_by_one else batching.microbatch
         if together > 1:
-            opened = np.any(opened[rng.integers(len(opened), size=(DRAWS, together))], axis=1)
-        profiles = plan_profiles(opened, self.sites, network.work)
-        self.profiles = [(np.array(widths), network.profile(widths)) for widths in profiles]
-        if seconds is not None and profiles:
+            draws = np.random.default_rng(0).integers(len(opened), size=(DRAWS, together))
+            opened = np.any(opened[draws], axis=1)
+        self.profiles = [
+            (np.array(widths), network.profile(widths)) for widths in plan_profiles(opened, self.sites, network.work)
+        ]
+        if seconds is not None and self.profiles:
             number = min(batching.microbatch * batching.at_once, MEASURED) if self.one_by_one else together
             rows = np.arange(number)
             limit = FASTER * seconds([(self.whole, rows)], np.resize(gates, (number, gates.shape[1])))
-            self.profiles = [
-                (widths, engine)
-                for widths, engine in self.profiles
-                if seconds(self._jobs(engine, rows), np.tile(_gates_of(widths, self.sites), (number, 1))) < limit
-            ]
+
+            def is_faster(widths: np.ndarray, engine: Engine) -> bool:
+                gates = [np.arange(site.size) < width for site, width in zip(self.sites, widths, strict=True)]
+                alike = np.tile(np.concatenate(gates).astype(np.float32), (number, 1))  # that open as many as have room
+                return seconds(self._jobs(engine, rows), alike) < limit
+
+            self.profiles = [profile for profile in self.profiles if is_faster(*profile)]
 
     def __call__(self, gates: np.ndarray) -> Jobs:
         opened = np.asarray(gates > 0)
@@ -90,12 +85,4 @@ class Dynamic:
 
     def _jobs(self, engine: Engine, rows: np.ndarray) -> Jobs:
         """What a profile's engine has to do for some images."""
-        parts = list(rows[:, None]) if self.one_by_one else [rows]
-        return [(engine, part) for part in parts if len(part)]
-
-
-def _gates_of(widths: np.ndarray, sites: Sequence[GateSite]) -> np.ndarray:
-    """Gates that open so many filters of each site, [1, G]."""
-    return np.concatenate([np.arange(site.size) < width for width, site in zip(widths, sites, strict=True)])[
-        None
-    ].astype(np.float32)
+        return [(engine, part) for part in (rows[:, None] if self.one_by_one else [rows]) if len(part)]

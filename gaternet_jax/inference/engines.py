@@ -1,15 +1,15 @@
-"""Who computes a program: XLA, or ONNX Runtime.
+"""Who computes a program: XLA, or ONNX Runtime on CPUs, whose convolutions are the faster ones there.
 
-XLA everywhere, and ONNX Runtime on CPUs, whose convolutions are the faster ones there (docs/inference.md). What an
-engine computes is a function of (prepared, *arrays), as `skip_closed` makes them; all arrays have the images of a batch
-along their first axis.
+What an engine computes is a function of (prepared, *arrays), as `skip_closed` makes them; all arrays have the images of
+a batch along their first axis.
 """
 
+import dataclasses
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,31 +20,16 @@ ENGINES = ("xla", "onnxruntime")
 
 Array = Any  # of JAX or NumPy
 Function = Callable[..., Any]  # of (prepared, *arrays) to a tuple of arrays
-
-
-class Engine(Protocol):
-    """Computes some rows of a batch."""
-
-    def __call__(self, rows: np.ndarray, *arrays: Array) -> Sequence[Array]:
-        """The outputs for these rows of the arrays."""
-        ...
-
-
+Engine = Callable[..., Sequence[Array]]  # of (rows, *arrays): computes the outputs for these rows of a batch
 Jobs = list[tuple[Engine, np.ndarray]]  # engines, and the rows that each is to compute
 
 
 class Batching(NamedTuple):
-    """How a batch is run on a machine.
+    """How a batch is run on a machine."""
 
-    Attributes:
-        microbatch: images that run together.
-        at_once: microbatches that run at the same time.
-        threads: of each; XLA has its own.
-    """
-
-    microbatch: int
-    at_once: int = 1
-    threads: int = 1
+    microbatch: int  # images that run together
+    at_once: int = 1  # microbatches that run at the same time
+    threads: int = 1  # of each; XLA has its own
 
 
 def choose_engine(engine: str) -> str:
@@ -65,19 +50,12 @@ def choose_engine(engine: str) -> str:
     return engine
 
 
+@dataclasses.dataclass(frozen=True)
 class XLA:
-    """Runs a function as XLA compiles it, once for each number of rows.
+    """Runs a function as XLA compiles it, once for each number of rows."""
 
-    Args:
-        run: as of `by_rows`; engines that share it share its programs.
-        prepared: its first argument.
-
-    Attributes:
-        run, prepared: as given.
-    """
-
-    def __init__(self, run: Function, prepared: Any):
-        self.run, self.prepared = run, prepared
+    run: Function  # as of `by_rows`; engines that share it share its programs
+    prepared: Any  # its first argument
 
     def __call__(self, rows: np.ndarray, *arrays: Array) -> Sequence[Array]:
         images, *others = arrays
@@ -90,15 +68,7 @@ def by_rows(function: Function) -> Function:
 
 
 class OnnxRuntime:
-    """Runs a function in ONNX Runtime, for any number of rows.
-
-    Args:
-        serialized: as of `write_onnx`.
-        threads: of one call.
-
-    Raises:
-        UserError: ONNX Runtime does not run it.
-    """
+    """Runs what `write_onnx` wrote, for any number of rows; UserError where ONNX Runtime does not."""
 
     def __init__(self, serialized: bytes, threads: int):
         import onnxruntime

@@ -28,13 +28,7 @@ def export_onnx(model: GaterNet, config: RunConfig, labels: list[str], path: str
 
     Input: images, uint8 [batch, H, W, C]. Outputs: as of `Artifact`; a plain model has no output "gates". Convolutions
     are float32, those of a bfloat16 model too: ONNX Runtime has no bfloat16 ones for CPUs. The metadata are
-    those of an artefact, each entry as JSON.
-
-    Args:
-        model: in evaluation mode.
-        config: of its run.
-        labels: names of the classes.
-        path: of the file; one that is there is replaced.
+    those of an artefact, each entry as JSON. Arguments as of `export_stablehlo`.
 
     Raises:
         UserError: onnx or onnxruntime is missing, or does not do this model; the file cannot be written; labels do not
@@ -56,7 +50,7 @@ def export_onnx(model: GaterNet, config: RunConfig, labels: list[str], path: str
     )
     if differences := _compare(serialized, names, inference_function(Network(model, size, "xla"), config.data), images):
         raise UserError(f"the ONNX model differs from JAX's: {differences}. Use --format=stablehlo")
-    write_whole(Path(path), lambda part: part.write_bytes(serialized))
+    write_whole(Path(path), serialized)
 
 
 def _in_float32(model: GaterNet) -> GaterNet:

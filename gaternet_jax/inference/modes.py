@@ -12,7 +12,7 @@ from gaternet_jax.inference.batching import choose_batching, usual_batching
 from gaternet_jax.inference.dynamic import Dynamic
 from gaternet_jax.inference.engines import Array, Batching, Engine, Jobs, Runner, few_sizes
 from gaternet_jax.inference.network import Network
-from gaternet_jax.inference.specialists import Specialists, plan_specialists
+from gaternet_jax.inference.specialists import assign, plan_specialists
 from gaternet_jax.models.gaternet import Outputs
 
 TRIALS = 5  # of what is timed; the median counts
@@ -26,33 +26,33 @@ class Modes:
     Args:
         network: see there.
         example: a batch of normalised images, to measure with.
-        tune: whether to measure; a rule of thumb decides otherwise.
-
-    Attributes:
-        network, example: as given.
-        batching: how batches are cut.
+        tune: whether to measure how batches are best cut; a rule of thumb decides otherwise.
     """
 
     def __init__(self, network: Network, example: Array, tune: bool = True):
         self.network, self.example, self._tune = network, example, tune
-        self.batching = self._choose_batching()
+        if tune:
+            self.batching = choose_batching(network.engine, example, network.description, self._whole)
+        else:
+            self.batching = usual_batching(network.engine, *example.shape[:2])
         sizes = few_sizes(self.batching.microbatch) if network.engine == "xla" else ()
         self._groups = Runner(self.batching, sizes)
 
     def whole(self) -> Mode:
         """All filters whose gates are not fixed closed."""
-        run, engine = self._whole_runner(self.batching), self.network.whole(self.batching.threads)
-
-        def whole(images: Array, count: int) -> Outputs:
-            return Outputs(*run([(engine, np.arange(count))], images))
-
-        return whole
+        return self._whole(self.batching)
 
     def specialists(self, gates: np.ndarray) -> Mode:
         """See specialists.py; made for gates like these, [N, G]."""
         network = self.network
-        plan = plan_specialists(gates, network.model.gate_sites, network.work, len(self.example))
-        return self._routed(Specialists(network, plan, self.batching.threads))
+        keep = plan_specialists(gates, network.model.gate_sites, network.work, len(self.example)).keep
+        engines = [network.make("backbone", filters, self.batching.threads) for filters in (*keep, None)]
+
+        def jobs(gates: np.ndarray) -> Jobs:
+            groups = assign(gates, keep)
+            return [(engines[group], np.flatnonzero(groups == group)) for group in np.unique(groups)]
+
+        return self._routed(jobs)
 
     def dynamic(self, gates: np.ndarray) -> Mode:
         """See dynamic.py; its profiles have room for gates like these, [N, G]."""
@@ -65,7 +65,7 @@ class Modes:
 
     @functools.cached_property
     def _gater(self) -> Engine:
-        return self.network.gater(self.batching.threads)
+        return self.network.make("gater", threads=self.batching.threads)
 
     def _routed(self, jobs: Callable[[np.ndarray], Jobs]) -> Mode:
         """Decides the gates first, then has each image run by the engine that suits them."""
@@ -78,18 +78,10 @@ class Modes:
 
         return routed
 
-    def _whole_runner(self, batching: Batching) -> Runner:
-        return Runner(batching, [batching.microbatch] if self.network.engine == "xla" else ())
-
-    def _choose_batching(self) -> Batching:
-        network, (batch_size, size, *_) = self.network, self.example.shape
-        if not self._tune:
-            return usual_batching(network.engine, batch_size, size)
-
-        def make(batching: Batching) -> tuple[Engine, Runner]:
-            return network.whole(batching.threads), self._whole_runner(batching)
-
-        return choose_batching(network.engine, batch_size, self.example, network.description, make)
+    def _whole(self, batching: Batching) -> Mode:
+        run = Runner(batching, [batching.microbatch] if self.network.engine == "xla" else ())
+        engine = self.network.make("whole", threads=batching.threads)
+        return lambda images, count: Outputs(*run([(engine, np.arange(count))], images))
 
     def _seconds(self, jobs: Jobs, gates: np.ndarray) -> float:
         images = self.example[: len(gates)]

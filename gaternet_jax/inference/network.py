@@ -17,11 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from gaternet_jax.errors import check_choice
-from gaternet_jax.gating import GateSite, Prepared, SkipClosed, count_macs, skip_closed
+from gaternet_jax.gating import GateSite, MacCount, Prepared, SkipClosed, count_macs, skip_closed
 from gaternet_jax.gating.semhash import binary_gates
 from gaternet_jax.inference.engines import ENGINES, XLA, Engine, Function, OnnxRuntime, by_rows
 from gaternet_jax.inference.fixed import fixed_gates
-from gaternet_jax.inference.selection import at_least_one, channels_of
 from gaternet_jax.models.functional import merge_model, split_model
 from gaternet_jax.models.gaternet import GaterNet, Outputs
 
@@ -38,6 +37,9 @@ class Network:
         engine: one of `engines.ENGINES`.
         batch: how many images are traced; a symbolic size for a program of any number of them, which a network may
             trace to other operations. None: what suits the engine.
+
+    Attributes:
+        program: a kind of program, "whole", "gater" or "backbone", to what `skip_closed` makes of it.
     """
 
     def __init__(self, model: GaterNet, image_size: int, engine: str, batch: Any = None):
@@ -47,35 +49,45 @@ class Network:
         self._closed, self._opened = fixed_gates(model)
         self._functions = functions_of(model)
         self.program, self._by_rows = functools.cache(self._trace), functools.cache(self._compile)
-        if batch is None:
-            batch = FEW if engine == "xla" else traced_batch()
-        images = jax.ShapeDtypeStruct((batch, image_size, image_size, model.backbone.channels), jnp.float32)
-        self._shapes = {"images": images, "gates": jax.ShapeDtypeStruct((batch, len(self._closed)), jnp.float32)}
+        if batch is None and engine != "xla":
+            from gaternet_jax.inference.onnx_graph import BATCH as batch  # so that nothing is traced twice
+        self._batch = FEW if batch is None else batch
+        self._image, self._gates = (image_size, image_size, model.backbone.channels), (len(self._closed),)
 
-    def whole(self, threads: int = 1) -> Engine:
-        """Images to logits, gates and gate scores."""
-        return self._make("whole", None, threads)
-
-    def gater(self, threads: int = 1) -> Engine:
-        """Images to gates and gate scores."""
-        return self._make("gater", None, threads)
-
-    def backbone(self, keep: np.ndarray | None = None, threads: int = 1) -> Engine:
-        """Images and gates to logits.
+    def make(self, kind: str, keep: np.ndarray | None = None, threads: int = 1) -> Engine:
+        """What runs a kind of program.
 
         Args:
-            keep: bool [G], filters that are computed, which all open ones must be among; None: all.
+            kind: "whole", "gater" or "backbone".
+            keep: of the backbone: bool [G], filters that are computed, which all open ones must be among; None: all.
             threads: of one call.
         """
-        return self._make("backbone", keep, threads)
+        prepared, program = self.prepare(kind, keep), self.program(kind)
+        if self.engine == "xla":
+            return XLA(self._by_rows(kind), prepared)
+        from gaternet_jax.inference.onnx_writer import write_onnx
+
+        inputs = self._inputs(kind, self._batch)
+        return OnnxRuntime(write_onnx(lambda *arrays: program(prepared, *arrays), inputs, OUTPUTS[kind]), threads)
 
     def profile(self, widths: Sequence[int]) -> Engine:
-        """Images and gates to logits, by the filters that are open for any of the images.
+        """What runs the backbone by the filters that are open for any of the images.
 
         Args:
             widths: of each site, how many filters are computed; no more may be open.
         """
-        return XLA(self._by_rows("profile", tuple(widths)), self._folded)
+        return XLA(self._by_rows("profile", tuple(widths)), self._folded[0])
+
+    def prepare(self, kind: str, keep: np.ndarray | None = None) -> Prepared:
+        """What a program needs with some filters; see `make`."""
+        program, sites = self.program(kind), self.model.gate_sites
+        if not program.sites:
+            return program.prepare(self._arrays)
+        keep = ~self._closed if keep is None else keep & ~self._closed
+        kept = {site.name: np.flatnonzero(keep[site.gates]) for site in sites}
+        kept = {name: channels if len(channels) else np.array([0]) for name, channels in kept.items()}  # at least one
+        opened = [site.name for site in sites if self._opened[site.gates][kept[site.name]].all()]
+        return program.prepare(self._arrays, kept, opened)
 
     def work(self, widths: Sequence[float]) -> float:
         """Multiply-accumulates of the backbone with so many filters of each site, relative to all."""
@@ -93,69 +105,35 @@ class Network:
         return str([(layer.macs, layer.inputs, layer.outputs) for layer in self.program("whole").explain().layers])
 
     @functools.cached_property
-    def _macs(self) -> Any:
-        images, gates = (given.update(shape=(1, *given.shape[1:])) for given in self._shapes.values())
-        return count_macs(self._functions["backbone"], self._arrays, images, gates)
+    def _macs(self) -> MacCount:
+        return count_macs(self._functions["backbone"], self._arrays, *self._inputs("backbone", 1).values())
+
+    def _inputs(self, kind: str, batch: Any) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of what a kind of program is given."""
+        inputs = {"images": self._image} | ({"gates": self._gates} if kind == "backbone" else {})
+        return {name: jax.ShapeDtypeStruct((batch, *shape), jnp.float32) for name, shape in inputs.items()}
 
     def _trace(self, kind: str) -> SkipClosed:
-        shapes = self._shapes.values() if kind == "backbone" else [self._shapes["images"]]
-        return skip_closed(self._functions[kind], self._arrays, *shapes, whole_sums=True)
+        inputs = self._inputs(kind, self._batch).values()
+        return skip_closed(self._functions[kind], self._arrays, *inputs, whole_sums=True)
 
-    def prepare(self, kind: str, keep: np.ndarray | None = None) -> Prepared:
-        """What a program needs with some filters; see `backbone`."""
-        program = self.program(kind)
-        if not program.sites:
-            return program.prepare(self._arrays)
-        kept = at_least_one(~self._closed if keep is None else keep & ~self._closed, self.model.gate_sites)
-        opened = [site.name for site in self.model.gate_sites if self._opened[site.gates][kept[site.gates]].all()]
-        return program.prepare(self._arrays, channels_of(kept, self.model.gate_sites), opened)
-
-    def _make(self, kind: str, keep: np.ndarray | None, threads: int) -> Engine:
-        if self.engine == "xla":
-            return XLA(self._by_rows(kind), self.prepare(kind, keep))
-        return OnnxRuntime(self._write(kind, self.prepare(kind, keep)), threads)
-
-    def _write(self, kind: str, prepared: Prepared) -> bytes:
-        from gaternet_jax.inference.onnx_writer import write_onnx
-
-        program = self.program(kind)
-        inputs = dict(self._shapes) if kind == "backbone" else {"images": self._shapes["images"]}
-        return write_onnx(lambda *arrays: program(prepared, *arrays), inputs, OUTPUTS[kind])
+    @functools.cached_property
+    def _folded(self) -> tuple[Prepared, SkipClosed]:
+        """The backbone with BatchNorm folded into whole kernels, once and not for each image again; its program."""
+        program, inputs = self.program("backbone"), self._inputs("backbone", self._batch).values()
+        prepared = program.prepare(self._arrays)
+        return prepared, skip_closed(program.__call__, prepared, *inputs, whole_sums=True)
 
     def _compile(self, kind: str, widths: tuple[int, ...] = ()) -> Function:
         if kind != "profile":
             return by_rows(self.program(kind))
-        program, sites = self._of_folded, self.model.gate_sites
+        (_, program), sites = self._folded, self.model.gate_sites
 
         def run(prepared: Any, images: jax.Array, gates: jax.Array) -> Any:
             keep = first_open((gates > 0).any(0), sites, widths)
             return program(program.prepare(prepared, keep), images, gates)
 
         return by_rows(run)
-
-    @functools.cached_property
-    def _folded(self) -> Prepared:
-        """The backbone with BatchNorm folded into whole kernels: once, and not for each image again."""
-        return self._plain.prepare(self._arrays)
-
-    @functools.cached_property
-    def _plain(self) -> SkipClosed:
-        return skip_closed(self._functions["backbone"], self._arrays, *self._few.values(), whole_sums=True)
-
-    @functools.cached_property
-    def _of_folded(self) -> SkipClosed:
-        return skip_closed(self._plain.__call__, self._folded, *self._few.values(), whole_sums=True)
-
-    @property
-    def _few(self) -> dict[str, jax.ShapeDtypeStruct]:
-        return {name: given.update(shape=(FEW, *given.shape[1:])) for name, given in self._shapes.items()}
-
-
-def traced_batch() -> int:
-    """The number of images that `write_onnx` traces, so that nothing is traced twice."""
-    from gaternet_jax.inference.onnx_graph import BATCH
-
-    return BATCH
 
 
 def functions_of(model: GaterNet) -> dict[str, Function]:
@@ -186,15 +164,10 @@ def functions_of(model: GaterNet) -> dict[str, Function]:
 
 
 def first_open(opened: jax.Array, sites: Sequence[GateSite], widths: Sequence[int]) -> dict[str, jax.Array]:
-    """The first filters of each site when those that are open come first, int32 [width], by its name.
+    """The first filters of each site, int32 [width], by its name, when those that are open, bool [G], come first.
 
     Counts by a product and scatters, for all sites of a size at once: on CPUs a sort took up to ten times as long, and
     a small network is bound by the number of its operations.
-
-    Args:
-        opened: bool [G].
-        sites: of the model.
-        widths: how many, of each site.
     """
     found = {}
     for size in {site.size for site in sites}:

@@ -4,6 +4,7 @@ ONNX has channels first. Each value remembers in which order its axes are stored
 two values of different order meet.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -48,11 +49,6 @@ def is_of_batch(number: Any) -> bool:
     return bool(number) and math.isfinite(number) and number % BATCH == 0
 
 
-def is_static(ref: Ref) -> bool:
-    """Whether a value's shape does not depend on the batch."""
-    return -1 not in sizes_of(ref.shape)
-
-
 def dtype_of(ref: Ref) -> int:
     """The type of a value, as ONNX numbers types."""
     return helper.np_dtype_to_tensor_dtype(np.dtype(ref.aval.dtype))
@@ -73,7 +69,7 @@ class Graph:
         self.values: dict[Ref, Stored | Placed] = {}
         self.nodes: list[Any] = []
         self._initializers: dict[str, Any] = {}
-        self._names: dict[Any, str] = {}
+        self.read, self.integers = functools.cache(self._read), functools.cache(self._integers)
 
     def node(self, kind: str, operands: Sequence[str], name: str = "", **attributes: Any) -> str:
         """Writes a node and gives the name of its result."""
@@ -81,19 +77,19 @@ class Graph:
         self.nodes.append(helper.make_node(kind, operands, [name], **attributes))
         return name
 
-    def constant(self, array: Any, key: Any = None) -> str:
-        """The name of an initialiser; one for all calls with the same key."""
-        if key is not None and key in self._names:
-            return self._names[key]
+    def constant(self, array: Any) -> str:
+        """The name of a new initialiser."""
         name = f"constant_{len(self._initializers)}"
         self._initializers[name] = numpy_helper.from_array(np.asarray(array, order="C"), name)
-        if key is not None:
-            self._names[key] = name
         return name
 
-    def integers(self, *numbers: int) -> str:
+    def _integers(self, *numbers: int) -> str:
         """The name of a list of numbers: axes, sizes, positions."""
-        return self.constant(np.array(numbers, np.int64), ("integers", numbers))
+        return self.constant(np.array(numbers, np.int64))
+
+    def unsqueeze(self, name: str, axes: Sequence[int]) -> str:
+        """Inserts axes of size 1."""
+        return self.node("Unsqueeze", [name, self.integers(*axes)]) if axes else name
 
     def model(self, inputs: dict[str, Ref], outputs: dict[str, Ref]) -> Any:
         """The model of what the outputs depend on."""
@@ -103,13 +99,12 @@ class Graph:
                 wanted.update(node.input)
                 nodes.append(node)
         tensors = [tensor for name, tensor in self._initializers.items() if name in wanted]
-        entries, results = ([self._describe(*entry) for entry in named.items()] for named in (inputs, outputs))
+        entries, results = (
+            [helper.make_tensor_value_info(name, dtype_of(ref), sizes_of(ref.shape, "batch")) for name, ref in named]
+            for named in (inputs.items(), outputs.items())
+        )
         graph = helper.make_graph(nodes[::-1], "function", entries, results, tensors)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-
-    @staticmethod
-    def _describe(name: str, ref: Ref) -> Any:
-        return helper.make_tensor_value_info(name, dtype_of(ref), sizes_of(ref.shape, "batch"))
 
     def known(self, ref: Ref) -> np.ndarray | None:
         """The array that a value is, where it does not depend on the inputs."""
@@ -122,14 +117,8 @@ class Graph:
         value = self.values.get(ref)
         return value.order if isinstance(value, Stored) else None
 
-    def read(self, ref: Ref, order: Order, full: bool = False) -> str:
+    def _read(self, ref: Ref, order: Order, full: bool = False) -> str:
         """The name of a value in an order; of its whole shape, or else of size 1 where it is broadcast."""
-        key = (ref, order, full)
-        if key not in self._names:
-            self._names[key] = self._read(ref, order, full)
-        return self._names[key]
-
-    def _read(self, ref: Ref, order: Order, full: bool) -> str:
         if (array := self.known(ref)) is not None:
             name = self.constant(array if array.ndim == 0 else array.transpose(order))
             return self._expand(name, ref, order, array.shape) if full else name
@@ -140,8 +129,7 @@ class Graph:
             return self.node("Transpose", [value.name], perm=[value.order.index(axis) for axis in order])
         rows = sorted(range(len(value.places)), key=lambda axis: order.index(value.places[axis]))
         name = self.read(value.source, tuple(rows))
-        others = [place for place, axis in enumerate(order) if axis not in value.places]
-        name = self.node("Unsqueeze", [name, self.integers(*others)]) if others else name
+        name = self.unsqueeze(name, [place for place, axis in enumerate(order) if axis not in value.places])
         own = [
             value.source.shape[value.places.index(axis)] if axis in value.places else 1 for axis in range(len(order))
         ]

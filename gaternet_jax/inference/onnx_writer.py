@@ -16,8 +16,9 @@ import jax
 import numpy as np
 from onnx import checker, helper
 
-from gaternet_jax.gating.program import Step, flatten, needed
-from gaternet_jax.inference.onnx_graph import BATCH, Graph, Stored, is_of_batch, is_static, natural
+from gaternet_jax.gating.program import Step, flatten
+from gaternet_jax.gating.shapes import spread
+from gaternet_jax.inference.onnx_graph import BATCH, Graph, Stored, is_of_batch, natural
 from gaternet_jax.inference.onnx_operations import OPERATIONS, write_gate
 
 
@@ -45,12 +46,12 @@ def write_onnx(
     program = flatten(function, *batches)
     graph = Graph(list(inputs), program.constants)
     graph.values |= {ref: Stored(name, natural(ref)) for name, ref in zip(inputs, program.inputs, strict=True)}
-    for step in needed(program.steps, program.outputs):
+    for step in program.steps:
         _add(graph, step)
     for name, ref in zip(outputs, program.outputs, strict=True):
         graph.node("Identity", [graph.read(ref, natural(ref), full=True)], name)
-    pairs = (inputs, program.inputs), (outputs, program.outputs)
-    model = graph.model(*(dict(zip(names, refs, strict=True)) for names, refs in pairs))
+    ends = (inputs, program.inputs), (outputs, program.outputs)
+    model = graph.model(*(dict(zip(*end, strict=True)) for end in ends))
     helper.set_model_props(model, metadata)
     checker.check_model(model)
     return model.SerializeToString()
@@ -62,11 +63,8 @@ def _add(graph: Graph, step: Step) -> None:
         graph.refuse(step, "a number that depends on the size of the batch")
     arrays = [array for ref in step.inputs if (array := graph.known(ref)) is not None]
     if arrays and step.name == "broadcast_in_dim":
-        shape = [1] * len(step.outputs[0].shape)
-        for place, size in zip(step.params["broadcast_dimensions"], arrays[0].shape, strict=True):
-            shape[place] = size
-        graph.arrays[step.outputs[0]] = arrays[0].reshape(shape)
-    elif len(arrays) == len(step.inputs) and all(map(is_static, step.outputs)):
+        graph.arrays[step.outputs[0]] = arrays[0].reshape(spread(step, arrays[0].shape))
+    elif len(arrays) == len(step.inputs) and not any(is_of_batch(size) for ref in step.outputs for size in ref.shape):
         full = [np.broadcast_to(array, ref.shape) for array, ref in zip(arrays, step.inputs, strict=True)]
         with jax.ensure_compile_time_eval():
             graph.arrays |= {ref: np.asarray(x) for ref, x in zip(step.outputs, step.bind(full), strict=True)}

@@ -89,19 +89,19 @@ class Predictor:
         self._data, self._tune, self._engine, self._calibration = data, tune, engine, None
         self._normalize = jax.jit(lambda images: images if data is None else normalize(images, data))
         self._modes: dict[tuple[int, int], Mode] = {}  # by image size and batch size
-        self._known: dict[tuple[int, int, bool], Modes] = {}  # by image size, batch size, and whether compacted
-        self._networks: dict[tuple[int, bool], Network] = {}  # by image size, and whether compacted
+        self.modes, self._network = functools.cache(self._make_modes), functools.cache(self._make_network)
         self._lock = threading.Lock()
         if mode in ("compact", "specialists", "dynamic"):
             check_gated(model)
-        if mode in ("specialists", "dynamic"):
-            check_global(model)
+        if mode in ("specialists", "dynamic") and model.gater is None:
+            raise UserError(
+                "this mode needs all gates before the backbone runs, but this model decides them block by block "
+                "(model.gater.scope=local); use mode 'compact' or 'dense'"
+            )
         if mode in ("compact", "specialists") and calibration is None:
             raise UserError(f"mode '{mode}' needs calibration images: pass calibration=[N, H, W, C]")
         if calibration is not None:
-            self._calibration = self._checked(
-                to_array(calibration, data, model.backbone.channels), "calibration images"
-            )
+            self._calibration = self._checked(calibration, "calibration images")
 
     @classmethod
     def from_run(cls, run: Run | str | Path, mode: str = "auto", **options: Any) -> "Predictor":
@@ -140,9 +140,7 @@ class Predictor:
         Raises:
             UserError: images of another shape, size or type, or files that cannot be read.
         """
-        array = to_array(images, self._data, self.model.backbone.channels)
-        checked = self._checked(array, "images")
-        return self._in_batches(checked, self._mode)
+        return self._in_batches(self._checked(images, "images"), self._mode)
 
     def _in_batches(self, images: np.ndarray, mode_of: Callable[[np.ndarray, int], Mode]) -> Outputs:
         """Runs images in batches, each in the mode for its images and the size to which it is padded."""
@@ -165,8 +163,9 @@ class Predictor:
             self._mode(images, batch_size)(self._normalized(images), batch_size)
         return self
 
-    def _checked(self, images: np.ndarray, what: str) -> np.ndarray:
-        images, channels = np.asarray(images), self.model.backbone.channels
+    def _checked(self, given: Any, what: str) -> np.ndarray:
+        channels = self.model.backbone.channels
+        images = np.asarray(to_array(given, self._data, channels))
         kinds = "normalised floats" if self._data is None else "uint8 pixels or normalised floats"
         fits = (images.dtype == np.uint8 and self._data is not None) or jnp.issubdtype(images.dtype, jnp.floating)
         square = images.ndim == 4 and images.shape[-1] == channels and images.shape[1] == images.shape[2]
@@ -212,10 +211,9 @@ class Predictor:
         if self.model.gater is not None:
             if jax.default_backend() == "cpu" or batch_size <= DYNAMIC_BATCH:
                 modes.append("dynamic")
-            if self._calibration is not None:
-                modes.append("specialists")
+            modes += ["specialists"] if self._calibration is not None else []
         made = {mode: self._make_mode(mode, images, batch_size) for mode in modes}
-        example = self._normalized(self._example((batch_size, *images.shape[1:])))
+        example = self.modes(images.shape[1], batch_size, False).example
         taken = {mode: median_seconds(lambda run=run: run(example, batch_size)) for mode, run in made.items()}
         self.seconds[batch_size], self.chosen[batch_size] = taken, min(taken, key=lambda mode: taken[mode])
         return made[self.chosen[batch_size]]
@@ -230,24 +228,29 @@ class Predictor:
             return modes.dynamic(self._gates)
         return modes.dynamic(modes.gates(self._normalized(images), len(images))[0])
 
-    def modes(self, image_size: int, batch_size: int, compacted: bool = False) -> Modes:
+    def _make_modes(self, image_size: int, batch_size: int, compacted: bool) -> Modes:
         """The ways to run batches of this size of the model, or of the compacted one."""
-        if (image_size, compacted) not in self._networks:
-            model = compact_model(self.model, self._gates) if compacted else self.model
-            self._networks[image_size, compacted] = network_of(model, image_size, self._engine)
-        key = image_size, batch_size, compacted
-        if key not in self._known:
-            shape = (batch_size, image_size, image_size, self.model.backbone.channels)
-            example = self._normalized(self._example(shape))
-            self._known[key] = Modes(self._networks[image_size, compacted], example, self._tune)
-        return self._known[key]
+        example = self._example((batch_size, image_size, image_size, self.model.backbone.channels))
+        return Modes(self._network(image_size, compacted), self._normalized(example), self._tune)
+
+    def _make_network(self, image_size: int, compacted: bool) -> Network:
+        """The programs; by XLA, too, where "auto" is to decide and ONNX Runtime does not run them."""
+        model = compact_model(self.model, self._gates) if compacted else self.model
+        network = Network(model, image_size, choose_engine(self._engine))
+        if self._engine == "auto" and network.engine != "xla":
+            try:
+                network.make("whole")
+            except UserError:  # an operation that ONNX or ONNX Runtime does not have, or a type such as bfloat16
+                return Network(model, image_size, "xla")
+        return network
 
     @functools.cached_property
     def _gates(self) -> Array:
         """Of the calibration images, [N, G]."""
         assert self._calibration is not None
-        whole = functools.cache(lambda image_size, batch_size: self.modes(image_size, batch_size).whole())
-        return self._in_batches(self._calibration, lambda images, size: whole(images.shape[1], size)).gates
+        size = self._calibration.shape[1]
+        whole = functools.cache(lambda batch_size: self.modes(size, batch_size, False).whole())
+        return self._in_batches(self._calibration, lambda _, batch_size: whole(batch_size)).gates
 
 
 def _copied(model: GaterNet) -> GaterNet:
@@ -258,15 +261,6 @@ def _copied(model: GaterNet) -> GaterNet:
     return copy
 
 
-def check_global(model: GaterNet) -> None:
-    """Raises UserError unless a global gater decides all gates before the backbone runs."""
-    if model.gater is None:
-        raise UserError(
-            "this mode needs all gates before the backbone runs, but this model decides them block by block "
-            "(model.gater.scope=local); use mode 'compact' or 'dense'"
-        )
-
-
 def _checked_sizes(batch_sizes: Sequence[int]) -> tuple[int, ...]:
     try:
         sizes = tuple(sorted({operator.index(size) for size in batch_sizes}))
@@ -275,20 +269,3 @@ def _checked_sizes(batch_sizes: Sequence[int]) -> tuple[int, ...]:
     if not sizes or sizes[0] < 1:
         raise UserError(f"batch_sizes={batch_sizes} must be whole numbers greater than 0, e.g. (1, 64)")
     return sizes
-
-
-def network_of(model: GaterNet, image_size: int, engine: str) -> Network:
-    """The programs of a model.
-
-    Args:
-        model: in evaluation mode.
-        image_size: pixels.
-        engine: see `choose_engine`; "auto" takes XLA as well where ONNX Runtime does not run the model.
-    """
-    network = Network(model, image_size, choose_engine(engine))
-    if engine == "auto" and network.engine != "xla":
-        try:
-            network.whole()
-        except UserError:  # an operation that ONNX or ONNX Runtime does not have, or a type such as bfloat16
-            return Network(model, image_size, "xla")
-    return network

@@ -1,4 +1,4 @@
-"""How many filters of each site, and which."""
+"""How many filters of each site."""
 
 from collections.abc import Sequence
 
@@ -16,35 +16,12 @@ def round_up(width: int, size: int) -> int:
     return min(-(-max(width, 1) // step) * step, size)
 
 
+def widths_for(counts: np.ndarray, sites: Sequence[GateSite]) -> tuple[int, ...]:
+    """The rounded width of each site with room for some numbers of filters, int [..., sites]."""
+    most = counts.reshape(-1, len(sites)).max(0)
+    return tuple(round_up(int(count), site.size) for count, site in zip(most, sites, strict=True))
+
+
 def count_per_site(keep: np.ndarray, sites: Sequence[GateSite]) -> np.ndarray:
     """Filters kept of each site, int [..., sites], of bool [..., G]."""
     return np.stack([keep[..., site.gates].sum(-1) for site in sites], -1)
-
-
-def fill(keep: np.ndarray, widths: np.ndarray, sites: Sequence[GateSite], open_rate: np.ndarray) -> np.ndarray:
-    """Adds the filters that are open most often until each site has so many.
-
-    Args:
-        keep: bool [G].
-        widths: int [sites].
-        sites: of the model.
-        open_rate: [G], breaks ties by order.
-    """
-    filled = keep.copy()
-    for site, width in zip(sites, widths, strict=True):
-        wanted = np.where(keep[site.gates], np.inf, open_rate[site.gates])
-        filled[site.offset + np.argsort(-wanted, kind="stable")[: max(int(width), keep[site.gates].sum())]] = True
-    return filled
-
-
-def at_least_one(keep: np.ndarray, sites: Sequence[GateSite]) -> np.ndarray:
-    """Keeps the first filter where a site would have none: none is no convolution."""
-    kept = keep.copy()
-    for site in sites:
-        kept[site.offset] |= not kept[site.gates].any()
-    return kept
-
-
-def channels_of(keep: np.ndarray, sites: Sequence[GateSite]) -> dict[str, np.ndarray]:
-    """Numbers of the kept filters of each site, by its name."""
-    return {site.name: np.flatnonzero(keep[site.gates]) for site in sites}

@@ -7,18 +7,15 @@ They are made once, from the gates of calibration images. Their number, and how 
 it is left out, are those with the least expected work, for images that were held out from the grouping.
 """
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gaternet_jax.gating import GateSite
 from gaternet_jax.inference.compaction import check_gates
-from gaternet_jax.inference.engines import Jobs
-from gaternet_jax.inference.network import Network
-from gaternet_jax.inference.selection import count_per_site, fill, round_up
+from gaternet_jax.inference.selection import count_per_site, widths_for
 
 GROUPS = (1, 2, 3, 4, 6, 8, 10, 12, 16)  # numbers of specialists that are tried
 RARE = (0.0, 0.01, 0.03, 0.1)  # a filter open for at most this fraction of its group is left out
@@ -27,54 +24,32 @@ DRAWS = 32  # batches of a simulation
 CALL = 0.05  # of one more program, in the work of the whole network for an image; about, measured on a CPU
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """Which filters each specialist has.
+class Plan(NamedTuple):
+    """Which filters each specialist has."""
 
-    Attributes:
-        keep: bool [specialists, G], the cheapest first.
-        work: expected, of a batch, relative to the whole network's.
-    """
-
-    keep: np.ndarray
-    work: float
+    keep: np.ndarray  # bool [specialists, G], the cheapest first
+    work: float  # expected, of a batch, relative to the whole network's
 
 
 def assign(gates: Any, keep: np.ndarray) -> np.ndarray:
-    """The first specialist that covers each image's open filters; their number where none does.
-
-    Args:
-        gates: [N, G].
-        keep: bool [specialists, G].
-
-    Returns:
-        int [N].
-    """
+    """The first specialist, of keep [specialists, G], that covers the open filters of each image, of gates [N, G], int
+    [N]; their number where none does."""
     # Of bools: after a product of floats the threads of NumPy's BLAS wait busily, and ONNX Runtime lacks the cores.
     misses = (np.asarray(gates) > 0) @ ~keep.T  # [N, specialists]
     covers = np.concatenate([~misses, np.ones((len(gates), 1), bool)], axis=1)
     return covers.argmax(1)
 
 
-def plan_specialists(
-    gates: Any, sites: Sequence[GateSite], work: Callable[[Any], float], batch_size: int, seed: int = 0
-) -> Plan:
-    """Groups calibration images, for the least expected work of a batch.
+def plan_specialists(gates: Any, sites: Sequence[GateSite], work: Callable[[Any], float], batch_size: int) -> Plan:
+    """Groups calibration images by their gates [N, G], for the least expected work of a batch.
 
-    Args:
-        gates: of the calibration images, [N, G].
-        sites: of the model.
-        work: multiply-accumulates with some widths, int [sites], relative to all.
-        batch_size: images per call.
-        seed: of the grouping.
-
-    Raises:
-        UserError: no image, or gates of another model.
+    `work` gives the multiply-accumulates with some widths of the sites, relative to all. UserError: no image, or gates
+    of another model.
     """
     check_gates(gates, sites)
     from sklearn.cluster import KMeans  # a second, for a mode that few use
 
-    opened, rng = gates > 0, np.random.default_rng(seed)
+    opened, rng = gates > 0, np.random.default_rng(0)
     shuffled = opened[rng.permutation(len(opened))]
     fitted, judged = shuffled[::2], shuffled[1::2] if len(shuffled) > 1 else shuffled
     batches = rng.integers(len(judged), size=(DRAWS, batch_size))
@@ -86,7 +61,7 @@ def plan_specialists(
 
     best = Plan(np.zeros((0, len(opened[0])), bool), 1.0)
     for number in (number for number in GROUPS if number <= len(np.unique(fitted, axis=0))):
-        groups = KMeans(number, random_state=seed).fit_predict(fitted.astype(np.float32))
+        groups = KMeans(number, random_state=0).fit_predict(fitted.astype(np.float32))
         rates = np.stack([fitted[groups == group].mean(0) for group in range(number)])
         for rare, tiers in itertools.product(RARE, TIERS):
             keep, costs = _widen(rates, rates > rare, sites, tiers, work)
@@ -102,28 +77,11 @@ def _widen(
     """Gives the specialists of a tier the same widths; returns them and their costs, the cheapest first."""
     needed = count_per_site(keep, sites)
     order = np.argsort(needed.sum(1), kind="stable")
-    widened, costs = [], []
-    for tier in np.array_split(order, min(tiers, len(order))):
-        most = needed[tier].max(0)
-        widths = np.array([round_up(int(number), site.size) for number, site in zip(most, sites, strict=True)])
-        widened += [fill(keep[group], widths, sites, rates[group]) for group in tier]
+    widened, costs = keep[order], []
+    for tier in np.array_split(np.arange(len(order)), min(tiers, len(order))):
+        widths = widths_for(needed[order[tier]], sites)
         costs += [work(widths)] * len(tier)
-    return np.stack(widened), costs
-
-
-class Specialists:
-    """Decides which engine runs which images.
-
-    Args:
-        network: with a global gater.
-        plan: which specialists.
-        threads: of each engine.
-    """
-
-    def __init__(self, network: Network, plan: Plan, threads: int = 1):
-        self.plan = plan
-        self._engines = [network.backbone(keep, threads) for keep in (*plan.keep, None)]
-
-    def __call__(self, gates: np.ndarray) -> Jobs:
-        groups = assign(gates, self.plan.keep)
-        return [(self._engines[group], np.flatnonzero(groups == group)) for group in np.unique(groups)]
+        for row, (site, width) in itertools.product(tier, zip(sites, widths, strict=True)):
+            wanted = np.where(widened[row, site.gates], np.inf, rates[order[row], site.gates])
+            widened[row, site.offset + np.argsort(-wanted, kind="stable")[:width]] = True  # the most often open
+    return widened, costs

@@ -32,14 +32,15 @@ def parameters_of(module: nnx.Module | None) -> dict[str, nnx.Param]:
     seen: set[int] = set()
 
     def walk(node: Any, path: str) -> None:
-        if node is None or type(node) in (bool, int, float, str) or id(node) in seen:
+        kind = type(node)  # isinstance of Flax's types calls Python
+        if kind in (bool, int, float, str, type(None)) or id(node) in seen:
             return
         seen.add(id(node))
-        if isinstance(node, nnx.Variable):
-            if isinstance(node, nnx.Param):
+        if issubclass(kind, nnx.Variable):
+            if issubclass(kind, nnx.Param):
                 found[id(node)] = path, node
             return
-        if isinstance(node, nnx.Pytree):
+        if issubclass(kind, nnx.Pytree):
             node = vars(node)
         if isinstance(node, (list, tuple)):
             node = dict(enumerate(node))

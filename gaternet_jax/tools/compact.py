@@ -8,6 +8,7 @@ The checkpoint has all parameters, for training further; what tools.export write
 """
 
 import argparse
+import functools
 import json
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def compact(workdir: Path, out: Path, *, images: int, held_out: int, data_dir: s
     Raises:
         UserError: a model without gates, no data, or `out` is not empty.
     """
-    from gaternet_jax.inference.calibration import read_split, run_model
+    from gaternet_jax.inference.calibration import read_split
     from gaternet_jax.inference.compaction import (
         check_gated,
         compact_model,
@@ -42,6 +43,7 @@ def compact(workdir: Path, out: Path, *, images: int, held_out: int, data_dir: s
         describe_compaction,
         save_compacted,
     )
+    from gaternet_jax.inference.predictor import Predictor
     from gaternet_jax.training.checkpoint import load_model
     from gaternet_jax.workdir import check_new_folder, load_config, load_dataset, load_labels, save_dataset
 
@@ -53,11 +55,12 @@ def compact(workdir: Path, out: Path, *, images: int, held_out: int, data_dir: s
     check_gated(model)
     print(f"Calibrating on {images:,} images of {data.name}/{data.train_split} ...", flush=True)
     seen, _ = read_split(workdir, config, data.train_split, images)
-    gates = run_model(model, seen, data).gates
-    compacted = compact_model(model, gates)
+    predictor = functools.partial(Predictor, mode="dense", batch_sizes=(100,), data=data, tune=False)
+    whole = predictor(model)
+    compacted = compact_model(model, whole(seen).gates)
     print(f"Comparing on {data.name}/{data.eval_split} ...", flush=True)
     unseen, labels = read_split(workdir, config, data.eval_split, held_out)
-    before, after = run_model(model, unseen, data), run_model(compacted, unseen, data)
+    before, after = whole(unseen), predictor(compacted)(unseen)
     left = departures(before.gates, compacted)
     difference = np.abs(before.logits - after.logits).max(1)
     report = describe_compaction(model, compacted, data.image_size) | {

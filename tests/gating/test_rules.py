@@ -274,6 +274,19 @@ def test_grouped_convolution_is_whole():
     assert layer.macs == B * 25 * 9 * 3 * C
 
 
+@pytest.mark.parametrize("activation", [jax.nn.relu, jnp.cos], ids=["zeros", "constants"])
+def test_convolution_by_a_gated_kernel_loses_what_is_absent_of_it(activation):
+    def inputs(maps, x, gates):
+        kernel = activation(gate(x, gates)).transpose(0, 1, 3, 2)
+        return lax.conv_general_dilated(maps, kernel, (1, 1), "SAME", dimension_numbers=CONV)
+
+    def outputs(maps, x, gates):
+        return lax.conv_general_dilated(maps, gate(x, gates), (1, 1), "SAME", dimension_numbers=CONV) @ jnp.ones((C, 2))
+
+    assert inputs_of_last(check(inputs, weights(2, 5, 5, C), (3, 3, 4, C), atol=2e-5)) == 3
+    assert inputs_of_last(check(outputs, weights(2, 5, 5, 4), (3, 3, 4, C), atol=2e-5)) == 3
+
+
 def test_convolution_by_a_kernel_that_depends_on_the_images():
     def function(_, x, gates):
         kernel = x.mean(0)[:3, :3, :, None]

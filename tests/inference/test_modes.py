@@ -10,11 +10,10 @@ import pytest
 from gaternet_jax.errors import UserError
 from gaternet_jax.gating import GateSite
 from gaternet_jax.inference import Predictor
-from gaternet_jax.inference.calibration import run_model
 from gaternet_jax.inference.compaction import compact_model, departures
 from gaternet_jax.inference.dynamic import Dynamic, plan_profiles
 from gaternet_jax.inference.engines import Batching
-from tests.helpers import model_config, random_model
+from tests.helpers import model_config, random_model, run_model
 
 SIZE, KINDS = 16, 4  # pixels; how many patterns of gates there are
 
@@ -134,7 +133,7 @@ class Narrow:
     def work(self, widths):
         return sum(widths) / 16
 
-    def backbone(self, threads):
+    def make(self, kind, threads):
         return "whole"
 
     def profile(self, widths):
@@ -165,7 +164,7 @@ def test_each_image_runs_by_the_narrowest_profile_with_room(monkeypatch):
 
 def test_dynamic_mode_is_one_program_where_no_profile_is_quicker(model, monkeypatch):
     """Gater and backbone one after the other would only cost time then."""
-    ways = Predictor(model, "dense", batch_sizes=(1,), tune=False, engine="xla").modes(SIZE, 1)
+    ways = Predictor(model, "dense", batch_sizes=(1,), tune=False, engine="xla").modes(SIZE, 1, False)
     gates = np.ones((2, sum(site.size for site in model.gate_sites)), np.float32)
     asked = []
     monkeypatch.setattr(ways, "gates", lambda *images: asked.append("gates"))

@@ -12,9 +12,8 @@ from PIL import Image
 from gaternet_jax.data.inputs import PNG_MODES, to_array
 from gaternet_jax.errors import UserError
 from gaternet_jax.inference import Predictor
-from gaternet_jax.inference.calibration import run_model
 from gaternet_jax.inference.specialists import assign, plan_specialists
-from tests.helpers import digits_config, model_config, random_model
+from tests.helpers import digits_config, model_config, random_model, run_model
 
 
 @pytest.fixture(scope="module")
