@@ -69,7 +69,7 @@ class MacCount:
             whole[None] - jnp.matmul(closed, of_gate, precision=jax.lax.Precision.HIGHEST)  # these are counts
             for whole, of_gate in (self._inputs, self._outputs)
         )
-        return 1 - (self._share[None] * (1 - inputs * outputs)).sum(-1)
+        return 1 - (jnp.asarray(self._share)[None] * (1 - inputs * outputs)).sum(-1)
 
     def count(self, gates: jax.Array) -> jax.Array:
         """Gives the multiply-accumulates with these gates [B, G], float32 [B]."""

@@ -106,8 +106,8 @@ def _append(program: Program, equation: Any, operands: tuple[Ref, ...], tracebac
         if gate is not None:
             program.masked.append((gate or "a gate", "it was changed by vmap or by a gradient"))
         (inner,) = core.jaxprs_in_params(params)
-        consts = [closed.consts for closed in params.values() if isinstance(closed, core.ClosedJaxpr)]
-        return _inline(program, inner, consts[0] if consts else (), operands, traceback)
+        consts = next((closed.consts for closed in params.values() if hasattr(closed, "consts")), ())
+        return _inline(program, inner, consts, operands, traceback)
     elif name == "split":
 
         def slices(x: jax.Array) -> list[jax.Array]:
