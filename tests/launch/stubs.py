@@ -75,7 +75,7 @@ class Stubs:
             cwd=self.folder,
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=60,
         )
 
     def popen(self, script: str, *arguments: str, **environment: str) -> subprocess.Popen:

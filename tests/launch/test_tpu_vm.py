@@ -108,7 +108,7 @@ def on_worker(stubs, part):
     """Runs the command sent to the workers in a shell, in a home of its own."""
     [command] = [call[-1].removeprefix("--command=") for call in stubs.calls() if part in " ".join(call)]
     return subprocess.run(
-        ["bash", "-c", command], env=stubs.environment, cwd=stubs.folder, capture_output=True, text=True, timeout=20
+        ["bash", "-c", command], env=stubs.environment, cwd=stubs.folder, capture_output=True, text=True, timeout=60
     )
 
 
