@@ -144,7 +144,7 @@ def skip_closed(function: Callable[..., Any], params: Any, *args: Any, whole_sum
         *args: examples of the other arguments, arrays or shapes.
         whole_sums: compute all channels of what is only added to maps of all channels, with zeros in the kernels for
             those that are not kept, instead of adding into the channels that are. More arithmetic, less moving of
-            data: quicker in ONNX Runtime, slower in XLA.
+            data: inference does so. Multiply-accumulates are counted without.
 
     Example:
         >>> def network(kernel, x, gates):
