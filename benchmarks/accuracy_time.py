@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.inference import masked, medians
-from gaternet_jax.command_line import command_line
+from gaternet_jax.cli.command_line import command_line
 from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.inference.calibration import read_split
 from gaternet_jax.inference.predictor import Predictor

@@ -18,7 +18,7 @@ import jax
 
 from benchmarks.ledger import FOLDER, run_and_enter
 from benchmarks.runs import Run, parse_settings
-from gaternet_jax.command_line import command_line, positive
+from gaternet_jax.cli.command_line import command_line, positive
 from gaternet_jax.config import validate
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.build import abstract_model

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from gaternet_jax.command_line import positive
+from gaternet_jax.cli.command_line import positive
 from gaternet_jax.config import RunConfig
 from gaternet_jax.configs.imagenet import get_config
 from gaternet_jax.data.batches import BatchShard

@@ -18,7 +18,7 @@ import json
 from pathlib import Path
 
 from benchmarks.runs import ROOT, Run, parse_settings
-from gaternet_jax.command_line import command_line
+from gaternet_jax.cli.command_line import command_line
 from gaternet_jax.config import MAY_CHANGE, RunConfig, default, identify
 from gaternet_jax.errors import NonFiniteError, UserError
 from gaternet_jax.files import write_file

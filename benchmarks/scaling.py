@@ -35,7 +35,7 @@ import jax
 
 from benchmarks.hlo import find_collectives
 from benchmarks.train_step import images
-from gaternet_jax.command_line import command_line, positive
+from gaternet_jax.cli.command_line import command_line, positive
 from gaternet_jax.config import default, validate
 from gaternet_jax.progress import progress_bar
 from gaternet_jax.training import processes as distributed

@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks.ledger import FOLDER, difference, find, load, run_and_enter
 from benchmarks.runs import Run
-from gaternet_jax.command_line import command_line
+from gaternet_jax.cli.command_line import command_line
 from gaternet_jax.data.datasets import find_dataset
 from gaternet_jax.errors import UserError
 from gaternet_jax.training.starts import describe_machine, load_starts

@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks import ledger, paper_models, study
 from benchmarks.published import PAPER_GATES, PLAIN, TABLE_1
 from benchmarks.runs import ROOT
-from gaternet_jax.command_line import command_line
+from gaternet_jax.cli.command_line import command_line
 from gaternet_jax.errors import UserError
 from gaternet_jax.files import write_file
 

@@ -33,7 +33,7 @@ from flax import nnx
 from jax.experimental import topologies
 
 from benchmarks.hlo import Array, Collective, find_collectives, hbm_traffic
-from gaternet_jax.command_line import command_line
+from gaternet_jax.cli.command_line import command_line
 from gaternet_jax.config import RunConfig, validate
 from gaternet_jax.errors import UserError
 from gaternet_jax.gating.program import shaped

@@ -23,7 +23,7 @@ from jax.sharding import SingleDeviceSharding
 from benchmarks.hlo import hbm_traffic
 from benchmarks.inference import open_only, pattern
 from benchmarks.tpu_aot import Chip, check_memory, find_chip, find_config, find_devices, table
-from gaternet_jax.command_line import command_line
+from gaternet_jax.cli.command_line import command_line
 from gaternet_jax.gating.program import shaped
 from gaternet_jax.inference.fixed import fix_gates
 from gaternet_jax.inference.network import Network

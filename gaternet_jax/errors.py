@@ -7,7 +7,7 @@ class UserError(ValueError):
     """Says that something the user gave cannot be used.
 
     The message says what was given, what was expected and what to do. The command lines print it without a
-    traceback and end with exit code 2 (command_line.py).
+    traceback and end with exit code 2 (cli/command_line.py).
     """
 
 

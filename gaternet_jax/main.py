@@ -23,7 +23,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from gaternet_jax.command_line import command_line
+from gaternet_jax.cli.command_line import command_line
 from gaternet_jax.config import FIELDS
 from gaternet_jax.configs import card_names, find_card
 from gaternet_jax.errors import UserError

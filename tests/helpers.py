@@ -13,6 +13,21 @@ from gaternet_jax.models.functional import merge_model, split_model
 from gaternet_jax.training.checkpoint import Checkpoints
 from gaternet_jax.workdir import save_config
 
+SMALL = {  # a shrunken member of each family: name, width
+    "basic": ("resnet8", 4),
+    "bottleneck": ("resnet11_bottleneck", 4),
+    "imagenet": ("resnet18", 4),
+    "densenet": ("densenet10", 4),
+    "shake": ("shake26_2x4d", 0),
+    "paper": ("resnet11_paper", 16),  # hidden maps have a fourth of it
+    "inception": ("inceptionv4_1_1_1", 4),
+}
+
+
+def image_size(family, usual=16):
+    """A size, pixels, that the shrunken member of a family can take."""
+    return 75 if family == "inception" else usual
+
 
 def digits_config(**overrides):
     """The digits card, shrunk so that a run takes seconds; overrides like {"train.epochs": 2.0}."""
@@ -37,6 +52,12 @@ def model_config(**overrides):
     small = {"backbone": "resnet8", "width": 4, "gater.extractor": "resnet8", "gater.width": 4, "dense_ungated": "none"}
     config.update_from_flattened_dict(small | overrides)
     return config
+
+
+def small_config(family, **overrides):
+    """The `model` part of a config of the shrunken member of a family."""
+    backbone, width = SMALL[family]
+    return model_config(backbone=backbone, width=width, **overrides)
 
 
 def random_model(config, seed=0):

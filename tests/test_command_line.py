@@ -8,7 +8,7 @@ import pytest
 from absl.testing import flagsaver
 
 from benchmarks import comparison, ledger, study
-from gaternet_jax.command_line import command_line
+from gaternet_jax.cli.command_line import command_line
 from gaternet_jax.errors import NonFiniteError, UserError
 from gaternet_jax.main import parse_flags
 from gaternet_jax.tools import analyze, compact, convert, export, models, predict, prepare

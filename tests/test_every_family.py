@@ -10,8 +10,7 @@ from gaternet_jax import Predictor, load_run
 from gaternet_jax.analysis.observe import load_observations
 from gaternet_jax.inference.artifact import load_artifact
 from gaternet_jax.tools import analyze, compact, export
-from tests.helpers import save_random_model
-from tests.models.test_mac_counter import SMALL, image_size
+from tests.helpers import SMALL, image_size, save_random_model
 
 IMAGES = 24
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from gaternet_jax.command_line import command_line
+from gaternet_jax.cli.command_line import command_line
 from gaternet_jax.data.datasets import resolve_data_dir
 from gaternet_jax.errors import UserError
 from gaternet_jax.paths import expand_arguments, expand_home

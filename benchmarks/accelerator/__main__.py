@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks.accelerator import infer, parity, study, train
 from benchmarks.accelerator.results import Results
-from gaternet_jax.command_line import command_line
+from gaternet_jax.cli.command_line import command_line
 from gaternet_jax.errors import UserError
 
 # Each section may take so much of the time that is left when it begins.

@@ -9,7 +9,7 @@ Writes statistics, figures and a page (report.html) to WORKDIR/analysis; docs/an
 import argparse
 from pathlib import Path
 
-from gaternet_jax.command_line import command_line, positive
+from gaternet_jax.cli.command_line import command_line, positive
 from gaternet_jax.errors import not_installed
 from gaternet_jax.paths import expand_arguments
 

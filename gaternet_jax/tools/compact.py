@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gaternet_jax.command_line import command_line, positive
+from gaternet_jax.cli.command_line import command_line, positive
 from gaternet_jax.files import write_file
 from gaternet_jax.paths import expand_arguments
 

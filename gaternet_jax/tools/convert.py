@@ -10,7 +10,7 @@ import argparse
 import re
 from pathlib import Path
 
-from gaternet_jax.command_line import command_line
+from gaternet_jax.cli.command_line import command_line
 from gaternet_jax.config import RunConfig, default
 from gaternet_jax.data.record import number_classes
 from gaternet_jax.errors import UserError, not_installed

@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Iterator
 
-from gaternet_jax.command_line import command_line
+from gaternet_jax.cli.command_line import command_line
 from gaternet_jax.paths import expand_arguments
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from gaternet_jax.command_line import command_line, positive
+from gaternet_jax.cli.command_line import command_line, positive
 from gaternet_jax.errors import UserError
 from gaternet_jax.paths import expand_arguments
 

@@ -18,7 +18,7 @@ import argparse
 import importlib.util
 from pathlib import Path
 
-from gaternet_jax.command_line import command_line, positive
+from gaternet_jax.cli.command_line import command_line, positive
 from gaternet_jax.errors import UserError, not_installed
 from gaternet_jax.paths import expand_arguments
 

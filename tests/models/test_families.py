@@ -10,8 +10,7 @@ from gaternet_jax import build_model
 from gaternet_jax.gating import GateSite
 from gaternet_jax.gating.local import LocalHead, LocalPass
 from gaternet_jax.models.shake_shake import shake
-from tests.helpers import model_config
-from tests.models.test_mac_counter import SMALL, image_size
+from tests.helpers import SMALL, image_size, model_config, small_config
 
 FAMILIES = list(SMALL)
 
@@ -27,11 +26,6 @@ def each(*variants, everywhere):
             for quick in [variant in everywhere and family != "inception"]
         ],
     )
-
-
-def config(family, **fields):
-    name, width = SMALL[family]
-    return model_config(backbone=name, width=width, **fields)
 
 
 def images(batch=3, family="basic"):
@@ -51,7 +45,7 @@ def module_at(model, path):
 
 @each("last", "all", everywhere=["all"])
 def test_all_gates_open_equals_the_plain_network(family, variant):
-    gated, plain = build_model(config(family, gating=variant)), build_model(config(family, gating="none"))
+    gated, plain = build_model(small_config(family, gating=variant)), build_model(small_config(family, gating="none"))
     nnx.update(plain.backbone, nnx.state(gated.backbone))
     gated.eval(), plain.eval()
     open_gates = jnp.ones((3, num_gates(gated)))
@@ -65,7 +59,7 @@ def test_all_gates_open_equals_the_plain_network(family, variant):
 
 @each("last", "all", everywhere=["all"])
 def test_closed_filter_gets_no_gradient_and_open_ones_do(family, variant):
-    model = build_model(config(family, gating=variant))
+    model = build_model(small_config(family, gating=variant))
     graphdef, params, stats = nnx.split(model.backbone, nnx.Param, nnx.BatchStat)
     gates = jnp.ones((3, num_gates(model)))
     for site in model.gate_sites:
@@ -97,7 +91,7 @@ def test_ten_steps_on_one_batch_lower_the_loss(family, variant):
         "se": {"gating": "none", "se_ratio": 4},
         "none": {"gating": "none"},
     }[variant]
-    model = build_model(config(family, **fields))
+    model = build_model(small_config(family, **fields))
     graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     labels = jnp.array([1, 2, 3])
 
@@ -128,7 +122,7 @@ def test_ten_steps_on_one_batch_lower_the_loss(family, variant):
     "family", [pytest.param(family, marks=pytest.mark.slow if family == "inception" else ()) for family in FAMILIES]
 )
 def test_local_gates_depend_on_the_blocks_own_input_only(family):
-    model = build_model(config(family, gating="all", **{"gater.scope": "local"}))
+    model = build_model(small_config(family, gating="all", **{"gater.scope": "local"}))
     assert model.gater is None
     model.eval()
     outputs = model(images(family=family))
@@ -146,7 +140,7 @@ def test_local_gates_depend_on_the_blocks_own_input_only(family):
 
 
 def test_local_gates_are_binary_for_whole_samples():
-    model = build_model(config("basic", gating="all", **{"gater.scope": "local"}))
+    model = build_model(small_config("basic", gating="all", **{"gater.scope": "local"}))
     gates = np.asarray(model(images(64), key=jax.random.key(0)).gates)
     binary = np.isin(gates, (0.0, 1.0))
     whole = binary.all(axis=1)
@@ -156,7 +150,7 @@ def test_local_gates_are_binary_for_whole_samples():
 
 def test_local_noise_differs_between_blocks_and_mixing_does_not():
     """Two blocks whose heads are the same and see the same input."""
-    model = build_model(config("basic", gating="all", **{"gater.scope": "local"}))
+    model = build_model(small_config("basic", gating="all", **{"gater.scope": "local"}))
     head = model.backbone.stage1.block1.local
     sites = tuple(GateSite(f"other.{i}", 500 + 4 * i, site.size) for i, site in enumerate(head.sites))
     other = LocalHead(4, 8, sites, rngs=nnx.Rngs(0))
@@ -181,7 +175,7 @@ def test_squeeze_and_excitation_has_ratio_sixteen():
 
 @pytest.mark.parametrize("family", ["basic", "bottleneck", "imagenet"])
 def test_zero_initialised_residuals_start_as_identity(family):
-    backbone = build_model(config(family, gating="none", zero_init_residual=True)).backbone
+    backbone = build_model(small_config(family, gating="none", zero_init_residual=True)).backbone
     block = backbone.stage1.block1
     last = getattr(block, f"bn{block.depth}")
     np.testing.assert_array_equal(last.scale.get_value(), 0)
@@ -192,7 +186,7 @@ def test_zero_initialised_residuals_start_as_identity(family):
 
 
 def test_bottleneck_has_its_stride_on_the_3x3_convolution():
-    block = build_model(config("bottleneck", gating="none")).backbone.stage2.block1
+    block = build_model(small_config("bottleneck", gating="none")).backbone.stage2.block1
     kernels = [(c.kernel_size, c.strides) for c in (block.conv1, block.conv2, block.conv3)]
     assert kernels == [((1, 1), 1), ((3, 3), 2), ((1, 1), 1)]
 
@@ -208,7 +202,7 @@ class TestShakeShake:
         np.testing.assert_allclose(gradients[1].ravel(), [0.1, 1.0], rtol=1e-6)
 
     def block(self):
-        backbone = build_model(config("shake", gating="none")).backbone
+        backbone = build_model(small_config("shake", gating="none")).backbone
         return backbone.stage1_block2, jax.random.normal(jax.random.key(0), (256, 4, 4, 4))
 
     def test_each_image_mixes_for_itself_and_backward_anew(self):
@@ -232,7 +226,7 @@ class TestShakeShake:
 
     def test_blocks_mix_independently(self):
         keys = []
-        backbone = build_model(config("shake", gating="none")).backbone
+        backbone = build_model(small_config("shake", gating="none")).backbone
         for name in backbone.order:
             setattr(backbone, name, lambda x, gates, key: keys.append(jax.random.key_data(key).tolist()) or x)
         backbone.fc = None
@@ -240,7 +234,7 @@ class TestShakeShake:
         assert len(keys) == len({tuple(key) for key in keys}) == 12
 
     def test_shortcut_takes_two_paths_the_second_shifted_right_and_down(self):
-        block = build_model(config("shake", gating="none")).backbone.stage2_block1
+        block = build_model(small_config("shake", gating="none")).backbone.stage2_block1
         shortcut = block.shortcut
         shortcut.eval()
         for layer in (shortcut.conv1, shortcut.conv2):
@@ -257,11 +251,11 @@ class TestShakeShake:
         np.testing.assert_allclose(block(x, None, None), expected, atol=1e-5)
 
     def test_fixed_key_fixed_numbers(self):
-        model = build_model(config("shake"))
+        model = build_model(small_config("shake"))
         once, again, other = (model(images(), key=jax.random.key(k)).logits for k in (1, 1, 2))
         np.testing.assert_array_equal(once, again)
         assert not np.array_equal(once, other)
 
     def test_plain_network_in_training_mode_needs_a_key(self):
         with pytest.raises(ValueError, match="pass key="):
-            build_model(config("shake", gating="none"))(images())
+            build_model(small_config("shake", gating="none"))(images())

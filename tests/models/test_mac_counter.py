@@ -10,25 +10,11 @@ from gaternet_jax.models.functional import merge_model, split_model
 from gaternet_jax.models.mac_counter import MacCounter
 from gaternet_jax.models.registry import known_backbones
 from gaternet_jax.nn.layers import Conv
-from tests.helpers import model_config
+from tests.helpers import SMALL, image_size, model_config
 
 # Published multiply-accumulates of the plain networks: He et al. 2016 and common counts of CIFAR ResNets (convolutions
 # and linear layers). ResNet-50 with the stride on the 3x3 convolution has 4.1 G, with it on the first 1x1 3.8 G.
 PUBLISHED = {"resnet20": 40.8e6, "resnet56": 125.7e6, "resnet18": 1.82e9, "resnet50": 4.1e9}
-SMALL = {  # a shrunken member of each family: name, width
-    "basic": ("resnet8", 4),
-    "bottleneck": ("resnet11_bottleneck", 4),
-    "imagenet": ("resnet18", 4),
-    "densenet": ("densenet10", 4),
-    "shake": ("shake26_2x4d", 0),
-    "paper": ("resnet11_paper", 16),  # hidden maps have a fourth of it
-    "inception": ("inceptionv4_1_1_1", 4),
-}
-
-
-def image_size(family, usual=16):
-    """A size, pixels, that the shrunken member of a family can take."""
-    return 75 if family == "inception" else usual
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -18,8 +18,7 @@ from gaternet_jax.models.mac_counter import MacCounter
 from gaternet_jax.training.mesh import make_mesh, replicated, split_by_batch
 from gaternet_jax.training.setup import make_training
 from gaternet_jax.training.step import jit_step, make_eval_step
-from tests.helpers import model_config
-from tests.models.test_mac_counter import SMALL, image_size
+from tests.helpers import SMALL, image_size, model_config
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "steps.json"
 UPDATE = bool(os.environ.get("UPDATE_GOLDEN"))

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from gaternet_jax import __version__
-from gaternet_jax.command_line import command_line
+from gaternet_jax.cli.command_line import command_line
 from gaternet_jax.errors import UserError
 
 COMMANDS = {
@@ -43,7 +43,3 @@ def usage() -> str:
     """Says which commands there are."""
     lines = [f"    gaternet {command:10}{what}" for command, what in COMMANDS.items()]
     return "\n".join(["GaterNet in JAX.", "", *lines, "", "gaternet COMMAND --help tells more of each."])
-
-
-if __name__ == "__main__":
-    main()
