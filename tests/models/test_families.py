@@ -23,7 +23,7 @@ def each(*variants, everywhere):
             pytest.param(family, variant, marks=() if family == "basic" or quick else pytest.mark.slow)
             for family in FAMILIES
             for variant in variants
-            for quick in [variant in everywhere and family != "inception"]
+            for quick in [variant in everywhere and family not in ("inception", "shake")]
         ],
     )
 

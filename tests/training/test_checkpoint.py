@@ -77,7 +77,7 @@ def files(checkpoint):
     return [path for path in checkpoint.rglob("*") if path.is_file() and path.stat().st_size]
 
 
-@pytest.mark.parametrize("damage", [empty, truncate, flip, flip_exponent])
+@pytest.mark.parametrize("damage", [empty, truncate, pytest.param(flip, marks=pytest.mark.slow), flip_exponent])
 def test_damaged_newest_checkpoint_is_named_and_the_one_before_taken(copy, damage, capsys):
     config, workdir = copy
     undisturbed = jax.tree.leaves(load_model(workdir, "latest"))

@@ -51,6 +51,7 @@ def test_profile_leaves_a_trace(tmp_path, use_devices, capsys):
     assert f"Trace in {folder}" in capsys.readouterr().out
 
 
+@pytest.mark.slow  # the suite has each half of it elsewhere: test_dispatch.py, test_loop.py
 def test_large_learning_rate_ends_the_run_or_skips_some_steps(tmp_path, use_devices):
     use_devices(1)
     wild = {"optimizer.learning_rate": 1e30, "optimizer.warmup_epochs": 0.0, "train.log_every_steps": 1}

@@ -97,7 +97,8 @@ def test_load_model_and_evaluate_give_what_training_reported(finished):
         load_model(workdir, 7)
 
 
-@pytest.mark.parametrize("stops", [pytest.param([22], marks=pytest.mark.slow), [7, 13]], ids=str)
+@pytest.mark.parametrize("stops", [[22], [7, 13]], ids=str)
+@pytest.mark.slow
 def test_interrupted_run_ends_bit_for_bit_where_the_undisturbed_one_ends(finished, tmp_path, use_devices, stops):
     workdir, metrics = finished
     use_devices(2)
