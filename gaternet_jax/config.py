@@ -19,7 +19,7 @@ from gaternet_jax.fields import flatten as flatten
 
 
 class GaterConfig(Section):
-    """What decides which filters are open."""
+    """Declares what decides which filters are open."""
 
     scope: Literal["global", "local"] = field(
         "global", "global: one gater decides all [P, C] | local: each block decides for itself"
@@ -42,7 +42,7 @@ class GaterConfig(Section):
 
 
 class ModelConfig(Section):
-    """The network."""
+    """Declares the network."""
 
     backbone: str = field("resnet20", "any model that `gaternet models` lists")
     width: int = field(
@@ -70,7 +70,7 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    """The images, and how they come to the model."""
+    """Declares the images, and how they come to the model."""
 
     name: str = field(
         "cifar10", '"digits", or the name of a prepared TFDS dataset', resume=True, evaluate=True
@@ -147,7 +147,7 @@ class DataConfig(Section):
 
 
 class LossConfig(Section):
-    """What is minimised besides the cross-entropy."""
+    """Declares what is minimised besides the cross-entropy."""
 
     gate: Literal["l1", "target", "macs"] = field(
         "l1", "l1: mean(gates) [P] | target: (open fraction - t)^2 | macs: (fraction of dense MACs - t)^2"
@@ -165,7 +165,7 @@ class LossConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """How the loss is minimised."""
+    """Declares how the loss is minimised."""
 
     learning_rate: float = field(0.1, "peak, at the configured batch size", source="He", at_least=0)
     momentum: float = field(0.9, "of SGD", source="He", at_least=0, below=1)
@@ -192,7 +192,7 @@ class OptimizerConfig(Section):
 
 
 class TrainConfig(Section):
-    """How long, in which steps, and what is told of it."""
+    """Declares how long to train, in which steps, and what is told of it."""
 
     batch_size: int = field(128, "images per step over all devices", source="He", above=0)
     epochs: float = field(200.0, "may be a fraction", source="assumed; He: 164", above=0, resume=True)
@@ -221,14 +221,14 @@ class TrainConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """What is kept."""
+    """Declares which checkpoints are kept."""
 
     keep_latest: int = field(2, "checkpoints; the best one (top-1 on eval_split) is kept besides", above=0, resume=True)
     every_steps: int = field(0, "more checkpoints between evaluations; 0: none", at_least=0, resume=True)
 
 
 class RunConfig(Section):
-    """The whole config of a run."""
+    """Declares the whole config of a run."""
 
     seed: int = field(
         0, "initial parameters, shuffling, augmentation and gate noise all follow from it", at_least=0, below=2**32

@@ -12,7 +12,7 @@ class UserError(ValueError):
 
 
 class NonFiniteError(RuntimeError):
-    """Loss, gradient or parameters became NaN or infinite."""
+    """Says that loss, gradient or parameters became NaN or infinite."""
 
 
 def check_choice(what: str, value: object, choices: Collection[object]) -> None:
@@ -23,5 +23,5 @@ def check_choice(what: str, value: object, choices: Collection[object]) -> None:
 
 
 def not_installed(what: str, package: str, extra: str) -> UserError:
-    """The error of something that needs a package of an extra which is not installed."""
+    """Makes the error of something that needs a package of an extra which is not installed."""
     return UserError(f"{what} needs {package}: pip install 'gaternet-jax[{extra}]'")

@@ -27,7 +27,7 @@ KINDS = {
 
 
 class Section:
-    """A part of a config, for type checkers: its fields, and what every part can do."""
+    """Declares a part of a config, for type checkers: its fields, and what every part can do."""
 
     if TYPE_CHECKING:
 
@@ -46,7 +46,7 @@ class Section:
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """What is known of a field.
+    """Holds what is known of a field.
 
     Attributes:
         default: its value unless a run card or a flag gives another.
@@ -91,7 +91,7 @@ class Field:
 
     @property
     def bounds(self) -> str:
-        """Says the bounds: "at least 0 and less than 1"; "" where there are none."""
+        """Says the field's bounds: "at least 0 and less than 1"; "" where there are none."""
         words = (("at least", self.at_least), ("greater than", self.above), ("at most", self.at_most))
         parts = [f"{word} {bound:g}" for word, bound in words if bound is not None]
         parts += [f"less than {self.below:.10g}"] if self.below is not None else []
@@ -107,7 +107,7 @@ class Field:
 
     @property
     def values(self) -> str:
-        """Says which values it takes."""
+        """Says which values the field takes."""
         if self.choices:
             return " | ".join(repr(choice) if choice == "" else str(choice) for choice in self.choices)
         return ", ".join(part for part in (KINDS[self.kind], self.must or self.bounds) if part)

@@ -17,7 +17,7 @@ HEADER = (
 
 
 def model_config(variant: str) -> tuple[ModelConfig, int]:
-    """A config for a variant at the usual size of its images, and that size in pixels."""
+    """Makes a config for a variant at the usual size of its images, and gives that size in pixels."""
     backbone = variant.partition("-")[0]
     size = family_of(backbone).image_size if is_backbone(backbone) else 0
     config = default()
@@ -43,7 +43,7 @@ class Traced:
         self.positions = {layer.name: layer.macs // sizes[f"{layer.name}.kernel"] for layer in count.layers}
 
     def macs(self, sizes: dict[str, int], gated: Collection[str], fraction: float) -> tuple[float, float]:
-        """Counts a variant's backbone, with some of the gates of each site open, and its gater.
+        """Counts the MACs of a variant's backbone, with some of the gates of each site open, and of its gater.
 
         Args:
             sizes: the variant's, from `weights`.

@@ -20,7 +20,7 @@ class _Lines:
 
 
 def silence() -> None:
-    """No bars from here on: another process shows them."""
+    """Shows no bars from here on: another process shows them."""
     global _silent
     _silent = True
 

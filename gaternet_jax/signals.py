@@ -13,7 +13,7 @@ class Interrupted(Exception):
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """In this context, gives a function that tells whether an end was asked for.
+    """Gives a function that tells, in this context, whether an end was asked for.
 
     Signals are left alone outside the main thread, where Python cannot handle them, and SIGHUP where it is ignored, as
     by nohup.
@@ -46,7 +46,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
 
 def _leave_terminal() -> None:
-    """What would be written to a terminal that is gone goes nowhere, instead of raising an error before the save."""
+    """Discards what would be written to a terminal that is gone, instead of raising an error before the save."""
     for stream in (1, 2):
         try:
             os.write(stream, b"\n")

@@ -33,7 +33,7 @@ BUCKETS = (("gs",), ("s3",), ("az",), ("hf",))  # folders of / that etils.epath,
 
 
 def local_folder(path: str | Path) -> Path:
-    """A run's folder as a path.
+    """Checks a run's folder, and gives it as a path.
 
     Raises:
         UserError: it is, or reads to Orbax like, the address of a bucket: a run appends to its files and locks its
@@ -139,19 +139,19 @@ def mark_finished(workdir: Path, step: int) -> None:
 
 
 def mark_unfinished(workdir: Path) -> None:
-    """Takes that file away: a finished run goes on, with more epochs."""
+    """Takes the file `finished` away: a finished run goes on, with more epochs."""
     (workdir / "finished").unlink(missing_ok=True)
 
 
 def saved_steps(workdir: Path) -> list[int]:
-    """Steps of the checkpoints in a workdir, ascending."""
+    """Lists the steps of the checkpoints in a workdir, ascending."""
     folder = workdir / "checkpoints"
     names = [path.name.removesuffix(REPLACED) for path in folder.iterdir()] if folder.is_dir() else []
     return sorted({int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name)})
 
 
 def has_checkpoint(workdir: Path) -> bool:
-    """Whether a run in this workdir has saved anything yet."""
+    """Tells whether a run in this workdir has saved anything yet."""
     return bool(saved_steps(workdir))
 
 
@@ -205,7 +205,7 @@ def load_config(workdir: str | Path) -> RunConfig:
 
 
 def _decides_outputs(field: str) -> bool:
-    """Whether the same parameters compute something else with another value of this field."""
+    """Tells whether the same parameters compute something else with another value of this field."""
     if field in INITIAL_ONLY:
         return False
     return field.startswith("model.") or field in ("data.name", "data.image_size", "data.mean", "data.std")
@@ -226,7 +226,7 @@ def check_not_narrow(workdir: str | Path) -> None:
 
 
 def load_labels(workdir: str | Path) -> list[str]:
-    """The names of the classes, by label; their numbers where the workdir does not tell.
+    """Reads the names of the classes, by label; their numbers where the workdir does not tell.
 
     Raises:
         UserError: labels.txt cannot be read, is not text in UTF-8, or has not one line per class.
@@ -254,7 +254,7 @@ def save_dataset(dataset: DatasetRecord, workdir: Path) -> None:
 
 
 def load_dataset(workdir: str | Path) -> DatasetRecord:
-    """What a run remembers of its dataset; of one without dataset.json, the name and the classes.
+    """Reads what a run remembers of its dataset; of one without dataset.json, the name and the classes.
 
     Raises:
         UserError: the file is damaged.

@@ -25,7 +25,7 @@ BATCH_SIZE = 100  # images; activations of one batch and one filter are in memor
 
 @dataclasses.dataclass(frozen=True)
 class Ablation:
-    """Accuracies per class, fractions; NaN for a class without images in the sample.
+    """Holds accuracies per class, fractions; NaN for a class without images in the sample.
 
     Attributes:
         filters: int64 [F], gates.
@@ -43,7 +43,7 @@ class Ablation:
 
 
 class _TurnedOver(LocalPass):
-    """Blocks decide for themselves, and one gate is turned over; what later blocks see changes with it."""
+    """Lets blocks decide for themselves, and turns one gate over; what later blocks see changes with it."""
 
     def __init__(self, gate: jax.Array):
         super().__init__(None, None)
@@ -54,7 +54,7 @@ class _TurnedOver(LocalPass):
 
 
 def turn_over(gates: jax.Array, gate: jax.Array) -> jax.Array:
-    """Gates [B, G] with column `gate` inverted; unchanged where there is no such column."""
+    """Inverts column `gate` of gates [B, G]; leaves them as they are where there is no such column."""
     return jnp.where(jnp.arange(gates.shape[1])[None] == gate, 1 - gates, gates)
 
 
@@ -107,7 +107,7 @@ def ablate(
 def _predict_turned_over(
     model: GaterNet, config: RunConfig, images: np.ndarray, gates: np.ndarray, filters: np.ndarray
 ) -> np.ndarray:
-    """Predictions, int32 [F, S], with each of the filters' gates turned over."""
+    """Predicts classes, int32 [F, S], with each of the filters' gates turned over."""
     graphdef, params, stats = split_model(model)
 
     @jax.jit

@@ -27,7 +27,7 @@ FEWEST = 20  # images
 
 @dataclasses.dataclass(frozen=True)
 class LinearProbe:
-    """A linear classifier that sees nothing but gate vectors.
+    """Describes a linear classifier that sees nothing but gate vectors.
 
     Attributes:
         learned_from: images.
@@ -46,7 +46,7 @@ class LinearProbe:
 
 @dataclasses.dataclass(frozen=True)
 class Map:
-    """Images in the plane, near each other where their gate vectors are alike.
+    """Holds places of images in the plane, near each other where their gate vectors are alike.
 
     Attributes:
         images: int64 [M], which they are.
@@ -96,7 +96,7 @@ def probe_gates(gates: np.ndarray, labels: np.ndarray, seed: int = 0) -> LinearP
 
 
 class _Ridge:
-    """Ridge classifiers of the same images with several labelings, which share all of the heavy work."""
+    """Fits ridge classifiers of the same images with several labelings, which share all of the heavy work."""
 
     def __init__(self, train: np.ndarray, test: np.ndarray):
         mean = train.mean(0)
@@ -105,7 +105,7 @@ class _Ridge:
         self._train, self._test = centred @ axes, (test - mean) @ axes  # columns of train are orthogonal
 
     def predict(self, labels: np.ndarray, penalty: float | None = None) -> np.ndarray:
-        """Labels of the test images, for these labels of the training images; None: the penalty is chosen."""
+        """Predicts labels of the test images, for these labels of the training images; None: the penalty is chosen."""
         classes, place = np.unique(labels, return_inverse=True)
         targets = 2.0 * np.eye(len(classes))[place] - 1
         mean = targets.mean(0)
@@ -115,7 +115,7 @@ class _Ridge:
         return classes[scores.argmax(-1)]
 
     def _error(self, targets: np.ndarray, projected: np.ndarray, penalty: float) -> float:
-        """Squared error on each training image of the classifier that learned from the others (Allen 1974)."""
+        """Gives the mean squared error of predicting each training image from the others (Allen 1974)."""
         shrunk = 1 / (self._eigenvalues + penalty)
         residuals = targets - self._train @ (projected * shrunk[:, None])
         own_share = (self._train**2) @ shrunk + 1 / len(targets)
@@ -126,7 +126,7 @@ class _Ridge:
 
 
 def _one_thread() -> threadpool_limits:
-    """Threads of BLAS and OpenMP that wait for each other make t-SNE five times slower on a machine that is busy."""
+    """Limits BLAS and OpenMP to one thread: threads that wait for each other slow t-SNE fivefold on a busy machine."""
     return threadpool_limits(1)
 
 
@@ -158,7 +158,7 @@ def map_images(gates: np.ndarray, labels: np.ndarray, seed: int = 0) -> Map | No
 
 
 def neighbour_purity(points: np.ndarray, labels: np.ndarray, random: np.random.Generator) -> tuple[float, float]:
-    """The fraction of the nearest neighbours that have a point's own label, and the same after shuffling the labels.
+    """Gives the fraction of nearest neighbours that have a point's own label, and the same after shuffling the labels.
 
     Args:
         points: float [M, D].

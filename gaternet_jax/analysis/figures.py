@@ -34,7 +34,7 @@ STYLE: Any = {  # typed by Matplotlib with a literal of all keys
 
 
 class Drawn(NamedTuple):
-    """A figure that was written.
+    """Describes a figure that was written.
 
     Attributes:
         title: what it is of.
@@ -93,7 +93,7 @@ def _same_limits(columns: list[list[Any]]) -> None:
 
 
 def read_training(workdir: Path) -> dict[str, list[tuple[float, float]]]:
-    """Open gates during training, by "train" and "eval": pairs of epoch and fraction; empty for a conversion."""
+    """Reads open gates during training, by "train" and "eval": pairs of epoch and fraction; empty for a conversion."""
     series: dict[str, list[tuple[float, float]]] = {}
     path = workdir / "metrics.jsonl"
     for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:

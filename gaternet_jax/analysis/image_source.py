@@ -17,7 +17,7 @@ from gaternet_jax.workdir import load_dataset
 
 
 class Source(NamedTuple):
-    """Images to look at.
+    """Gives images to look at, in batches.
 
     Attributes:
         name: for people: "cifar10/test".
@@ -57,7 +57,7 @@ def split_source(workdir: str | Path, config: RunConfig, split: str | None = Non
 
 
 def folder_source(folder: Path, config: RunConfig, class_names: Sequence[str]) -> Source:
-    """Image files below a folder; the class of one is the name of its sub-folder, if the model knows such a class.
+    """Opens image files below a folder; one's class is the name of its sub-folder, if the model knows such a class.
 
     Raises:
         UserError: no such folder, or no images in it; while it is read: a file that is not a whole image.

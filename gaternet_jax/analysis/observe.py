@@ -30,7 +30,7 @@ MAX_BYTES = 512 * 2**20  # of all thumbnails
 
 @dataclasses.dataclass(frozen=True)
 class Observations:
-    """What a model did with the images of a split, in the split's order.
+    """Holds what a model did with the images of a split, in the split's order.
 
     Attributes:
         gates: bool [N, G].
@@ -52,7 +52,7 @@ class Observations:
 
 
 class Observed(NamedTuple):
-    """What a pass leaves.
+    """Holds what a pass over images leaves.
 
     Attributes:
         observations: of all images.
@@ -87,7 +87,7 @@ def observe(workdir: str | Path, split: str | None = None, data_dir: str = "") -
 
 
 def load_gated(workdir: str | Path) -> GaterNet:
-    """The best model of a workdir, in evaluation mode.
+    """Loads the best model of a workdir, in evaluation mode.
 
     Raises:
         UserError: no checkpoint there, or a model without gates.
@@ -110,7 +110,7 @@ def load_gated(workdir: str | Path) -> GaterNet:
 
 
 def thumbnail_size(num_images: int, image_size: int, channels: int) -> int:
-    """Height and width of thumbnails, pixels: the image's own, at most MAX_SIDE, less if they outgrow MAX_BYTES."""
+    """Gives thumbnails' height and width, pixels: the image's own, at most MAX_SIDE, less if they outgrow MAX_BYTES."""
     fits = math.isqrt(MAX_BYTES // max(num_images * channels, 1))
     return max(min(image_size, MAX_SIDE, fits), 1)
 
@@ -204,7 +204,7 @@ def save_observations(path: Path, observations: Observations) -> None:
 
 
 def load_observations(path: Path) -> Observations:
-    """What `save_observations` wrote."""
+    """Reads what `save_observations` wrote."""
     with np.load(path) as saved:
         rows, columns = saved["shape"]
         table = GateTable()

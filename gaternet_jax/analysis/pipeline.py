@@ -31,7 +31,7 @@ from gaternet_jax.workdir import load_config, load_labels
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to analyse.
+    """Says what to analyse.
 
     Attributes:
         split: a split's name or a part of one; None: the split that the run evaluates on.
@@ -172,7 +172,7 @@ def _plain_ablation(ablation: Ablation) -> dict[str, Any]:
 
 
 def _summarize(subject: Subject) -> list[tuple[str, str]]:
-    """The main facts, for the page's head and the terminal."""
+    """Lists the main facts, for the page's head and the terminal."""
     statistics, probe, map_ = subject.statistics, subject.probe, subject.map
     counts = statistics.open_per_image
     off, dependent, on = np.bincount(statistics.kinds, minlength=3)

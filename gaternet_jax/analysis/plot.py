@@ -19,7 +19,7 @@ MAX_UNITS = 30  # names at an axis
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A run to draw.
+    """Holds what is drawn of a run.
 
     Attributes:
         name: heading of its column.
@@ -40,7 +40,7 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True)
 class Plot:
-    """A figure.
+    """Describes a figure: what it shows, and how it is drawn.
 
     Attributes:
         name: of its files.
@@ -66,12 +66,12 @@ class Plot:
 
 
 def dependent_gates(subject: Subject) -> np.ndarray:
-    """Numbers of the gates that depend on the image."""
+    """Gives the numbers of the gates that depend on the image."""
     return np.flatnonzero(subject.statistics.kinds == INPUT_DEPENDENT)
 
 
 def has_dependent(subject: Subject) -> bool:
-    """Whether there are any."""
+    """Tells whether any gate depends on the image."""
     return dependent_gates(subject).size > 0
 
 

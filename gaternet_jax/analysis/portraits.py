@@ -11,7 +11,7 @@ RARE = 0.1  # an open filter that fewer images of the class open is rare for it 
 
 
 def filter_portrait(observations: Observations, statistics: Statistics, gate: int, count: int = 12) -> dict[str, Any]:
-    """Images that open a filter and images that do not, drawn at random (the same ones each time).
+    """Picks images that open a filter and images that do not, at random (the same ones each time).
 
     Args:
         observations: of the split.
@@ -41,7 +41,7 @@ def filter_portrait(observations: Observations, statistics: Statistics, gate: in
 
 
 def image_portrait(observations: Observations, statistics: Statistics, image: int) -> dict[str, Any]:
-    """The filters that an image opens though fewer than RARE of its class do.
+    """Finds the filters that an image opens though fewer than RARE of its class do.
 
     Returns:
         image; label; prediction; confidence; open_gates, their number; rare, a list of gate and open_rate_in_class,
@@ -62,7 +62,7 @@ def image_portrait(observations: Observations, statistics: Statistics, image: in
 
 
 def unusual_images(observations: Observations, statistics: Statistics, count: int) -> np.ndarray:
-    """The images that open most filters which are rare for their class, the most first: int64 [at most count]."""
+    """Finds the images that open most filters which are rare for their class, the most first: int64 [at most count]."""
     rare = statistics.open_rate_by_class < RARE  # False where it is NaN
     known = np.flatnonzero(observations.labels >= 0)
     counts = np.zeros(len(observations.labels), np.int64)

@@ -46,7 +46,7 @@ def write_report(
     sample: int = 1000,
     seed: int = 0,
 ) -> None:
-    """Writes the page.
+    """Writes the report's page.
 
     All numbers on it are of all images, except what is said to be of the sample: the images one can pick.
 
@@ -122,7 +122,7 @@ def page_data(
     chosen: np.ndarray,
     ablation: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """What the scripts read. Groups are the classes, and the images of unknown class if there are any."""
+    """Gives what the page's scripts read. Groups are the classes, and the images of unknown class if there are any."""
     labels, num_classes = observations.labels, len(observations.class_names)
     groups = np.where(labels < 0, num_classes, labels)
     counts = np.bincount(groups, minlength=num_classes)
@@ -162,21 +162,21 @@ def page_data(
 
 
 def quantize_rates(rates: np.ndarray) -> np.ndarray:
-    """Rates in [0, 1] as bytes; 0 and 255 mean never and always, exactly. NaN becomes 0."""
+    """Gives rates in [0, 1] as bytes; 0 and 255 mean never and always, exactly. NaN becomes 0."""
     rates = np.nan_to_num(rates)
     steps = np.clip(np.round(rates * RATE_STEPS), 1, RATE_STEPS - 1)
     return np.select([rates <= 0, rates >= 1], [0, RATE_STEPS], steps).astype(np.uint8)
 
 
 def pack(array: np.ndarray) -> dict[str, Any]:
-    """An array as JSON: type, shape, and its little-endian bytes, deflated, in base64."""
+    """Gives an array as JSON: type, shape, and its little-endian bytes, deflated, in base64."""
     little = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<")))
     data = base64.b64encode(zlib.compress(little.tobytes())).decode()
     return {"type": array.dtype.name, "shape": list(array.shape), "data": data}
 
 
 def embed_json(data: dict[str, Any]) -> str:
-    """JSON that may stand in a script element: no "<", hence neither "</script>" nor "<!--"."""
+    """Gives JSON that may stand in a script element: no "<", hence neither "</script>" nor "<!--"."""
     return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
@@ -189,7 +189,7 @@ def _pack_ablation(ablation: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sprites(thumbnails: np.ndarray, groups: np.ndarray) -> dict[str, dict[str, Any]]:
-    """By group: one picture of all its thumbnails, row by row, as a data URI, and how many stand in a row."""
+    """Gives, by group: one picture of all its thumbnails, row by row, as a data URI, and how many stand in a row."""
     lossless = thumbnails.nbytes <= LOSSLESS_BYTES
     if thumbnails.shape[-1] == 1:
         thumbnails = thumbnails.repeat(3, axis=-1)
@@ -212,7 +212,7 @@ def _sprites(thumbnails: np.ndarray, groups: np.ndarray) -> dict[str, dict[str, 
 
 
 def _story(observations: Observations, statistics: Statistics) -> str:
-    """The first screen, in words and one chart; it needs no script."""
+    """Writes the first screen, in words and one chart; it needs no script."""
     total = len(statistics.kinds)
     off, dependent, on = (int((statistics.kinds == kind).sum()) for kind in (ALWAYS_OFF, INPUT_DEPENDENT, ALWAYS_ON))
     opened = observations.gates.sum(1)
@@ -283,7 +283,7 @@ def _figure(title: str, caption: str, path: Path) -> str:
 
 
 def _policy(scripts: list[str], style: str) -> str:
-    """A Content-Security-Policy under which the page's own scripts run, and nothing can reach a network."""
+    """Makes a Content-Security-Policy under which the page's own scripts run, and nothing can reach a network."""
     *of_scripts, of_style = (
         f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in (*scripts, style)
     )

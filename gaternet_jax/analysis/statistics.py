@@ -23,7 +23,7 @@ PARTS = 10  # of the images ordered by confidence
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """What the gates of a split are like. Numbers that need classes are NaN where no image's class is known.
+    """Says what the gates of a split are like. Numbers that need classes are NaN where no image's class is known.
 
     Attributes:
         sites: which gates belong to which convolution.
@@ -61,30 +61,30 @@ class Statistics:
 
     @property
     def has_classes(self) -> bool:
-        """Whether the class of any image is known."""
+        """Tells whether the class of any image is known."""
         return bool(self.images_by_class.any())
 
     @property
     def chance_information(self) -> float:
-        """Bits that a gate which knows nothing of the class shows on average: the estimate's bias (Miller 1955)."""
+        """Gives the bits that a gate ignorant of the class shows on average: the estimate's bias (Miller 1955)."""
         classes, images = int((self.images_by_class > 0).sum()), int(self.images_by_class.sum())
         return (classes - 1) / (2 * images * np.log(2)) if images else float("nan")
 
     def most_specific(self, count: int) -> np.ndarray:
-        """The gates that tell most about the class: int64 [at most count], the most first; input-dependent ones."""
+        """Finds the input-dependent gates that tell most about the class: int64 [at most count], the most first."""
         if not self.has_classes:
             return np.zeros(0, np.int64)
         order = np.argsort(-self.mutual_information, kind="stable")
         return order[self.kinds[order] == INPUT_DEPENDENT][:count]
 
     def locate(self, gate: int) -> tuple[str, int]:
-        """The convolution of a gate, and the number of its filter there."""
+        """Gives the convolution of a gate, and the number of its filter there."""
         site = next(site for site in self.sites if site.offset <= gate < site.offset + site.size)
         return site.name, int(gate) - site.offset
 
 
 def compute_statistics(observations: Observations) -> Statistics:
-    """Counts; see `Statistics` for the definitions."""
+    """Computes the statistics of a split's gates; see `Statistics` for the definitions."""
     gates, labels, known = observations.gates, observations.labels, observations.labels >= 0
     num_classes = len(observations.class_names)
     images_by_class = np.bincount(labels[known], minlength=num_classes)
@@ -117,7 +117,7 @@ def compute_statistics(observations: Observations) -> Statistics:
 
 
 def mutual_information(open_by_class: np.ndarray, images_by_class: np.ndarray) -> np.ndarray:
-    """I(gate; class) = sum over states and classes of p(state, class) log2(p(state, class) / p(state) p(class)).
+    """Gives I(gate; class) = sum over states, classes of p(state, class) log2(p(state, class) / p(state) p(class)).
 
     Args:
         open_by_class: int [K, G], images of a class for which a gate is open.
@@ -136,7 +136,7 @@ def mutual_information(open_by_class: np.ndarray, images_by_class: np.ndarray) -
 
 
 def class_overlap(rate_by_class: np.ndarray) -> np.ndarray:
-    """Weighted Jaccard index of all pairs of classes, float64 [K, K], of their open rates [K, G]."""
+    """Computes the weighted Jaccard index of all pairs of classes, float64 [K, K], of their open rates [K, G]."""
     num_classes = len(rate_by_class)
     overlap, opened = np.empty((num_classes, num_classes)), rate_by_class.sum(1)
     for label, rates in enumerate(rate_by_class):  # one row at a time: [K, K, G] may be large
@@ -147,7 +147,7 @@ def class_overlap(rate_by_class: np.ndarray) -> np.ndarray:
 
 
 def spread(values: np.ndarray) -> dict[str, float]:
-    """Minimum, mean, maximum and standard deviation."""
+    """Gives minimum, mean, maximum and standard deviation."""
     values = values.astype(np.float64)
     return {
         "minimum": float(values.min()),
@@ -158,17 +158,17 @@ def spread(values: np.ndarray) -> dict[str, float]:
 
 
 def unit_of(site: GateSite) -> str:
-    """See `GateSite.unit`."""
+    """Names the unit of a convolution, see `GateSite.unit`."""
     return site.unit
 
 
 def stage_of(site: GateSite) -> str:
-    """See `GateSite.stage`."""
+    """Names the stage of a convolution, see `GateSite.stage`."""
     return site.stage
 
 
 def count_kinds(kinds: np.ndarray, groups: dict[str, np.ndarray]) -> dict[str, dict[str, int]]:
-    """By the names of the groups: how many of a group's gates are always off, input-dependent and always on."""
+    """Counts, by the names of the groups, how many of a group's gates are always off, input-dependent and always on."""
     return {
         name: dict(zip(KIND_NAMES, np.bincount(kinds[gates], minlength=3).tolist(), strict=True))
         for name, gates in groups.items()
@@ -190,7 +190,7 @@ def _by_confidence(observations: Observations, right: np.ndarray, known: np.ndar
 
 
 def to_json(statistics: Statistics, further: dict[str, Any]) -> dict[str, Any]:
-    """All of it, for statistics.json; NaN becomes null.
+    """Gives all of the statistics, for statistics.json; NaN becomes null.
 
     Args:
         statistics: what to tell.
@@ -245,7 +245,7 @@ def save_statistics(path: Path, statistics: Statistics, further: dict[str, Any])
 
 
 def plain(value: Any) -> Any:
-    """For JSON: lists and Python's numbers; floats of six digits, so that files stay small; None for NaN."""
+    """Gives a value as JSON takes it: lists, Python's numbers, floats of six digits (small files), None for NaN."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray | np.generic):

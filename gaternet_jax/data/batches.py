@@ -17,19 +17,19 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class BatchShard:
-    """The part of each batch that a process provides: the rows of its devices, which follow each other."""
+    """Says which part of each batch a process provides: the rows of its devices, which follow each other."""
 
     index: int
     count: int
 
     def rows(self, batch_size: int) -> slice:
-        """The rows of a batch of `batch_size` images, a multiple of the number of processes."""
+        """Gives the rows of a batch of `batch_size` images, a multiple of the number of processes."""
         size = batch_size // self.count
         return slice(self.index * size, (self.index + 1) * size)
 
 
 class Split(ABC):
-    """A split of a dataset, as batches; of each batch only this process's shard.
+    """Gives a split of a dataset as batches; of each batch only this process's shard.
 
     Attributes:
         name: for people: "imagenet2012/train".
@@ -47,15 +47,15 @@ class Split(ABC):
 
     @abstractmethod
     def train_batches(self, batch_size: int, seed: int, first_step: int) -> Iterator[Batch]:
-        """Training batches from `first_step` on, without end; `batch_size` images over all processes."""
+        """Gives training batches from `first_step` on, without end; `batch_size` images over all processes."""
 
     @abstractmethod
     def eval_batches(self, batch_size: int) -> Iterator[Batch]:
-        """Every image once, in order; the last batch is filled up with zeros whose mask is False."""
+        """Gives every image once, in order; the last batch is filled up with zeros whose mask is False."""
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
-    """Whole batches in an epoch; the images left over differ from epoch to epoch.
+    """Counts the whole batches in an epoch; the images left over differ from epoch to epoch.
 
     Raises:
         UserError: fewer images than one batch.
@@ -71,7 +71,7 @@ def pad_rows(rows: np.ndarray, size: int) -> np.ndarray:
 
 
 def train_batch_indices(num_images: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """Which images make up training batch `step`: a pure function of its arguments.
+    """Says which images make up training batch `step`: a pure function of its arguments.
 
     Each epoch is one permutation, of which batches take consecutive parts.
 

@@ -22,7 +22,7 @@ from gaternet_jax.paths import expand_home
 
 
 def resolve_data_dir(data_dir: str) -> Path:
-    """The folder of prepared datasets: as given, else $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+    """Finds the folder of prepared datasets: as given, else $TFDS_DATA_DIR, else ~/tensorflow_datasets.
 
     Raises:
         UserError: no home folder is known.
@@ -87,7 +87,7 @@ def open_dataset(folder: Path) -> tfds.core.DatasetBuilder:
 def find_run_dataset(
     config: RunConfig, run: DatasetRecord | None = None
 ) -> tuple[RunConfig, tfds.core.DatasetBuilder, DatasetRecord]:
-    """The dataset of a run; that of config.data.root is prepared if it is not there yet.
+    """Finds the dataset of a run; that of config.data.root is prepared if it is not there yet.
 
     Args:
         config: the config as it is given.
@@ -123,7 +123,7 @@ def find_run_dataset(
 
 
 def class_names(builder: tfds.core.DatasetBuilder) -> list[str]:
-    """The names of the classes, by label.
+    """Gives the names of the classes, by label.
 
     Raises:
         UserError: the dataset is not one of labelled images.
@@ -165,7 +165,7 @@ def _held_out_split(builder: tfds.core.DatasetBuilder) -> str:
 
 
 def prepared_versions(folder: Path) -> list[Path]:
-    """The folders of the versions of a dataset, DIR/NAME or DIR/NAME/CONFIG, that are there."""
+    """Finds the folders of the versions of a dataset, DIR/NAME or DIR/NAME/CONFIG, that are there."""
     # TFDS leaves folders with other names when a preparation is interrupted.
     folders = [path.parent for path in folder.glob("*/features.json")]
     return [path for path in folders if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]

@@ -108,7 +108,7 @@ def open_image(encoded: bytes) -> tuple[Image.Image, int]:
 
 
 def has_transparency(image: Image.Image) -> bool:
-    """Whether pixels of an image may be transparent, by its mode and its header."""
+    """Tells whether pixels of an image may be transparent, by its mode and its header."""
     return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
 
 

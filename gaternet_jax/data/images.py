@@ -22,7 +22,7 @@ BOX_NUMBERS = 2 + 2 * 10  # that `random_box` needs: place, and area and aspect 
 
 
 class Box(NamedTuple):
-    """A part of an image, in pixels."""
+    """Says where a part of an image lies, in pixels."""
 
     top: int
     left: int
@@ -128,7 +128,7 @@ def _resize(pixels: np.ndarray, box: Box, method: str, out: np.ndarray) -> np.nd
 
 
 def center_box(height: int, width: int, fraction: float = 1.0) -> Box:
-    """The square in the centre whose side is a fraction of the shorter side.
+    """Gives the square in the centre whose side is a fraction of the shorter side.
 
     Resized to S pixels, this is the centre of S x S pixels of the image whose shorter side was brought to S / fraction.
     """
@@ -139,7 +139,7 @@ def center_box(height: int, width: int, fraction: float = 1.0) -> Box:
 def random_box(
     numbers: Sequence[float], height: int, width: int, area: tuple[float, float], aspect: tuple[float, float]
 ) -> Box:
-    """A box of random area, aspect and place (Szegedy et al. 2015, section 6; ten tries, as in torchvision).
+    """Chooses a box of random area, aspect and place (Szegedy et al. 2015, section 6; ten tries, as in torchvision).
 
     Args:
         numbers: BOX_NUMBERS of them, uniform in [0, 1).

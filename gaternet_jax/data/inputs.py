@@ -17,13 +17,13 @@ PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
 
 
 class Picture:
-    """A PIL image that is read like a file: turned upright, and its transparency dealt with, in the same way."""
+    """Holds a PIL image that is read like a file: turned upright, and its transparency dealt with, in the same way."""
 
     def __init__(self, image: Image.Image, number: int):
         self._image, self._number = image, number
 
     def read_bytes(self) -> bytes:
-        """The picture in a format that keeps every pixel."""
+        """Gives the picture in a format that keeps every pixel."""
         file = io.BytesIO()
         kind = "PNG" if self._image.mode in PNG_MODES else "TIFF"
         try:
@@ -37,7 +37,7 @@ class Picture:
 
 
 def to_array(images: Any, data: DataConfig | None, channels: int) -> np.ndarray:
-    """One array of many images.
+    """Makes one array of many images.
 
     Args:
         images: see ACCEPTED; a single file or picture is a batch of one.

@@ -22,7 +22,7 @@ _buffers = threading.local()
 
 
 class Jpeg(NamedTuple):
-    """What the header says of an image of gray or colour pixels that is stored upright.
+    """Holds what the header says of an image of gray or colour pixels that is stored upright.
 
     Attributes:
         height: pixels.
@@ -40,7 +40,7 @@ class Jpeg(NamedTuple):
 
 
 def is_jpeg(encoded: bytes) -> bool:
-    """Whether a file begins as a JPEG does."""
+    """Tells whether a file begins as a JPEG does."""
     return encoded.startswith(b"\xff\xd8")
 
 
@@ -156,7 +156,7 @@ def decode_jpeg_part(encoded: bytes, jpeg: Jpeg, bottom: int, scale: int, *, cha
 
 
 def _buffer(size: int) -> np.ndarray:
-    """Memory of this thread: asking the system for it anew takes as long as a tenth of the decoding."""
+    """Gives memory of this thread: asking the system for it anew takes as long as a tenth of the decoding."""
     if getattr(_buffers, "memory", np.empty(0)).size < size:
         _buffers.memory = np.empty(size, np.uint8)
     return _buffers.memory

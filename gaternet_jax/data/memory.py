@@ -13,7 +13,7 @@ from gaternet_jax.progress import progress_bar
 
 
 class MemorySplit(Split):
-    """A split in memory.
+    """Holds a split in memory.
 
     Args:
         name: for people.
@@ -50,7 +50,7 @@ class MemorySplit(Split):
 
 
 class DeviceSplit(MemorySplit):
-    """A split whose images are to be held on the devices; its batches have indices of images instead of images."""
+    """Holds a split whose images are to lie on the devices; its batches have indices of images instead of images."""
 
     @property
     def resident(self) -> np.ndarray:
@@ -61,12 +61,12 @@ class DeviceSplit(MemorySplit):
 
 
 def decoded_size(reader: Reader) -> int:
-    """Bytes that a split takes, decoded."""
+    """Counts the bytes that a split takes, decoded."""
     return len(reader) * math.prod(reader.shape)
 
 
 def host_memory() -> int:
-    """Bytes of memory that this machine has."""
+    """Tells how many bytes of memory this machine has."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

@@ -17,7 +17,7 @@ AVIF = (b"ftypavif", b"ftypavis")
 
 
 class Parts(NamedTuple):
-    """A file, taken apart.
+    """Holds a file, taken apart into picture and metadata.
 
     Attributes:
         picture: the file without its metadata.

@@ -26,7 +26,7 @@ def read_orientation(exif: bytes, xmp: bytes) -> int:
 
 
 def checked_orientation(value: Any) -> int:
-    """1 to 8 if `value` is that, UPRIGHT for anything else."""
+    """Gives `value` if it is 1 to 8, UPRIGHT for anything else."""
     return int(value) if value in range(1, 9) else UPRIGHT
 
 

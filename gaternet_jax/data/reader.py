@@ -27,7 +27,7 @@ UNLABELLED = (
 
 
 class Reader:
-    """Images and labels by index.
+    """Reads images and labels by index.
 
     Args:
         builder: from `find_dataset`.
@@ -64,7 +64,7 @@ class Reader:
         return len(self._records)
 
     def record(self, index: int) -> tuple[bytes, int]:
-        """The encoded image and the label; whatever the container raises where it is damaged.
+        """Reads the encoded image and the label; raises whatever the container does where it is damaged.
 
         Taken from the tf.Example directly: TFDS's own way costs a twentieth of the time that decoding takes.
         """
@@ -111,7 +111,7 @@ class Reader:
         return label
 
     def fault(self, index: int) -> str:
-        """Why an image was left out."""
+        """Says why an image was left out."""
         source = f"image {index} of {self.name}"
         try:
             self._to_model(self.record(index)[1], source)
@@ -129,7 +129,7 @@ class Reader:
 
 
 def has_labels(builder: tfds.core.DatasetBuilder, split: str) -> bool:
-    """Whether images of a split have labels, as far as a sample tells; those of some test splits have -1."""
+    """Tells whether images of a split have labels, as far as a sample shows; those of some test splits have -1."""
     return any(label >= 0 for label in _sample_labels(_open_records(builder, split)).values())
 
 
@@ -151,7 +151,7 @@ def _parse(record: bytes) -> tuple[bytes, int]:
 
 
 def _sample_labels(records: Sequence[bytes]) -> dict[int, int]:
-    """Labels by index; a damaged record has none here."""
+    """Reads a sample of the labels, by index; a damaged record has none here."""
     found = {}
     for index in np.unique(np.linspace(0, len(records) - 1, SAMPLE).astype(int)).tolist():
         with contextlib.suppress(*DAMAGE):
@@ -166,7 +166,7 @@ class LeftOut:
         self._reader, self._said = reader, set()
 
     def add(self, indices: np.ndarray) -> None:
-        """Takes indices of images; those below 0 are none."""
+        """Takes indices of images to report; those below 0 are none."""
         for index in sorted({int(index) for index in indices if index >= 0} - self._said):
             self._said.add(index)
             if len(self._said) <= LISTED:

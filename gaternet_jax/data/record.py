@@ -11,7 +11,7 @@ LISTED = 5  # classes that a message names
 
 @dataclasses.dataclass(frozen=True)
 class DatasetRecord:
-    """What identifies a dataset, wherever it lies.
+    """Holds what identifies a dataset, wherever it lies.
 
     Attributes:
         name: NAME or NAME/CONFIG, as data.name.
@@ -29,7 +29,7 @@ class DatasetRecord:
 
     @property
     def names_classes(self) -> bool:
-        """Whether the names of the classes are known."""
+        """Tells whether the names of the classes are known."""
         return self.classes != number_classes(len(self.classes))
 
 

@@ -80,7 +80,7 @@ def open_split(
 
 
 def choose_pipeline(config: RunConfig, size: int, device_memory: int) -> str:
-    """data.pipeline, or what `auto` stands for: the first of device, memory, stream that a split fits comfortably.
+    """Gives data.pipeline; for `auto`, chooses the first of device, memory, stream that a split fits comfortably.
 
     Args:
         config: the whole config of the run.

@@ -29,7 +29,7 @@ CROPS = 1  # sets the random numbers of crops apart from those of the order of i
 
 
 class StreamSplit(Split):
-    """A split that is decoded as it is needed.
+    """Reads a split, and decodes it as it is needed.
 
     Args:
         reader: of the split.
@@ -72,7 +72,7 @@ class StreamSplit(Split):
 
 @dataclasses.dataclass(frozen=True)
 class _Chunks:
-    """The parts into which this process's rows of a batch are cut."""
+    """Cuts this process's rows of a batch into chunks."""
 
     reader: Reader
     batch_size: int
@@ -87,7 +87,7 @@ class _Chunks:
         return (self.rows.stop - self.rows.start) // self.size
 
     def locate(self, number: int) -> tuple[int, range]:
-        """The number of a chunk's batch, and the rows of that batch which the chunk holds."""
+        """Gives the number of a chunk's batch, and the rows of that batch which the chunk holds."""
         step, part = divmod(number, self.per_batch)
         first = self.rows.start + part * self.size
         return step, range(first, first + self.size)

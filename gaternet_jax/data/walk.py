@@ -15,7 +15,7 @@ SYSTEM_FOLDERS = (  # thumbnails, waste and the like, which systems and network 
 
 
 class Found(NamedTuple):
-    """What lies below a folder, in the order of paths.
+    """Lists what lies below a folder, in the order of paths.
 
     Attributes:
         images: files that are images by their names.
@@ -45,12 +45,12 @@ def find_images(folder: str | os.PathLike[str], *, deep: bool = True) -> Found:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file is an image by its name: it is not hidden, and Pillow reads its kind."""
+    """Tells whether a file is an image by its name: it is not hidden, and Pillow reads its kind."""
     return not name.startswith(".") and name.lower().endswith(EXTENSIONS)
 
 
 def is_passed_over(name: str) -> bool:
-    """Whether a folder of this name is hidden, or a system's own."""
+    """Tells whether a folder of this name is hidden, or a system's own."""
     return name.startswith(".") or name in SYSTEM_FOLDERS
 
 
@@ -78,7 +78,7 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 def _is_special(entry: os.DirEntry) -> bool:
-    """Whether reading it could wait for ever (a pipe, a device)."""
+    """Tells whether reading a file could wait for ever (a pipe, a device)."""
     try:
         return not stat.S_ISREG(entry.stat().st_mode)
     except OSError:  # a link that leads nowhere: an image that cannot be read

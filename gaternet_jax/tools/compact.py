@@ -80,7 +80,7 @@ def compact(workdir: Path, out: Path, *, images: int, held_out: int, data_dir: s
 
 
 def describe(report: dict) -> str:
-    """The report for people."""
+    """Puts the report in words, for people."""
     filters, kept, always = report["filters"]
 
     def change(name: str) -> str:

@@ -20,7 +20,7 @@ CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 
 
 def read_pickle(path: Path) -> object:
-    """The contents of a PyTorch file; code in it is not run, hence only tensors are read.
+    """Reads the contents of a PyTorch file; code in it is not run, hence only tensors are read.
 
     Raises:
         UserError: no PyTorch, no such file, or one that PyTorch cannot read safely.

@@ -27,7 +27,7 @@ BATCH_SIZE = 64
 
 
 class Prediction(NamedTuple):
-    """What a model says of an image.
+    """Holds what a model says of an image.
 
     Attributes:
         file: the image.

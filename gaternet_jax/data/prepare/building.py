@@ -17,7 +17,7 @@ LISTED = 20  # corrupt images that a message names
 
 @dataclass(frozen=True)
 class Plan:
-    """What a dataset is made of.
+    """Says what a dataset is made of.
 
     Attributes:
         source: where its records come from, for messages.

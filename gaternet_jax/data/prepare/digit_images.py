@@ -11,7 +11,7 @@ SPLIT_SEED = 0  # of the stratified 80 / 20 split, part of the dataset's version
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-    """1,797 images of 8 x 8 pixels from the UCI optical digits test set: 1,437 to train, 360 to test.
+    """Prepares 1,797 images of 8 x 8 pixels from the UCI optical digits test set: 1,437 to train, 360 to test.
 
     Gray levels 0 to 16 are scaled to 0 to 255. scikit-learn gives no split of its own.
     """

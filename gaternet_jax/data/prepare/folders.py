@@ -154,7 +154,7 @@ def _validation_labels(synsets: list[str]) -> list[int]:
 
 
 def dataset_name(text: str, *, derive: bool = False) -> str:
-    """A name that TFDS takes: lower-case ASCII letters, digits and underscores, with a letter first.
+    """Gives a name that TFDS takes: lower-case ASCII letters, digits and underscores, with a letter first.
 
     Args:
         text: such a name, or with `derive` any text to make one of.
@@ -180,7 +180,7 @@ def dataset_name(text: str, *, derive: bool = False) -> str:
 
 
 def _divide(images: list[ImageFile], name: str, split: str) -> dict[str, ImageExamples]:
-    """Shards of about the same number of images, in an order that looks random but is always the same."""
+    """Cuts images into shards of about the same number each, in an order that looks random but is always the same."""
     images = sorted(images, key=lambda image: hashlib.sha256(image.name.encode("utf-8", "surrogateescape")).digest())
     size = sum(image.size for image in images)
     count = min(len(images), max(math.ceil(len(images) / SHARD_IMAGES), math.ceil(size / SHARD_BYTES)))

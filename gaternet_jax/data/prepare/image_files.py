@@ -21,7 +21,7 @@ FORMATS = ("JPEG", "PNG", "WEBP")  # that every reader of datasets knows
 
 
 class ImageFile(NamedTuple):
-    """Where an image lies: a file of its own below a folder, or a part of a tar archive.
+    """Says where an image lies: a file of its own below a folder, or a part of a tar archive.
 
     Attributes:
         base: the folder, or the archive.
@@ -42,7 +42,7 @@ class ImageFile(NamedTuple):
         return f"{self.base}/{self.name}"
 
     def read(self) -> bytes:
-        """The encoded image.
+        """Reads the encoded image.
 
         Raises:
             OSError: it cannot be read.
@@ -55,7 +55,7 @@ class ImageFile(NamedTuple):
 
 
 class ImageExamples:
-    """The images of a shard, checked and serialized one after the other; see `Examples` in shards.py."""
+    """Checks and serializes the images of a shard, one after the other; see `Examples` in shards.py."""
 
     def __init__(self, images: list[ImageFile]):
         self.images = images
@@ -79,7 +79,7 @@ class ImageExamples:
 
 
 def to_store(encoded: bytes) -> bytes:
-    """The bytes that the dataset holds for an image file: its own, if every reader sees in them what people see.
+    """Gives the bytes that the dataset holds for an image file: its own, if every reader sees in them what people see.
 
     That is so for upright JPEG, PNG and WebP of 8 bits, RGB or gray. Anything else (another format, marked as rotated,
     CMYK, 16 bits, palette, animated) is stored as PNG, RGB. Transparency stays (RGBA), so that `data.background` holds
@@ -129,7 +129,7 @@ def _is_plain(encoded: bytes) -> bool:
 
 
 def serialize(encoded: bytes, label: int, file_name: str) -> bytes:
-    """A tf.Example with the features image, label and file_name, as TFDS would serialize it."""
+    """Makes a tf.Example with the features image, label and file_name, as TFDS would serialize it."""
     example = _protos.Example()
     feature = example.features.feature
     feature["image"].bytes_list.value.append(encoded)

@@ -24,14 +24,14 @@ POLL_SECONDS = 0.2  # between looks at the workers' progress
 
 
 class Corrupt(NamedTuple):
-    """An image that cannot be stored, and why."""
+    """Names an image that cannot be stored, and says why."""
 
     path: str
     reason: str
 
 
 class Examples(Protocol):
-    """What one shard will hold: serialized tf.Examples, or `Corrupt` where there should be one. Can be pickled."""
+    """Yields what one shard will hold: tf.Examples, serialized, or `Corrupt` in place of one. Can be pickled."""
 
     def __len__(self) -> int: ...
 
@@ -39,7 +39,7 @@ class Examples(Protocol):
 
 
 class Written(NamedTuple):
-    """What a shard holds: number of records, their bytes, and what was left out."""
+    """Says what a shard holds: number of records, their bytes, and what was left out."""
 
     records: int
     num_bytes: int
@@ -48,14 +48,14 @@ class Written(NamedTuple):
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard to write: the ArrayRecord file, the note that says what it holds, and its examples."""
+    """Describes a shard to write: the ArrayRecord file, the note that says what it holds, and its examples."""
 
     path: Path
     note: Path
     examples: Examples
 
     def written(self) -> Written | None:
-        """What the finished shard holds; None if it is not finished."""
+        """Reads what the finished shard holds; None if it is not finished."""
         if not (self.path.exists() and self.note.exists()):
             return None
         records, num_bytes, corrupt = json.loads(self.note.read_text())
@@ -120,7 +120,7 @@ _progress: Any = None  # in a worker: its pool's counter and stop event
 
 
 class _Stopped(Exception):
-    """The pool is being shut down."""
+    """Says that the pool is being shut down."""
 
 
 def _begin_worker(counter: Any, stop: Any) -> None:
@@ -179,7 +179,7 @@ def write_shard(shard: Shard, tick: Callable[[], None]) -> None:
 
 
 def unwritable(folder: Path, error: Exception) -> UserError:
-    """The error to raise when `folder` cannot be written to."""
+    """Makes the error to raise when `folder` cannot be written to."""
     # ArrayRecord's messages go on with offsets and the like, after semicolons.
     reason = error.strerror if isinstance(error, OSError) else str(error).partition(";")[0]
     return UserError(

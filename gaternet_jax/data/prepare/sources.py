@@ -29,7 +29,7 @@ LAYOUT = (
 
 
 class Listing(NamedTuple):
-    """The images of a source.
+    """Lists the images of a source.
 
     Attributes:
         classes: names, by label.
@@ -126,7 +126,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 
 def _beside_splits(root: Path, folders: dict[str, Path]) -> list[str]:
-    """Notes of the images below `root` that are in no split."""
+    """Gives notes of the images below `root` that are in no split."""
     notes, here = [], find_images(root, deep=False)
     if here.images:
         notes.append(f"Left out: {_count(here.images)} in no split, e.g. {here.images[0].path!a}")
@@ -139,7 +139,7 @@ def _beside_splits(root: Path, folders: dict[str, Path]) -> list[str]:
 
 
 def _class_folders(folder: Path) -> dict[str, list[Path]]:
-    """The folders of each class; two names can be one class, spelt in two forms of Unicode."""
+    """Finds the folders of each class; two names can be one class, spelt in two forms of Unicode."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not is_passed_over(path.name):
@@ -182,7 +182,7 @@ def _in_passed_over(folders: list[str]) -> list[str]:
 
 
 def _left_in(folder: str | Path) -> list[str]:
-    """Paths of the images in a folder that is not used; none if it cannot be read (lost+found)."""
+    """Finds paths of the images in a folder that is not used; none if it cannot be read (lost+found)."""
     try:
         return [entry.path for entry in find_images(folder).images]
     except OSError:
@@ -255,7 +255,7 @@ def _members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
 
 
 def _is_image(member: tarfile.TarInfo) -> bool:
-    """Whether it is a file that was meant to be there, not what macOS puts beside it."""
+    """Tells whether a member is a file that was meant to be there, not what macOS puts beside it."""
     return member.isfile() and not _base_name(member).startswith(".")
 
 

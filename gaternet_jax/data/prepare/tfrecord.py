@@ -26,7 +26,7 @@ MASK = 0xA282EAD8  # added by TFRecord's format, so that checksums of checksums 
 
 
 class TFRecordExamples:
-    """The records of a TFRecord file, in order: uint64 length, its checksum, the data, their checksum.
+    """Reads the records of a TFRecord file, in order: uint64 length, its checksum, the data, their checksum.
 
     Lengths are checked by their checksums and data by parsing them: the checksums of data would take hours in Python.
     """
@@ -75,7 +75,7 @@ def _broken(path: Path, reason: str) -> UserError:
 
 
 def masked_crc32c(data: bytes) -> int:
-    """TFRecord's checksum of a few bytes, bit by bit."""
+    """Computes TFRecord's checksum of a few bytes, bit by bit."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc ^= byte
@@ -129,7 +129,7 @@ def convert_tfrecords(source: Path, data_dir: Path, *, workers: int | None = Non
 
 
 def _read_info(source: Path) -> tuple[Any, dict]:
-    """The splits of a dataset, and its dataset_info.json."""
+    """Reads the splits of a dataset, and its dataset_info.json."""
     try:
         info = json.loads((source / "dataset_info.json").read_text(encoding="utf-8"))
         builder = tfds.builder_from_directory(str(source))
@@ -149,7 +149,7 @@ def _read_info(source: Path) -> tuple[Any, dict]:
 
 
 def _find_files(split: Any) -> tuple[list[Path], list[int]]:
-    """The files of a split and their numbers of records, which are counted where the metadata do not tell them."""
+    """Gives the files of a split and their numbers of records, which are counted where metadata do not tell them."""
     if split.num_shards:
         return [Path(path) for path in split.filepaths], split.shard_lengths
     template = split.filename_template  # TFDS before version 3 wrote no lengths
