@@ -16,18 +16,18 @@ ALL, NONE = -1, -2  # in place of a site's number
 
 
 class Run(NamedTuple):
-    """`size` neighbouring channels, of which there are those that `site` keeps; ALL or NONE of them."""
+    """Describes `size` neighbouring channels, of which there are those that `site` keeps; ALL or NONE of them."""
 
     site: int
     size: int
 
     def count(self, widths: Any) -> Any:
-        """Channels that are kept when site k keeps widths[k]."""
+        """Counts the channels that are kept when site k keeps widths[k]."""
         return widths[self.site] if self.site >= 0 else self.size if self.site == ALL else 0
 
 
 class Channels(NamedTuple):
-    """The channels of one axis, run by run.
+    """Describes the channels of one axis, run by run.
 
     Where axes were merged, (outer, channels, inner) are one axis: flattened maps [H * W * C] have outer = H * W.
     """
@@ -38,24 +38,24 @@ class Channels(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Channels that there would be were all kept."""
+        """Counts the channels that there would be were all kept."""
         return self.outer * self.inner * sum(run.size for run in self.runs)
 
     @property
     def sites(self) -> frozenset[int]:
-        """The sites that decide."""
+        """Gives the numbers of the sites that decide."""
         return frozenset(run.site for run in self.runs if run.site >= 0)
 
     def count(self, widths: Any) -> Any:
-        """Channels that are kept when site k keeps widths[k]: numbers, or arrays of them."""
+        """Counts the channels that are kept when site k keeps widths[k]: numbers, or arrays of them."""
         return self.outer * self.inner * sum(run.count(widths) for run in self.runs)
 
     def is_complete(self, widths: Sequence[int]) -> bool:
-        """Whether all are kept."""
+        """Tells whether all channels are kept."""
         return self.count(widths) == self.size
 
     def indices(self, keep: Sequence[jax.Array], widths: Sequence[int]) -> jax.Array:
-        """Positions of the kept channels among all, int32 [count]."""
+        """Gives the positions of the kept channels among all, int32 [count]."""
         parts: list[Any] = [np.zeros(0, np.int32)]
         start = 0
         for run in self.runs:
@@ -72,7 +72,7 @@ class Channels(NamedTuple):
         return grid.reshape(-1)
 
     def between(self, start: int, stop: int) -> "Channels | None":
-        """The channels of a slice; None where it cuts a site in two."""
+        """Gives the channels of a slice; None where it cuts a site in two."""
         if self.outer != 1 or self.inner != 1:
             return None
         runs, position = [], 0
@@ -86,13 +86,13 @@ class Channels(NamedTuple):
         return join(runs)
 
     def within(self, before: int, after: int) -> "Channels | None":
-        """These channels as a part of a longer axis of which nothing else is wanted."""
+        """Gives these channels as a part of a longer axis of which nothing else is wanted."""
         if self.outer != 1 or self.inner != 1:
             return None
         return join([Run(NONE, before), *self.runs, Run(NONE, after)])
 
     def union(self, other: "Channels") -> "Channels | None":
-        """The channels that are wanted by the one or the other; None where that is no sequence of runs."""
+        """Gives the channels that are wanted by the one or the other; None where that is no sequence of runs."""
         if self == other:
             return self
         if self.outer * self.inner * other.outer * other.inner != 1 or self.size != other.size:
@@ -108,12 +108,12 @@ class Channels(NamedTuple):
 
 
 def _edges(runs: Iterable[Run]) -> list[int]:
-    """Where runs begin and end."""
+    """Finds where runs begin and end."""
     return list(itertools.accumulate((run.size for run in runs), initial=0))
 
 
 def join(runs: Iterable[Run]) -> Channels:
-    """Channels of runs one behind the other; neighbouring runs of ALL or NONE become one."""
+    """Makes channels of runs one behind the other; neighbouring runs of ALL or NONE become one."""
     joined: list[Run] = []
     for run in runs:
         if joined and run.site < 0 and run.site == joined[-1].site:
@@ -124,7 +124,7 @@ def join(runs: Iterable[Run]) -> Channels:
 
 
 class Layout(NamedTuple):
-    """How an array is held of which only some channels, along an axis, are there.
+    """Tells how an array is held of which only some channels, along an axis, are there.
 
     The absent ones are "zero", or "constant", one value for each channel that depends on parameters only; or nothing
     reads them.
@@ -136,5 +136,5 @@ class Layout(NamedTuple):
 
 
 def along(vector: Any, axis: int, rank: int) -> jax.Array:
-    """A vector [n] as an array of a rank that varies along one axis."""
+    """Gives a vector [n] as an array of a rank that varies along one axis."""
     return jnp.reshape(vector, [-1 if place == axis else 1 for place in range(rank)])

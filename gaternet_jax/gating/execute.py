@@ -16,7 +16,7 @@ _DISTINCT: dict[str, Any] = dict(unique_indices=True, mode="promise_in_bounds", 
 
 
 class Execution:
-    """One computation.
+    """Runs a program once, in the layouts of its plan.
 
     Args:
         plan: of the program.
@@ -31,22 +31,22 @@ class Execution:
         self._indices: dict[Channels, jax.Array] = {}
 
     def run(self, inputs: Sequence[Any]) -> list[Any]:
-        """The outputs of the program, whole."""
+        """Computes the outputs of the program, whole."""
         self.values |= {ref: self.held(ref, x) for ref, x in zip(self.plan.program.inputs, inputs, strict=True)}
         for step in self.plan.program.steps:
             self.values.update(zip(step.outputs, rule_of(step).run(step, self), strict=True))
         return [self.full(ref) for ref in self.plan.program.outputs]
 
     def thin(self, ref: Ref, layout: Layout | None = None) -> Any:
-        """A value with all channels, or those of a layout; of size 1 along axes that it was broadcast to."""
+        """Gives a value with all channels, or those of a layout; of size 1 along axes that it was broadcast to."""
         return self._cut(ref, {layout.axis: layout.channels} if layout else {})
 
     def full(self, ref: Ref, layout: Layout | None = None) -> Any:
-        """A value with all channels, or those of a layout, in its whole shape."""
+        """Gives a value with all channels, or those of a layout, in its whole shape."""
         return self.cut(ref, {layout.axis: layout.channels} if layout else {})
 
     def cut(self, ref: Ref, cuts: dict[int, Channels]) -> Any:
-        """A value with the given channels along some axes."""
+        """Gives a value with the given channels along some axes."""
         array = jnp.asarray(self._cut(ref, cuts))
         shape = tuple(cuts[axis].count(self.widths) if axis in cuts else size for axis, size in enumerate(ref.shape))
         return array if array.shape == shape else jnp.broadcast_to(array, shape)
@@ -67,23 +67,23 @@ class Execution:
         return array
 
     def constants(self, ref: Ref, axis: int) -> jax.Array:
-        """What the absent channels of a value are, [C]."""
+        """Gives what the absent channels of a value are, [C]."""
         fill = self.values[ref].fill
         return jnp.zeros(ref.shape[axis], ref.aval.dtype) if fill is None else fill
 
     def absent(self, ref: Ref) -> jax.Array:
-        """What the absent channels of a value are, and zeros for those that are there, [C]."""
+        """Gives what the absent channels of a value are, and zeros for those that are there, [C]."""
         layout = self.plan.have[ref]
         return self._at(self.constants(ref, layout.axis), 0, layout.channels).set(0, **_DISTINCT)
 
     def fill(self, ref: Ref, layout: Layout) -> Any:
-        """What absent channels of an operand are, as an array that varies along the layout's axis only."""
+        """Gives what absent channels of an operand are, as an array that varies along the layout's axis only."""
         if ref in self.plan.have:
             return along(self.constants(ref, layout.axis), layout.axis, len(ref.shape))
         return self.thin(ref)
 
     def mask(self, own: Layout, layout: Layout | None, dtype: Any) -> jax.Array:
-        """1 for the channels of `own` and 0 for the others, along the last axis of maps; those of `layout` of them."""
+        """Gives 1 for channels of `own` and 0 for others, along the last axis of maps; cut to those of `layout`."""
         mask = self._at(jnp.zeros(own.channels.size, dtype), 0, own.channels).set(1, **_DISTINCT)
         if layout is not None and layout.axis == own.axis:
             mask = self._gather(mask, 0, layout.channels)
@@ -92,7 +92,7 @@ class Execution:
     def held(
         self, ref: Ref, array: Any, channels: Channels | None = None, fill: Any = None, scaled: Scaled | None = None
     ) -> Value:
-        """A result that has the given channels, or all, in the layout of the plan."""
+        """Holds a result that has the given channels, or all, in the layout of the plan."""
         layout = self.plan.layout(ref)
         if layout is None or layout.channels == channels:
             return Value(array, fill, scaled)

@@ -11,7 +11,7 @@ from gaternet_jax.gating.program import Ref, Step
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A convolution or a matrix product of values that depend on the inputs.
+    """Describes a convolution or a matrix product of values that depend on the inputs.
 
     Attributes:
         name: the path of its kernel among the parameters, or the line of code.
@@ -25,14 +25,14 @@ class Layer:
     outputs: Channels | None
 
     def left(self, widths: Sequence[float]) -> float:
-        """The fraction of multiply-accumulates that is left when site k keeps widths[k] channels."""
+        """Gives the fraction of multiply-accumulates that is left when site k keeps widths[k] channels."""
         inputs, outputs = (cut.count(widths) / cut.size if cut else 1.0 for cut in (self.inputs, self.outputs))
         return inputs * outputs
 
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """What is skipped of a program; `print` it.
+    """Tells what is skipped of a program; `print` it.
 
     Attributes:
         layers: its convolutions and products, in order.
@@ -61,7 +61,7 @@ class Explanation:
 
 
 def layers_of(plan: Plan) -> tuple[Layer, ...]:
-    """The convolutions and products of a program, but for those of parameters only."""
+    """Lists the convolutions and products of a program, but for those of parameters only."""
     layers = []
     for step in plan.program.steps:
         rule = rule_of(step)
@@ -92,7 +92,7 @@ def _of_gate(plan: Plan, step: Step, layers: Sequence[Layer]) -> str:
 
 
 def _before(plan: Plan, ref: Ref) -> str:
-    """Why what is gated is computed whole: where the demand for a few channels ends."""
+    """Says why what is gated is computed whole: where the demand for a few channels ends."""
     producers = {output: step for step in plan.program.steps for output in step.outputs}
     while (step := producers.get(ref)) is not None:
         if ref in plan.have:
@@ -104,7 +104,7 @@ def _before(plan: Plan, ref: Ref) -> str:
 
 
 def _after(plan: Plan, ref: Ref) -> str:
-    """Where the absent channels are filled in again."""
+    """Says where the absent channels are filled in again."""
     held = {ref}
     for step in plan.program.steps:
         if held.intersection(step.inputs):

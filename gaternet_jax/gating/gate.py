@@ -42,12 +42,12 @@ class GateSite(NamedTuple):
 
     @property
     def unit(self) -> str:
-        """Its block: "stage2.block1" of "stage2.block1.conv2" and of "stage2.block1.branch1.conv2"."""
+        """Names its block: "stage2.block1" of "stage2.block1.conv2" and of "stage2.block1.branch1.conv2"."""
         return ".".join(self.name.split(".")[:-1][:2])
 
     @property
     def stage(self) -> str:
-        """Its stage: "stage2" of "stage2.block1.conv2", "block1" of "block1_layer3.conv1"."""
+        """Names its stage: "stage2" of "stage2.block1.conv2", "block1" of "block1_layer3.conv1"."""
         return self.name.split(".")[0].split("_")[0]
 
 
@@ -84,7 +84,7 @@ def gate(maps: jax.Array, gates: jax.Array, name: str | None = None) -> jax.Arra
 
 @functools.cache
 def _marker(rank: int, name: str | None) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """The jitted multiplication. Its name says the rank of the maps: `vmap`, which changes that, leaves the name."""
+    """Jits the multiplication. Its name says the rank of the maps: `vmap`, which changes that, leaves the name."""
 
     def multiply(maps, gates):
         gates = jax.lax.convert_element_type(jax.lax.expand_dims(gates, range(1, rank - 1)), maps.dtype)
@@ -95,8 +95,8 @@ def _marker(rank: int, name: str | None) -> Callable[[jax.Array, jax.Array], jax
 
 
 def marked(equation: Any) -> tuple[str, bool] | None:
-    """Of a `gate` call in a jaxpr, the name, "" if it was given none, and whether it still is as it was written, which
-    `vmap` and gradients change; None for other equations."""
+    """Tells the name of a `gate` call in a jaxpr, "" if it was given none, and whether it still is as it was written;
+    `vmap` and gradients change that. None for other equations."""
     name = equation.params["name"] if equation.primitive.name == "jit" else ""
     if (match := _MARK.fullmatch(name)) is None:
         return None

@@ -14,7 +14,7 @@ from gaternet_jax.nn.layers import at_least_float32, linear
 
 
 class LocalHead(nnx.Module):
-    """A block's pooled input [B, C] -> the gate scores of the block's sites, through a hidden layer (two FCs)."""
+    """Maps a block's pooled input [B, C] to the gate scores of the block's sites, through a hidden layer (two FCs)."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class LocalHead(nnx.Module):
 
 
 class LocalPass:
-    """The gates of one forward pass, filled in by the blocks as the image comes to them.
+    """Holds the gates of one forward pass, filled in by the blocks as the image comes to them.
 
     Args:
         noise_key, mix_key: PRNG keys of `sampled_gates`; None in evaluation, where gates are binary.
@@ -60,10 +60,10 @@ class LocalPass:
             start += site.size
 
     def of(self, site: GateSite) -> jax.Array:
-        """The gates of a site, [B, site.size]."""
+        """Gives the gates of a site, [B, site.size]."""
         return self.decided[site.name][0]
 
     def collect(self, sites: tuple[GateSite, ...]) -> tuple[jax.Array, jax.Array]:
-        """Gates and gate scores of the whole pass, float32 [B, G] each."""
+        """Collects gates and gate scores of the whole pass, float32 [B, G] each."""
         gates, scores = zip(*(self.decided[site.name] for site in sites), strict=True)
         return jnp.concatenate(gates, -1), jnp.concatenate(scores, -1)

@@ -39,8 +39,8 @@ class MacCount:
         self._share = np.array([layer.macs / max(self.dense, 1) for layer in layers], np.float32)
 
     def _cuts(self, cuts: Sequence[Channels | None]) -> tuple[np.ndarray, np.ndarray]:
-        """Of each layer, the fraction of channels that there is with open gates, [layers], and what one closed gate of
-        each site takes of it, [sites, layers]."""
+        """Finds the fraction of each layer's channels that there is with open gates, [layers],
+        and what one closed gate of each site takes of it, [sites, layers]."""
         sizes, none, one = [site.size for site in self.sites], np.zeros(len(self.sites)), np.eye(len(self.sites))
         whole = [cut.count(sizes) / cut.size if cut else 1.0 for cut in cuts]
         of_gate = [(cut.count(one) - cut.count(none)) / cut.size if cut else none for cut in cuts]

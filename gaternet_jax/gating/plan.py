@@ -30,12 +30,12 @@ GATE, WHOLE = Gate(), Rule()
 
 
 def rule_of(step: Step) -> Rule:
-    """The rule of an operation; WHOLE where there is none."""
+    """Gives the rule of an operation; WHOLE where there is none."""
     return GATE if step.site is not None else RULES.get(step.name, WHOLE)
 
 
 class Plan:
-    """How each value of a program is held.
+    """Decides how each value of a program is held.
 
     Args:
         program: with gates.
@@ -68,30 +68,30 @@ class Plan:
                     self._demand(ref, layout, step)
 
     def layout(self, ref: Ref) -> Layout | None:
-        """How a value is held; None: all channels are there."""
+        """Tells how a value is held; None: all channels are there."""
         return self.have.get(ref) or self.want.get(ref)
 
     def is_known(self, ref: Ref) -> bool:
-        """Whether it depends on parameters and numbers only."""
+        """Tells whether a value depends on parameters and numbers only."""
         return ref.literal is not None or ref in self._known
 
     def number(self, ref: Ref) -> Any:
-        """The number that all elements are, where the program says so; else None."""
+        """Gives the number that all elements are, where the program says so; else None."""
         return self._numbers.get(ref) if ref.literal is None or np.ndim(ref.literal) else ref.literal
 
     def is_zero(self, ref: Ref) -> bool:
-        """Whether a value is the number zero, or has absent channels that are zero."""
+        """Tells whether a value is the number zero, or has absent channels that are zero."""
         if ref in self.have:
             return self.have[ref].absent == "zero"
         number = self.number(ref)
         return number is not None and number == 0
 
     def is_per_channel(self, ref: Ref, axis: int) -> bool:
-        """Whether a value is a known constant for each channel."""
+        """Tells whether a value is a known constant for each channel."""
         return self.is_known(ref) and self._varying_axes(ref) <= {axis}
 
     def _varying_axes(self, ref: Ref) -> frozenset[int]:
-        """The axes along which a known value may vary."""
+        """Gives the axes along which a known value may vary."""
         return self._varying.get(ref, frozenset(axis for axis, size in enumerate(ref.shape) if size != 1))
 
     def _learn(self, step: Step) -> None:

@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 
 class Product(Rule):
-    """A sum of products of two operands."""
+    """Computes a sum of products of two operands."""
 
     def macs(self, step: Step) -> int:
-        """Multiply-accumulates with all channels."""
+        """Counts the multiply-accumulates with all channels."""
         raise NotImplementedError
 
     def axes(self, step: Step) -> tuple[list[tuple[int, int]], list[dict[int, int]]]:
-        """The axes of both operands over which it sums; of each operand, where axes that stay stand in the result."""
+        """Gives the axes of both operands over which it sums; and of each, where axes that stay stand in the result."""
         raise NotImplementedError
 
     def shape_of_constants(self, step: Step, number: int) -> list[int]:
-        """The least shape of an operand of which only channels differ, for which the result can be broadcast."""
+        """Gives the least shape of an operand that varies by channel only, for which the result can be broadcast."""
         raise NotImplementedError
 
     def have(self, step, plan):
@@ -47,12 +47,12 @@ class Product(Rule):
         return wanted
 
     def cuts(self, step: Step, plan: "Plan") -> tuple[Channels | None, Channels | None]:
-        """The inputs and the outputs that are computed with; None: all."""
+        """Gives the inputs and the outputs that are computed with; None: all."""
         (_, inputs, _), outputs = self._source(step, plan), [own.channels for own in self.want(step, plan) if own]
         return inputs, outputs[0] if outputs else None
 
     def _source(self, step: Step, plan: "Plan") -> tuple[int, Channels | None, tuple[int, ...]]:
-        """The operand that decides which inputs there are; those; the axes of both operands that have them."""
+        """Finds the operand that decides which inputs there are; those; the axes of both operands that have them."""
         for axes in self.axes(step)[0]:
             for number, axis in enumerate(axes):
                 layout, other = plan.layout(step.inputs[number]), step.inputs[1 - number]
@@ -82,7 +82,7 @@ class Product(Rule):
         return [ex.held(output, result, outputs, fill, scaled if ex.plan.is_known(kernel) else None)]
 
     def bind(self, step: Step, operands: list[Any]) -> Any:
-        """Computes it, of all channels or fewer."""
+        """Computes the product, of all channels or fewer."""
         return step.bind(operands)[0]
 
     def _constants(self, step: Step, number: int, axis: int, constants: Any) -> Any:
@@ -107,7 +107,7 @@ class Product(Rule):
 
 
 class Convolution(Product):
-    """Rows of the kernel go for absent inputs, columns for unwanted outputs; a depthwise one keeps the channel."""
+    """Drops rows of the kernel for absent inputs, columns for unwanted outputs; a depthwise one keeps the channel."""
 
     def macs(self, step):
         specs = step.params["dimension_numbers"]
@@ -148,7 +148,7 @@ class Convolution(Product):
         return step.bind(operands, feature_group_count=groups)[0]
 
     def shape_of_constants(self, step, number):
-        """Of one image; of one position where all outputs are equal."""
+        """Gives the shape for one image; for one position where all outputs are equal."""
         specs, shape = step.params["dimension_numbers"], list(step.inputs[number].shape)
         if number == 0:
             shape[specs.lhs_spec[0]] = 1

@@ -19,7 +19,7 @@ CALLS = ("jit", "call", "closed_call", "custom_jvp_call", "custom_vjp_call", "re
 
 @dataclasses.dataclass(eq=False, slots=True)
 class Ref:
-    """A value of a program: the result of a step, an input, or (with `literal`) a number written in it."""
+    """Stands for a value of a program: the result of a step, an input, or (with `literal`) a number written in it."""
 
     aval: Any
     literal: Any = None
@@ -31,7 +31,7 @@ class Ref:
 
 @dataclasses.dataclass(eq=False, slots=True)
 class Step:
-    """One primitive operation."""
+    """Describes one primitive operation."""
 
     primitive: core.Primitive
     params: dict[str, Any]
@@ -45,21 +45,21 @@ class Step:
         return self.primitive.name
 
     def __str__(self) -> str:
-        """Its name and the line of the network's code, for people."""
+        """Gives its name and the line of the network's code, for people."""
         for frame in getattr(self.traceback, "frames", ()):
             if not any(part in frame.file_name for part in ("/jax/_src/", "/flax/", "/gating/gate.py")):
                 return f"{self.name} ({frame.file_name.rpartition('/')[2]}:{frame.line_num})"
         return self.name
 
     def bind(self, operands: Sequence[Any], **changed: Any) -> list[Any]:
-        """Computes (or traces) it, with other params where given."""
+        """Computes (or traces) the operation, with other params where given."""
         params = self.primitive.get_bind_params({**self.params, **changed})
         results = self.primitive.bind(*operands, **params)
         return list(results) if self.primitive.multiple_results else [results]
 
 
 class Program(NamedTuple):
-    """A flat program."""
+    """Holds a flat program."""
 
     steps: list[Step]  # in an order in which they can be computed
     inputs: list[Ref]  # the leaves of the function's arguments
@@ -131,7 +131,7 @@ def _gates_within(params: dict[str, Any]) -> Iterator[str]:
 
 
 def needed(steps: Iterable[Step], outputs: Iterable[Ref]) -> list[Step]:
-    """The steps that the outputs depend on."""
+    """Finds the steps that the outputs depend on."""
     wanted, kept = set(outputs), []
     for step in reversed(list(steps)):
         if not wanted.isdisjoint(step.outputs):
@@ -186,7 +186,7 @@ def split(program: Program, known: Iterable[Ref]) -> tuple[list[Step], list[Ref]
 
 
 def signature(steps: Iterable[Step], inputs: Iterable[Ref], outputs: Iterable[Ref]) -> list[Any]:
-    """What is computed, in a form that can be compared: equal ones compute the same of the same inputs."""
+    """Says what is computed, in a form that can be compared: equal ones compute the same of the same inputs."""
     numbers = {ref: number for number, ref in enumerate(inputs)}
 
     def number(ref: Ref) -> Any:
@@ -200,7 +200,7 @@ def signature(steps: Iterable[Step], inputs: Iterable[Ref], outputs: Iterable[Re
 
 
 def shaped(tree: Any) -> Any:
-    """Shapes and types in place of arrays."""
+    """Puts shapes and types in place of arrays."""
     return jax.eval_shape(lambda leaves: leaves, tree)
 
 

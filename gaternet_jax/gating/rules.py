@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 
 class Scaled(NamedTuple):
-    """How to compute a product times a constant per output channel: by scaling its kernel."""
+    """Says how to compute a product times a constant per output channel: by scaling its kernel."""
 
     axis: int  # of the output channels
     by: Callable[[Any], Any]  # from the constants, a number or an array that varies along `axis`, to the array
 
 
 class Value(NamedTuple):
-    """A value as it is held."""
+    """Holds a value, in the layout of the plan."""
 
     array: Any  # the channels that are there, in the layout of the plan; of size 1 along axes that it was broadcast to
     fill: jax.Array | None = None  # where absent channels are constants: those, [C], and anything for the others
@@ -38,13 +38,13 @@ class Value(NamedTuple):
 
 
 class Rule:
-    """Whole arrays: for what has no rule."""
+    """Computes whole arrays: for what has no rule."""
 
     def have(self, step: Step, plan: "Plan") -> Layout | None:
-        """The layout of the result; None: whole."""
+        """Gives the layout of the result; None: whole."""
 
     def want(self, step: Step, plan: "Plan") -> Sequence[Layout | None]:
-        """What is wanted of each operand; None: all."""
+        """Says what is wanted of each operand; None: all."""
         return [None] * len(step.inputs)
 
     def run(self, step: Step, ex: "Execution") -> list[Value]:
@@ -80,7 +80,7 @@ class Gate(Rule):
         return [Value(maps * lax.expand_dims(gates, range(1, maps.ndim - 1)).astype(maps.dtype))]
 
     def _masked(self, step: Step, maps: Any, ex: "Execution") -> Any:
-        """The maps with zeros for channels that are not kept; in the kernel before, where there is one."""
+        """Puts zeros into the maps for channels that are not kept; into the kernel before, where there is one."""
         layout, scaled = ex.plan.layout(step.outputs[0]), ex.values[step.inputs[0]].scaled
         mask = ex.mask(self._own(step), layout, maps.dtype)
         return scaled.by(mask) if scaled and ex.plan.uses[step.inputs[0]] == 1 else maps * mask
@@ -113,7 +113,7 @@ class Elementwise(Rule):
 
     @staticmethod
     def _annihilates(step: Step, plan: "Plan") -> Layout | None:
-        """The layout of a zero operand that makes the result zero whatever the others are."""
+        """Finds the layout of a zero operand that makes the result zero whatever the others are."""
         deciding = {"mul": step.inputs, "and": step.inputs, "div": step.inputs[:1], "rem": step.inputs[:1]}
         if all(map(plan.is_zero, step.inputs[1:])):
             deciding["select_n"] = step.inputs[1:]
@@ -122,7 +122,7 @@ class Elementwise(Rule):
 
     @staticmethod
     def _is_zero(step: Step, numbers: list[Any]) -> bool:
-        """Whether the operation makes 0 of these numbers; None stands for one that is not known."""
+        """Tells whether the operation makes 0 of these numbers; None stands for one that is not known."""
         if any(number is None for number in numbers):
             return False
         if step.name in ("max", "min"):
@@ -159,7 +159,7 @@ class Elementwise(Rule):
 
     @staticmethod
     def _add_into(step: Step, ex: "Execution") -> Any:
-        """wide + narrow, or wide - narrow: by adding into the channels that are there. None where it is neither."""
+        """Gives wide + narrow or wide - narrow by adding into the channels that are there; None where it is neither."""
         if step.name not in ("add", "add_any", "sub") or step.inputs[0].shape != step.inputs[1].shape:
             return None
         one, two = step.inputs
@@ -171,7 +171,7 @@ class Elementwise(Rule):
 
     @staticmethod
     def _scaled(step: Step, operands: list[Any], ex: "Execution") -> Scaled | None:
-        """How the result is computed times a constant per channel; None where that takes more than another kernel."""
+        """Says how to compute the result times a constant per channel; None where it takes more than another kernel."""
         products = ((i, ex.values[ref].scaled) for i, ref in enumerate(step.inputs) if ref.literal is None)
         at, scaled = next((pair for pair in products if pair[1]), (0, None))
         if scaled is None or ex.plan.uses[step.inputs[at]] > 1 or len(operands) > 2:

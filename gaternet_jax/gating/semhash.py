@@ -20,13 +20,13 @@ THRESHOLD = 0.49999
 
 
 def saturating_sigmoid(scores: jax.Array) -> jax.Array:
-    """v = clip(1.2 sigmoid(s) - 0.1, 0, 1); the gradient is zero where v is clipped."""
+    """Computes v = clip(1.2 sigmoid(s) - 0.1, 0, 1); the gradient is zero where v is clipped."""
     return jnp.clip(STRETCH * jax.nn.sigmoid(scores) - SHIFT, 0.0, 1.0)
 
 
 @jax.custom_vjp
 def straight_through_threshold(values: jax.Array) -> jax.Array:
-    """b = 1[v > 0.49999], in the type of `values`; backward, the gradient of b is passed to v unchanged."""
+    """Computes b = 1[v > 0.49999], in the type of `values`; backward, the gradient of b is passed to v unchanged."""
     return (values > THRESHOLD).astype(values.dtype)
 
 
@@ -37,12 +37,12 @@ straight_through_threshold.defvjp(
 
 
 def binary_gates(scores: jax.Array) -> jax.Array:
-    """Gates in evaluation, of scores float32 [B, G]: deterministic, 0 or 1."""
+    """Makes gates of scores float32 [B, G], in evaluation: deterministic, 0 or 1."""
     return straight_through_threshold(saturating_sigmoid(scores))
 
 
 def sampled_gates(scores: jax.Array, noise_key: jax.Array, mix_key: jax.Array) -> jax.Array:
-    """Gates in training, of scores float32 [B, G]: noisy; of each sample all binary or all real-valued in [0, 1].
+    """Makes gates of scores float32 [B, G], in training: noisy; of each sample all binary or all real-valued in [0, 1].
 
     Typed PRNG keys: of the noise, and of the choice between binary and real-valued, each with probability 1/2.
     """

@@ -21,7 +21,7 @@ class PerChannel(Rule):
     """Works on each channel by itself, and may move the axis: shapes, windows and reductions over other axes."""
 
     def axis(self, step: Step, axis: int) -> int | None:
-        """Where an axis of the operand goes; None where its channels do not stay what they are."""
+        """Says where an axis of the operand goes; None where its channels do not stay what they are."""
         params, before, after = step.params, step.inputs[0].shape, step.outputs[0].shape
         match step.name:
             case "broadcast_in_dim":
@@ -50,7 +50,7 @@ class PerChannel(Rule):
         return axis if stays else None
 
     def absent(self, step: Step, layout: Layout, plan: Any) -> str | None:
-        """What the absent channels of the result are; None: no constants."""
+        """Says what the absent channels of the result are; None: no constants."""
         name, params, only_zero = step.name, step.params, "zero" if layout.absent == "zero" else None
         if name == "pad":
             return only_zero if plan.is_zero(step.inputs[1]) else None
@@ -74,7 +74,7 @@ class PerChannel(Rule):
         return Layout(axis, layout.channels, absent) if absent else None
 
     def _source(self, step: Step, layout: Layout | None) -> Layout | None:
-        """The layout of the operand from which the result has this one."""
+        """Finds the layout of the operand from which the result has this one."""
         for axis, size in enumerate(step.inputs[0].shape if layout else ()):
             if layout and size == layout.channels.size and self.axis(step, axis) == layout.axis:
                 return Layout(axis, layout.channels)
@@ -101,7 +101,7 @@ class PerChannel(Rule):
 
 
 def spread(step: Step, shape: Sequence[int]) -> list[int]:
-    """The shape of an operand of `broadcast_in_dim` with all axes of the result: of size 1 where it had them not."""
+    """Gives the shape of an operand of `broadcast_in_dim` with all axes of the result: size 1 where it had them not."""
     spread = [1] * len(step.outputs[0].shape)
     for place, size in zip(step.params["broadcast_dimensions"], shape, strict=True):
         spread[place] = size
@@ -109,7 +109,7 @@ def spread(step: Step, shape: Sequence[int]) -> list[int]:
 
 
 def _repeats(step: Step) -> Any:
-    """How many equal numbers a sum adds."""
+    """Counts how many equal numbers a sum adds."""
     if step.name == "reduce_sum":
         return math.prod(step.inputs[0].shape[axis] for axis in step.params["axes"])
     return math.prod(step.params["window_dimensions"]) if step.name == "reduce_window_sum" else 1
@@ -149,7 +149,7 @@ class Slice(PerChannel):
 
     @staticmethod
     def _part(step: Step, layout: Layout | None) -> tuple[int, int] | None:
-        """Start and stop of a slice of the channels only."""
+        """Gives start and stop of a slice of the channels only."""
         params, shape = step.params, step.inputs[0].shape
         cut = [axis for axis, size in enumerate(shape) if size != step.outputs[0].shape[axis]]
         if layout is None or cut != [layout.axis] or (params["strides"] or (1,) * len(shape))[layout.axis] != 1:
@@ -209,7 +209,7 @@ class Concatenate(Rule):
 
     @staticmethod
     def _parts(step: Step, layout: Layout) -> list[Channels | None]:
-        """The channels of each operand."""
+        """Gives the channels of each operand."""
         edges = itertools.accumulate((ref.shape[layout.axis] for ref in step.inputs), initial=0)
         return [layout.channels.between(*edge) for edge in itertools.pairwise(edges)]
 

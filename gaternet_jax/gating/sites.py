@@ -12,7 +12,7 @@ from gaternet_jax.gating.local import LocalPass
 
 
 def group_gates(sites: Sequence[GateSite], by: Literal["unit", "stage"]) -> dict[str, np.ndarray]:
-    """Numbers of the gates of each unit or stage, in forward order."""
+    """Lists the numbers of the gates of each unit or stage, in forward order."""
     check_choice("group of gates", by, ("unit", "stage"))
     groups: dict[str, list[np.ndarray]] = {}
     for site in sites:
@@ -38,7 +38,7 @@ Gates = jax.Array | LocalPass | None
 
 
 def apply_gates(maps: jax.Array, gates: Gates, site: GateSite | None) -> jax.Array:
-    """O_i = maps_i * g_i: a gate of 0 replaces the feature map by zeros (GaterNet eq. 5).
+    """Computes O_i = maps_i * g_i: a gate of 0 replaces the feature map by zeros (GaterNet eq. 5).
 
     Args:
         maps: feature maps [B, H, W, C]; C is site.size.

@@ -103,7 +103,7 @@ class SkipClosed:
         return explain(self._plan(self._args), tuple(halves if widths is None else widths))
 
     def _split_plan(self, args: Any, widths: tuple[int, ...], always_open: tuple[int, ...]) -> Any:
-        """The program that skips, its inputs that come first, and its halves: what is prepared, and the rest."""
+        """Makes the program that skips, its inputs that come first, and its halves: what is prepared, and the rest."""
         plan = self._plan(args)
         keep = [jax.ShapeDtypeStruct((width,), np.int32) for width in widths]
 
@@ -170,7 +170,7 @@ def plan_of(function: Callable[..., Any], params: Any, *args: Any, whole_sums: b
 
 
 def check_keep(sites: Sequence[GateSite], keep: Keep) -> list[Any]:
-    """The kept channels of each site, as int32 arrays; ValueError where they are not channels of these sites."""
+    """Gives the kept channels of each site, as int32 arrays; ValueError where they are not channels of these sites."""
     if isinstance(keep, Mapping):
         _check_names(keep, [site.name for site in sites])
         keep = [keep.get(site.name) for site in sites]
@@ -199,13 +199,13 @@ def _check(site: GateSite, index: Any) -> Any:
 
 
 def _leaves(tree: Any) -> list[tuple[str, Any]]:
-    """The leaves of a tree, and the path of each: "stage1.conv.kernel"."""
+    """Lists the leaves of a tree, and the path of each: "stage1.conv.kernel"."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return [(jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in leaves]
 
 
 def _shapes(args: Any) -> Any:
-    """Shapes, types and structure of arguments, as a key; `_example` is the inverse."""
+    """Gives shapes, types and structure of arguments, as a key; `_example` is the inverse."""
     leaves, tree = jax.tree.flatten(shaped(args))
     return tuple(leaves), tree
 

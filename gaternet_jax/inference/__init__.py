@@ -10,7 +10,7 @@ __all__ = ["Predictor"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports on first use."""
+    """Imports `Predictor` on first use."""
     if name != "Predictor":
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     return importlib.import_module("gaternet_jax.inference.predictor").Predictor

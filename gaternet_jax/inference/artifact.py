@@ -59,7 +59,7 @@ std) is part of the program.
 
 @dataclasses.dataclass(frozen=True)
 class Artifact:
-    """An exported model; call it with images.
+    """Holds an exported model; call it with images.
 
     Attributes:
         metadata: contents of metadata.json; see `describe`.
@@ -70,11 +70,11 @@ class Artifact:
 
     @property
     def labels(self) -> list[str]:
-        """The names of the classes, by label."""
+        """Gives the names of the classes, by label."""
         return self.metadata["labels"]
 
     def __call__(self, images: Any) -> dict[str, jax.Array]:
-        """Classifies; each new batch size is compiled once.
+        """Classifies images; each new batch size is compiled once.
 
         Args:
             images: uint8 [B, H, W, C], NumPy or JAX, of the model's size; B at least 1.
@@ -111,7 +111,7 @@ def _check_images(images: Any, preprocessing: dict[str, Any]) -> None:
 
 
 def inference_function(network: Network, config: DataConfig) -> Callable[[jax.Array], dict[str, jax.Array]]:
-    """What is exported: uint8 [B, H, W, C] to the outputs of `Artifact`; `config` is the `data` part of the run's."""
+    """Makes what is exported: uint8 [B, H, W, C] to outputs of `Artifact`; `config` is the `data` part of the run's."""
     program, prepared = network.program("whole"), jax.device_get(network.prepare("whole"))
 
     def infer(images: jax.Array) -> dict[str, jax.Array]:
@@ -123,7 +123,7 @@ def inference_function(network: Network, config: DataConfig) -> Callable[[jax.Ar
 
 
 def describe(model: GaterNet, config: RunConfig, labels: list[str]) -> dict[str, Any]:
-    """What metadata.json tells about any exported model; `config` is the whole config of its run.
+    """Gives what metadata.json tells about any exported model; `config` is the whole config of its run.
 
     Raises:
         UserError: there are more or fewer labels than classes.
@@ -196,7 +196,7 @@ def export_stablehlo(model: GaterNet, config: RunConfig, labels: list[str], path
 
 @contextlib.contextmanager
 def _without_paths() -> Iterator[None]:
-    """JAX notes for each operation where it was called from; keeps folders, and the caller, out of what is exported."""
+    """Keeps folders, and the caller, out of what is exported: JAX notes for each operation where it was called from."""
     settings = {"jax_hlo_source_file_canonicalization_regex": r".*[\\/]", "jax_traceback_in_locations_limit": 1}
     before = {name: getattr(jax.config, name) for name in settings}
     try:

@@ -25,7 +25,7 @@ ENOUGH_SECONDS, REPEATS = 0.1, 5  # of one candidate, at most
 
 
 def usual_batching(engine: str, batch_size: int, image_size: int) -> Batching:
-    """A rule of thumb."""
+    """Chooses how batches are cut by a rule of thumb."""
     if jax.default_backend() != "cpu":
         return Batching(batch_size)
     number = cores()
@@ -38,7 +38,7 @@ def usual_batching(engine: str, batch_size: int, image_size: int) -> Batching:
 
 
 def candidates(engine: str, batch_size: int, image_size: int) -> list[Batching]:
-    """What may be fastest."""
+    """Lists the ways to cut batches that may be fastest."""
     usual, number = usual_batching(engine, batch_size, image_size), cores()
     if jax.default_backend() != "cpu" or number == 1:
         return [usual]
@@ -54,7 +54,7 @@ def candidates(engine: str, batch_size: int, image_size: int) -> list[Batching]:
 def choose_batching(
     engine: str, images: Any, program: str, make: Callable[[Batching], Callable[[Any, int], Any]]
 ) -> Batching:
-    """The fastest of the candidates.
+    """Chooses the fastest of the candidates.
 
     Args:
         engine: one of ENGINES.
@@ -92,13 +92,13 @@ def _seconds_per_image(batching: Batching, images: Any, run: Callable[[Any, int]
 
 
 def memory_path() -> Path:
-    """The file in which choices are remembered."""
+    """Names the file in which choices are remembered."""
     folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(folder) / "gaternet-jax" / "batching.json"
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What is remembered; nothing where that cannot be read."""
+    """Reads what is remembered; nothing where that cannot be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -24,7 +24,7 @@ from gaternet_jax.workdir import check_new_folder, save_config
 
 
 def plan_compaction(gates: Any, sites: Sequence[GateSite]) -> tuple[np.ndarray, np.ndarray]:
-    """Gates to fix closed and to fix open, bool [G] each: never open; and of sites whose other gates are always open.
+    """Chooses gates to fix, bool [G] each: closed, if never open; open, if always open in a site where no gate varies.
 
     `gates` [N, G] are those of calibration images. UserError: no image, or gates of another model.
     """
@@ -36,14 +36,14 @@ def plan_compaction(gates: Any, sites: Sequence[GateSite]) -> tuple[np.ndarray, 
 
 
 def compact_model(model: GaterNet, gates: Any) -> GaterNet:
-    """The compacted model for the gates [N, G] of calibration images; see `plan_compaction`."""
+    """Makes the compacted model for the gates [N, G] of calibration images; see `plan_compaction`."""
     check_gated(model)
     return fix_gates(model, *plan_compaction(gates, model.gate_sites))
 
 
 def departures(gates: Any, compacted: GaterNet) -> np.ndarray:
-    """Which images a compacted model only approximates, bool [N]: those whose gates [N, G] of the whole model close or
-    open one that is fixed."""
+    """Tells which images a compacted model only approximates, bool [N]:
+    those whose gates [N, G] of the whole model close or open one that is fixed."""
     closed, opened = fixed_gates(compacted)
     return ((gates > 0) & closed | (gates <= 0) & opened).any(1)
 
@@ -77,7 +77,7 @@ def save_compacted(out: Path, config: RunConfig, labels: list[str], compacted: G
 
 
 def describe_compaction(model: GaterNet, compacted: GaterNet, image_size: int) -> dict:
-    """What went: parameters that inference needs, macs, and filters by site."""
+    """Tells what went: parameters that inference needs, macs, and filters by site."""
     (closed, opened), counter = fixed_gates(compacted), MacCounter(model, image_size)
     networks = [Network(each, image_size, "xla") for each in (model, compacted)]
     sites = {

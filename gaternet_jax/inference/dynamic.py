@@ -27,7 +27,7 @@ Widths = tuple[int, ...]
 
 
 def plan_profiles(opened: np.ndarray, sites: Sequence[GateSite], work: Callable[[Widths], float]) -> list[Widths]:
-    """Widths of each site, of a few profiles, the narrowest first, for filters that are open together, bool [N, G]."""
+    """Chooses the widths of each site, of a few profiles, narrowest first, for filters open together, bool [N, G]."""
     counts = count_per_site(opened, sites)
     order = np.argsort(counts.sum(1), kind="stable")
     profiles: dict[Widths, None] = {}
@@ -84,5 +84,5 @@ class Dynamic:
         return [*jobs, (self.whole, rows)] if len(rows) else jobs
 
     def _jobs(self, engine: Engine, rows: np.ndarray) -> Jobs:
-        """What a profile's engine has to do for some images."""
+        """Lists what a profile's engine has to do for some images."""
         return [(engine, part) for part in (rows[:, None] if self.one_by_one else [rows]) if len(part)]

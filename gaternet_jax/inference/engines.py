@@ -25,7 +25,7 @@ Jobs = list[tuple[Engine, np.ndarray]]  # engines, and the rows that each is to 
 
 
 class Batching(NamedTuple):
-    """How a batch is run on a machine."""
+    """Says how a batch is run on a machine."""
 
     microbatch: int  # images that run together
     at_once: int = 1  # microbatches that run at the same time
@@ -33,7 +33,7 @@ class Batching(NamedTuple):
 
 
 def choose_engine(engine: str) -> str:
-    """The engine for this machine.
+    """Chooses the engine for this machine.
 
     Args:
         engine: one of ENGINES; or "auto": ONNX Runtime on CPUs where it is installed, else XLA.
@@ -107,7 +107,7 @@ class Runner:
         self._threads = ThreadPoolExecutor(batching.at_once, "microbatch") if batching.at_once > 1 else None
 
     def __call__(self, jobs: Jobs, *arrays: Array) -> list[Array]:
-        """The outputs of engines for their rows, in the order of the rows of all.
+        """Computes the outputs of engines for their rows, in the order of the rows of all.
 
         Args:
             jobs: engines, and the rows that each is to compute; together all rows from 0 on, each once.
@@ -131,11 +131,11 @@ class Runner:
 
 
 def few_sizes(microbatch: int) -> list[int]:
-    """Sizes up to that of a microbatch, for groups of images: few programs, little padding."""
+    """Lists sizes up to that of a microbatch, for groups of images: few programs, little padding."""
     sizes = {microbatch, *(size for power in range(12) for size in (2**power, 3 * 2**power))}
     return sorted(size for size in sizes if size <= microbatch)
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """Counts the processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -63,7 +63,7 @@ def _in_float32(model: GaterNet) -> GaterNet:
 
 
 def _compare(serialized: bytes, names: list[str], infer: Any, spec: jax.ShapeDtypeStruct) -> str:
-    """How ONNX Runtime's outputs differ from JAX's on random images; "" where they do not."""
+    """Says how ONNX Runtime's outputs differ from JAX's on random images; "" where they do not."""
     images = np.random.default_rng(0).integers(0, 256, (CHECKED_IMAGES, *spec.shape[1:]), np.uint8)
     expected = jax.device_get(jax.jit(infer)(images))
     outputs = OnnxRuntime(serialized, threads=1)(np.arange(CHECKED_IMAGES), images)

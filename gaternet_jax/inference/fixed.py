@@ -20,7 +20,7 @@ FIXED_SCORE = 100.0  # of a gate that is fixed open; minus that of one that is f
 
 
 def fixed_gates(model: GaterNet) -> tuple[np.ndarray, np.ndarray]:
-    """Gates that are closed for every image, and gates that are open, bool [G] each."""
+    """Finds gates that are closed for every image, and gates that are open, bool [G] each."""
     closed, opened = (np.zeros(sum(site.size for site in model.gate_sites), bool) for _ in range(2))
     for scores, gates in _heads(model):
         constant = ~np.asarray(scores.kernel.get_value()).any(0)
@@ -30,7 +30,7 @@ def fixed_gates(model: GaterNet) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fix_gates(model: GaterNet, closed: np.ndarray, opened: np.ndarray) -> GaterNet:
-    """A copy of a model with some of its gates, bool [G] each, closed or open for every image."""
+    """Makes a copy of a model with some of its gates, bool [G] each, closed or open for every image."""
     fixed = nnx.clone(model)
     for scores, gates in _heads(fixed):
         kernel, bias = np.array(scores.kernel.get_value()), np.array(scores.bias.get_value())
@@ -42,7 +42,7 @@ def fix_gates(model: GaterNet, closed: np.ndarray, opened: np.ndarray) -> GaterN
 
 
 def _heads(model: GaterNet) -> Iterator[tuple[Any, np.ndarray]]:
-    """The layers that score gates, and which."""
+    """Finds the layers that score gates, and the numbers of those gates."""
     if model.gater is not None:
         yield model.gater.head.scores, np.arange(model.gater.head.scores.out_features)
     for _, module in nnx.iter_modules(model):

@@ -21,7 +21,7 @@ Mode = Callable[[Array, int], Outputs]  # normalised images [B, H, W, C], how ma
 
 
 class Modes:
-    """The ways to run a network.
+    """Makes the ways to run a network.
 
     Args:
         network: see there.
@@ -39,11 +39,11 @@ class Modes:
         self._groups = Runner(self.batching, sizes)
 
     def whole(self) -> Mode:
-        """All filters whose gates are not fixed closed."""
+        """Makes the mode that runs all filters whose gates are not fixed closed."""
         return self._whole(self.batching)
 
     def specialists(self, gates: np.ndarray) -> Mode:
-        """See specialists.py; made for gates like these, [N, G]."""
+        """Makes the mode of specialists.py, for gates like these, [N, G]."""
         network = self.network
         keep = plan_specialists(gates, network.model.gate_sites, network.work, len(self.example)).keep
         engines = [network.make("backbone", filters, self.batching.threads) for filters in (*keep, None)]
@@ -55,12 +55,12 @@ class Modes:
         return self._routed(jobs)
 
     def dynamic(self, gates: np.ndarray) -> Mode:
-        """See dynamic.py; its profiles have room for gates like these, [N, G]."""
+        """Makes the mode of dynamic.py; its profiles have room for gates like these, [N, G]."""
         made = Dynamic(self.network, gates, self.batching, self._seconds if self._tune else None)
         return self._routed(made) if made.profiles else self.whole()  # one program is quicker than two
 
     def gates(self, images: Array, count: int) -> list[Array]:
-        """Gates and gate scores, [count, G] each."""
+        """Computes gates and gate scores, [count, G] each."""
         return self._groups([(self._gater, np.arange(count))], images)
 
     @functools.cached_property
@@ -89,7 +89,7 @@ class Modes:
 
 
 def median_seconds(run: Callable[[], Any]) -> float:
-    """Seconds of a call, without the first, which compiles."""
+    """Measures the median seconds of a call, without the first, which compiles."""
     jax.block_until_ready(run())
     taken = []
     for _ in range(TRIALS):

@@ -29,7 +29,7 @@ OUTPUTS = {"whole": ("logits", "gates", "gate_scores"), "gater": ("gates", "gate
 
 
 class Network:
-    """Programs of a model for images of one size.
+    """Makes programs of a model for images of one size.
 
     Args:
         model: in evaluation mode; it is not changed, and must not change.
@@ -55,7 +55,7 @@ class Network:
         self._image, self._gates = (image_size, image_size, model.backbone.channels), (len(self._closed),)
 
     def make(self, kind: str, keep: np.ndarray | None = None, threads: int = 1) -> Engine:
-        """What runs a kind of program.
+        """Makes the engine that runs a kind of program.
 
         Args:
             kind: "whole", "gater" or "backbone".
@@ -71,7 +71,7 @@ class Network:
         return OnnxRuntime(write_onnx(lambda *arrays: program(prepared, *arrays), inputs, OUTPUTS[kind]), threads)
 
     def profile(self, widths: Sequence[int]) -> Engine:
-        """What runs the backbone by the filters that are open for any of the images.
+        """Makes the engine that runs the backbone by the filters that are open for any of the images.
 
         Args:
             widths: of each site, how many filters are computed; no more may be open.
@@ -79,7 +79,7 @@ class Network:
         return XLA(self._by_rows("profile", tuple(widths)), self._folded[0])
 
     def prepare(self, kind: str, keep: np.ndarray | None = None) -> Prepared:
-        """What a program needs with some filters; see `make`."""
+        """Computes what a program needs with some filters; see `make`."""
         program, sites = self.program(kind), self.model.gate_sites
         if not program.sites:
             return program.prepare(self._arrays)
@@ -90,18 +90,18 @@ class Network:
         return program.prepare(self._arrays, kept, opened)
 
     def work(self, widths: Sequence[float]) -> float:
-        """Multiply-accumulates of the backbone with so many filters of each site, relative to all."""
+        """Gives the multiply-accumulates of the backbone with so many filters of each site, relative to all."""
         by_name = dict(zip((site.name for site in self.model.gate_sites), widths, strict=True))
         return self._macs.left([by_name[site.name] for site in self._macs.sites]) / self._macs.dense
 
     def count_parameters(self) -> int:
-        """Numbers that the whole program needs besides the images."""
+        """Counts the numbers that the whole program needs besides the images."""
         prepared = jax.eval_shape(lambda: self.prepare("whole"))
         return sum(array.size for array in prepared.arrays if jnp.issubdtype(array.dtype, jnp.floating))
 
     @functools.cached_property
     def description(self) -> str:
-        """What tells this network's work from that of others."""
+        """Says what tells this network's work from that of others."""
         return str([(layer.macs, layer.inputs, layer.outputs) for layer in self.program("whole").explain().layers])
 
     @functools.cached_property
@@ -109,7 +109,7 @@ class Network:
         return count_macs(self._functions["backbone"], self._arrays, *self._inputs("backbone", 1).values())
 
     def _inputs(self, kind: str, batch: Any) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of what a kind of program is given."""
+        """Gives the shapes of what a kind of program is given."""
         inputs = {"images": self._image} | ({"gates": self._gates} if kind == "backbone" else {})
         return {name: jax.ShapeDtypeStruct((batch, *shape), jnp.float32) for name, shape in inputs.items()}
 
@@ -119,7 +119,7 @@ class Network:
 
     @functools.cached_property
     def _folded(self) -> tuple[Prepared, SkipClosed]:
-        """The backbone with BatchNorm folded into whole kernels, once and not for each image again; its program."""
+        """Folds BatchNorm into the backbone's whole kernels, once, not for each image again; gives its program, too."""
         program, inputs = self.program("backbone"), self._inputs("backbone", self._batch).values()
         prepared = program.prepare(self._arrays)
         return prepared, skip_closed(program.__call__, prepared, *inputs, whole_sums=True)
@@ -137,7 +137,7 @@ class Network:
 
 
 def functions_of(model: GaterNet) -> dict[str, Function]:
-    """A model's functions of (arrays, images) or (arrays, images, gates); the arrays are parameters and statistics."""
+    """Gives a model's functions of (arrays, images) or (arrays, images, gates); arrays: parameters and statistics."""
     graphdef, *_ = split_model(model)
     closed, opened = fixed_gates(model)
     decided = model.gater is not None and bool((closed | opened).all())  # for every image
@@ -164,7 +164,7 @@ def functions_of(model: GaterNet) -> dict[str, Function]:
 
 
 def first_open(opened: jax.Array, sites: Sequence[GateSite], widths: Sequence[int]) -> dict[str, jax.Array]:
-    """The first filters of each site, int32 [width], by its name, when those that are open, bool [G], come first.
+    """Finds the first filters of each site, int32 [width], by its name, when those that are open, bool [G], come first.
 
     Counts by a product and scatters, for all sites of a size at once: on CPUs a sort took up to ten times as long, and
     a small network is bound by the number of its operations.

@@ -21,41 +21,41 @@ Order = tuple[int, ...]  # axis i of what is stored is axis order[i] of the valu
 
 
 class Stored(NamedTuple):
-    """A tensor of the model that holds a value, in an order of its axes."""
+    """Names a tensor of the model that holds a value, in an order of its axes."""
 
     name: str
     order: Order
 
 
 class Placed(NamedTuple):
-    """A broadcast that is not written yet: axis i of `source` is axis places[i]."""
+    """Describes a broadcast that is not written yet: axis i of `source` is axis places[i]."""
 
     source: Ref
     places: tuple[int, ...]
 
 
 def natural(ref: Ref) -> Order:
-    """The order of a value's own axes."""
+    """Gives the order of a value's own axes."""
     return tuple(range(len(ref.shape)))
 
 
 def sizes_of(shape: Sequence[int], batch: Any = -1) -> list[Any]:
-    """Sizes as ONNX has them, with something else for those that depend on the batch."""
+    """Gives sizes as ONNX has them, with something else for those that depend on the batch."""
     return [batch if is_of_batch(size) else size for size in shape]
 
 
 def is_of_batch(number: Any) -> bool:
-    """Whether a size, or a number that was computed from one, depends on the batch."""
+    """Tells whether a size, or a number that was computed from one, depends on the batch."""
     return bool(number) and math.isfinite(number) and number % BATCH == 0
 
 
 def dtype_of(ref: Ref) -> int:
-    """The type of a value, as ONNX numbers types."""
+    """Gives the type of a value, as ONNX numbers types."""
     return helper.np_dtype_to_tensor_dtype(np.dtype(ref.aval.dtype))
 
 
 class Graph:
-    """The graph so far.
+    """Holds the graph so far.
 
     Attributes:
         inputs: names of the inputs, which have the batch first.
@@ -78,13 +78,13 @@ class Graph:
         return name
 
     def constant(self, array: Any) -> str:
-        """The name of a new initialiser."""
+        """Adds an initialiser and gives its name."""
         name = f"constant_{len(self._initializers)}"
         self._initializers[name] = numpy_helper.from_array(np.asarray(array, order="C"), name)
         return name
 
     def _integers(self, *numbers: int) -> str:
-        """The name of a list of numbers: axes, sizes, positions."""
+        """Gives the name of a list of numbers: axes, sizes, positions."""
         return self.constant(np.array(numbers, np.int64))
 
     def unsqueeze(self, name: str, axes: Sequence[int]) -> str:
@@ -92,7 +92,7 @@ class Graph:
         return self.node("Unsqueeze", [name, self.integers(*axes)]) if axes else name
 
     def model(self, inputs: dict[str, Ref], outputs: dict[str, Ref]) -> Any:
-        """The model of what the outputs depend on."""
+        """Makes the model of what the outputs depend on."""
         wanted, nodes = set(outputs), []
         for node in reversed(self.nodes):
             if wanted.intersection(node.output):
@@ -107,18 +107,18 @@ class Graph:
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
 
     def known(self, ref: Ref) -> np.ndarray | None:
-        """The array that a value is, where it does not depend on the inputs."""
+        """Gives the array that a value is, where it does not depend on the inputs."""
         if ref.literal is not None:
             return np.asarray(ref.literal, ref.aval.dtype)
         return self.arrays.get(ref)
 
     def order(self, ref: Ref) -> Order | None:
-        """The order in which a value is stored; None where any is as good."""
+        """Gives the order in which a value is stored; None where any is as good."""
         value = self.values.get(ref)
         return value.order if isinstance(value, Stored) else None
 
     def _read(self, ref: Ref, order: Order, full: bool = False) -> str:
-        """The name of a value in an order; of its whole shape, or else of size 1 where it is broadcast."""
+        """Gives the name of a value in an order; of its whole shape, or else of size 1 where it is broadcast."""
         if (array := self.known(ref)) is not None:
             name = self.constant(array if array.ndim == 0 else array.transpose(order))
             return self._expand(name, ref, order, array.shape) if full else name
@@ -147,5 +147,5 @@ class Graph:
 
     @staticmethod
     def refuse(step: Step, what: str = "") -> Any:
-        """Says what is not written."""
+        """Raises a UserError that says what is not written."""
         raise UserError(f"{step}{what and f' with {what}'} is not written as ONNX; use --format=stablehlo")

@@ -39,7 +39,7 @@ def _elementwise(graph: Graph, step: Step) -> Stored:
 
 
 def write_gate(graph: Graph, step: Step) -> Stored:
-    """Maps times gates [batch, channels]."""
+    """Writes the product of maps and gates [batch, channels]."""
     maps, gates = step.inputs
     order, last = graph.order(maps) or natural(maps), len(maps.shape) - 1
     name = graph.read(gates, tuple(sorted((0, 1), key=lambda axis: order.index(last * axis))), full=True)
@@ -83,7 +83,7 @@ def _dot_general(graph: Graph, step: Step) -> Stored:
 
 
 def _stored(graph: Graph, step: Step) -> Stored:
-    """The first operand, in whatever order it is stored."""
+    """Reads the first operand, in whatever order it is stored."""
     x = step.inputs[0]
     order = graph.order(x) or natural(x)
     return Stored(graph.read(x, order, full=True), order)
@@ -103,7 +103,7 @@ def _reduce(graph: Graph, step: Step) -> Stored:
 
 
 def _pool(graph: Graph, step: Step) -> Stored:
-    """Pooling of the axes with a window; two others come first."""
+    """Writes pooling of the axes with a window; two others come first."""
     params, x = step.params, step.inputs[0]
     windows = params["window_dimensions"]
     if any(size != 1 for size in (*params["base_dilation"], *params["window_dilation"])):
@@ -177,7 +177,7 @@ def _reshape(graph: Graph, step: Step) -> Stored:
 
 
 def _channels(graph: Graph, step: Step) -> tuple[int, np.ndarray]:
-    """The axis and the positions of a gather or a scatter of channels."""
+    """Finds the axis and the positions of a gather or a scatter of channels."""
     numbers, positions = step.params["dimension_numbers"], graph.known(step.inputs[1])
     if step.name == "gather":
         axes, dropped, windows = numbers.start_index_map, numbers.collapsed_slice_dims, numbers.offset_dims

@@ -127,7 +127,7 @@ class Predictor:
         return cls(run.model, mode, data=run.config.data, **options)
 
     def __call__(self, images: Any) -> Outputs:
-        """Predicts.
+        """Predicts the logits and gates of images.
 
         Args:
             images: [B, H, W, C], normalised floats; or, with `data`, uint8 pixels. An array of NumPy or JAX, a tensor
@@ -184,19 +184,19 @@ class Predictor:
         return images
 
     def _normalized(self, images: np.ndarray) -> Array:
-        """float32, on the device; uint8 crosses as such."""
+        """Gives the images normalised, float32, on the device; uint8 crosses as such."""
         if images.dtype == np.uint8:
             return self._normalize(images)
         return jnp.asarray(images, jnp.float32)
 
     def _example(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Images to try a program on: calibration images, or noise."""
+        """Gives images to try a program on: calibration images, or noise."""
         if self._calibration is None:
             return np.random.default_rng(0).normal(size=shape).astype(np.float32)
         return np.resize(self._calibration, shape)
 
     def _mode(self, images: np.ndarray, batch_size: int) -> Mode:
-        """The way to run batches of this size; made at the first call, of whose images dynamic mode may learn."""
+        """Gives the way to run batches of this size; made at the first call, of whose images dynamic mode may learn."""
         with self._lock:
             key = images.shape[1], batch_size
             if key not in self._modes:
@@ -229,12 +229,12 @@ class Predictor:
         return modes.dynamic(modes.gates(self._normalized(images), len(images))[0])
 
     def _make_modes(self, image_size: int, batch_size: int, compacted: bool) -> Modes:
-        """The ways to run batches of this size of the model, or of the compacted one."""
+        """Makes the ways to run batches of this size of the model, or of the compacted one."""
         example = self._example((batch_size, image_size, image_size, self.model.backbone.channels))
         return Modes(self._network(image_size, compacted), self._normalized(example), self._tune)
 
     def _make_network(self, image_size: int, compacted: bool) -> Network:
-        """The programs; by XLA, too, where "auto" is to decide and ONNX Runtime does not run them."""
+        """Makes the programs; by XLA, too, where "auto" is to decide and ONNX Runtime does not run them."""
         model = compact_model(self.model, self._gates) if compacted else self.model
         network = Network(model, image_size, choose_engine(self._engine))
         if self._engine == "auto" and network.engine != "xla":
@@ -246,7 +246,7 @@ class Predictor:
 
     @functools.cached_property
     def _gates(self) -> Array:
-        """Of the calibration images, [N, G]."""
+        """Computes the gates of the calibration images, [N, G]."""
         assert self._calibration is not None
         size = self._calibration.shape[1]
         whole = functools.cache(lambda batch_size: self.modes(size, batch_size, False).whole())
@@ -254,7 +254,7 @@ class Predictor:
 
 
 def _copied(model: GaterNet) -> GaterNet:
-    """A copy with arrays of its own: the model's may be given away to a training step."""
+    """Makes a copy with arrays of its own: the model's may be given away to a training step."""
     graphdef, state = nnx.split(model)
     copy = nnx.merge(graphdef, jax.tree.map(jnp.copy, state))
     copy.eval()

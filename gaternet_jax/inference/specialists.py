@@ -25,15 +25,15 @@ CALL = 0.05  # of one more program, in the work of the whole network for an imag
 
 
 class Plan(NamedTuple):
-    """Which filters each specialist has."""
+    """Says which filters each specialist has."""
 
     keep: np.ndarray  # bool [specialists, G], the cheapest first
     work: float  # expected, of a batch, relative to the whole network's
 
 
 def assign(gates: Any, keep: np.ndarray) -> np.ndarray:
-    """The first specialist, of keep [specialists, G], that covers the open filters of each image, of gates [N, G], int
-    [N]; their number where none does."""
+    """Gives each image, of gates [N, G], the first specialist, of keep [specialists, G], that covers its open filters,
+    int [N]; the number of specialists where none does."""
     # Of bools: after a product of floats the threads of NumPy's BLAS wait busily, and ONNX Runtime lacks the cores.
     misses = (np.asarray(gates) > 0) @ ~keep.T  # [N, specialists]
     covers = np.concatenate([~misses, np.ones((len(gates), 1), bool)], axis=1)

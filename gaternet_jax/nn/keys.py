@@ -10,7 +10,7 @@ from gaternet_jax.nn.streams import LayerStreams
 
 
 class InitKeys(LayerStreams):
-    """A stand-in for `nnx.Rngs` while a model is built, with the same keys.
+    """Stands in for `nnx.Rngs` while a model is built, with the same keys.
 
     It counts in Python. `nnx.Rngs` counts in an array, which under a trace (`nnx.eval_shape`) makes building a
     network quadratic in its depth: 1.1 s instead of 0.2 s for ResNet-110. Layers that draw random numbers as they run
@@ -24,14 +24,14 @@ class InitKeys(LayerStreams):
         self._key, self._count = jax.random.key(seed), 0
 
     def params(self) -> jax.Array:
-        """The next key."""
+        """Gives the next key."""
         key = jax.random.fold_in(self._key, self._count)
         self._count += 1
         return key
 
 
 class KeysWanted(Exception):
-    """Raised where a layer wants a key of `ShapesOnly`: one that does not make its arrays by `initial`."""
+    """Is raised where a layer wants a key of `ShapesOnly`: one that does not make its arrays by `initial`."""
 
 
 class ShapesOnly(LayerStreams):

@@ -17,7 +17,7 @@ LINEAR_UNIFORM = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  
 
 
 class _Layer(nnx.Module):
-    """What has a kernel [..., inputs, outputs]."""
+    """Has a kernel [..., inputs, outputs]."""
 
     kernel: nnx.Param
 
@@ -31,7 +31,7 @@ class _Layer(nnx.Module):
 
 
 class Conv(_Layer):
-    """A convolution of NHWC maps. `nnx.Conv` has four times as many attributes, each of which Flax checks as it is set.
+    """Convolves NHWC maps. `nnx.Conv` has four times as many attributes, each of which Flax checks as it is set.
 
     Args:
         kernel: float32 [h, w, inputs, filters].
@@ -61,7 +61,7 @@ class Conv(_Layer):
 
 
 class Linear(_Layer):
-    """A float32 fully connected layer.
+    """Applies a float32 fully connected layer.
 
     Args:
         kernel: float32 [inputs, outputs].
@@ -76,18 +76,18 @@ class Linear(_Layer):
 
 
 def linear(in_features: int, out_features: int, *, initial_bias: float = 0.0, rngs: Keys) -> Linear:
-    """A float32 fully connected layer; biases start at zero (released code) unless told otherwise."""
+    """Makes a float32 fully connected layer; biases start at zero (released code) unless told otherwise."""
     kernel = initial(rngs, LINEAR_UNIFORM, (in_features, out_features))
     return Linear(kernel, initial(rngs, nnx.initializers.constant(initial_bias), (out_features,)))
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
-    """bfloat16 to float32; float64 (gradient checks) stays."""
+    """Turns bfloat16 into float32; float64 (gradient checks) stays."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 class BatchNorm(nnx.Module):
-    """BatchNorm over all axes but the last, in float32, returned in the type of its input.
+    """Normalises a batch over all axes but the last, in float32, and returns it in the type of its input.
 
     Momentum 0.9 and epsilon 1e-5 are PyTorch's defaults (which write the momentum as 0.1); the running variance is
     the biased one, as everywhere in Flax. Not `nnx.BatchNorm`, which evaluates in the compute type and, in Flax 0.12,

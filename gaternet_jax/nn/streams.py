@@ -29,7 +29,7 @@ def layer_keys(key: jax.Array | None) -> Iterator[None]:
 
 
 class LayerStream(nnx.RngStream):
-    """The stream of one layer.
+    """Gives the keys of one layer.
 
     Args:
         number: of the layer, in the order of building.
