@@ -19,7 +19,7 @@ HE_FAN_OUT = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")  # rele
 
 @dataclasses.dataclass(frozen=True)
 class BackboneOptions:
-    """How to build a backbone, whatever its family.
+    """Says how to build a backbone, whatever its family.
 
     Attributes:
         channels: channels of the input images.
@@ -56,7 +56,7 @@ class BackboneOptions:
 
 
 class Backbone(nnx.Module):
-    """A CNN whose filters may be gated, and whose features may feed a gater.
+    """Classifies images by a CNN whose filters may be gated, and whose features may feed a gater.
 
     Attributes:
         channels: channels of the input images.
@@ -75,7 +75,7 @@ class Backbone(nnx.Module):
     stochastic: bool = False
 
     def features(self, images: jax.Array, gates: Gates = None, key: jax.Array | None = None) -> jax.Array:
-        """Pooled features, float32 [B, num_features], of images [B, H, W, C].
+        """Gives the pooled features, float32 [B, num_features], of images [B, H, W, C].
 
         Args:
             images: already normalised.
@@ -85,7 +85,7 @@ class Backbone(nnx.Module):
         raise NotImplementedError
 
     def __call__(self, images: jax.Array, gates: Gates = None, key: jax.Array | None = None) -> jax.Array:
-        """Logits, float32 [B, K]; arguments as of `features`."""
+        """Gives the logits, float32 [B, K]; arguments as of `features`."""
         if self.fc is None:
             raise ValueError("this backbone was built without an output layer (num_classes=None); use features()")
         return self.fc(self.features(images, gates, key))
@@ -100,7 +100,7 @@ def conv(
     stride: int = 1,
     valid: bool = False,
 ) -> Conv:
-    """A convolution without bias, He-initialised by its fan-out (released code); `valid`: without padding."""
+    """Makes a convolution without bias, He-initialised by its fan-out (released code); `valid`: without padding."""
     height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
     padding = 0 if valid else height // 2 if height == width else (height // 2, width // 2)
     weights = initial(options.rngs, HE_FAN_OUT, (height, width, in_channels, out_channels))

@@ -13,7 +13,7 @@ from gaternet_jax.nn.layers import BatchNorm, SqueezeExcitation
 
 
 class Shortcut(nnx.Module):
-    """A 1x1 convolution and BatchNorm, where a block changes the shape (released code)."""
+    """Applies a 1x1 convolution and BatchNorm, where a block changes the shape (released code)."""
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int, options: BackboneOptions):
         self.conv = conv(in_channels, out_channels, 1, options, stride=stride)
@@ -24,7 +24,7 @@ class Shortcut(nnx.Module):
 
 
 class ResidualBlock(nnx.Module):
-    """Convolutions, each with BatchNorm; a shortcut around them; gates.
+    """Runs convolutions, each with BatchNorm and perhaps gates, and adds a shortcut around them.
 
         h_i = relu(bn_i(conv_i(h_{i-1}))) * g_i            gated by "all" only; h_0 = x
         r   = bn_n(conv_n(h_{n-1})) * g_n                  the last one: gated by "last" (released code) and "all"
@@ -72,17 +72,17 @@ class ResidualBlock(nnx.Module):
 
 
 def basic(width: int, stride: int) -> list[tuple[int, int, int]]:
-    """The plan of a basic block: two 3x3 convolutions."""
+    """Gives the plan of a basic block: two 3x3 convolutions."""
     return [(3, width, stride), (3, width, 1)]
 
 
 def bottleneck(width: int, stride: int) -> list[tuple[int, int, int]]:
-    """The plan of a bottleneck: 1x1, 3x3, and 1x1 to four times the width; the stride on the 3x3 one ("v1.5")."""
+    """Gives the plan of a bottleneck: 1x1, 3x3, and 1x1 to four times the width; the stride on the 3x3 one ("v1.5")."""
     return [(1, width, 1), (3, width, stride), (1, 4 * width, 1)]
 
 
 def local_head(in_channels: int, sites: tuple[GateSite | None, ...], options: BackboneOptions) -> LocalHead | None:
-    """A head for a block that gates itself; None where gates come from outside or there are none."""
+    """Makes a head for a block that gates itself; None where gates come from outside or there are none."""
     gated = tuple(site for site in sites if site)
     if not options.local_bottleneck or not gated:
         return None

@@ -79,7 +79,7 @@ def _build(config: ModelConfig, keys: Keys) -> GaterNet:
 
 
 def extractor_options(config: ModelConfig, options: BackboneOptions) -> BackboneOptions:
-    """The gater's extractor: a plain network without output layer, otherwise built like the backbone."""
+    """Describes the gater's extractor: a plain network without output layer, otherwise built like the backbone."""
     return dataclasses.replace(
         options,
         num_classes=None,
@@ -91,7 +91,7 @@ def extractor_options(config: ModelConfig, options: BackboneOptions) -> Backbone
 
 
 def abstract_model(config: ModelConfig) -> GaterNet:
-    """The model that `config` describes, with shapes in place of parameters: quick, and without memory."""
+    """Builds the model that `config` describes, with shapes in place of parameters: quick, and without memory."""
     try:
         return _build(config, ShapesOnly())
     except KeysWanted:  # layers of others; tracing them takes several times as long
@@ -99,7 +99,7 @@ def abstract_model(config: ModelConfig) -> GaterNet:
 
 
 def empty_model(config: ModelConfig) -> GaterNet:
-    """The model that `config` describes, with zeros in place of parameters: to be filled from a checkpoint."""
+    """Builds the model that `config` describes, with zeros in place of parameters: to be filled from a checkpoint."""
     graphdef, state = nnx.split(abstract_model(config))
     return nnx.merge(graphdef, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state))
 
@@ -110,7 +110,7 @@ def count_parameters(model: nnx.Module | None) -> int:
 
 
 def match_width(config: ModelConfig) -> int:
-    """The width at which the plain backbone's parameter count comes nearest to that of the gated model.
+    """Finds the width at which the plain backbone's parameter count comes nearest to that of the gated model.
 
     Args:
         config: the `model` part of a run's config; its `match_params_of` names the gating of the gated model.

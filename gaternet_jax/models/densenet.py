@@ -59,7 +59,7 @@ class DenseLayer(nnx.Module):
 
 
 class Transition(nnx.Module):
-    """BatchNorm, ReLU, a 1x1 convolution that halves the channels, 2x2 average pooling."""
+    """Applies BatchNorm, ReLU, a 1x1 convolution that halves the channels, and 2x2 average pooling."""
 
     def __init__(self, in_channels: int, out_channels: int, options: BackboneOptions):
         self.bn = BatchNorm(in_channels, rngs=options.rngs)
@@ -70,7 +70,7 @@ class Transition(nnx.Module):
 
 
 class DenseNet(Backbone):
-    """Three dense blocks of (depth - 4) / 6 layers, with transitions between them.
+    """Runs three dense blocks of (depth - 4) / 6 layers, with transitions between them.
 
     Args:
         depth: 6n + 4.

@@ -19,7 +19,7 @@ def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, Tree, Tree]:
 
 
 def merge_model(graphdef: nnx.GraphDef, params: Tree, stats: Tree) -> GaterNet:
-    """A model of its own variables; safe to call within a gradient."""
+    """Merges arrays into a model with variables of its own; safe to call within a gradient."""
     return nnx.merge(graphdef, params, stats, copy=True)
 
 

@@ -55,7 +55,7 @@ class GaterNet(nnx.Module):
         return self.backbone.gate_sites
 
     def __call__(self, images: jax.Array, *, key: jax.Array | None = None) -> Outputs:
-        """Predicts.
+        """Predicts the classes of images.
 
         Args:
             images: float32 [B, H, W, C], already normalised.

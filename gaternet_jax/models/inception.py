@@ -24,7 +24,7 @@ EPSILON = 1e-3
 
 
 class Step(NamedTuple):
-    """A convolution of a branch: `filters` of kernel h x w; without padding ("valid") where it says so."""
+    """Describes a convolution of a branch: `filters` of kernel h x w; without padding ("valid") where it says so."""
 
     height: int
     width: int
@@ -75,7 +75,7 @@ BLOCK_C: list[Branch] = [
 
 
 class Unit(nnx.Module):
-    """relu(bn(conv(x))) * g"""
+    """Computes relu(bn(conv(x))) * g."""
 
     def __init__(
         self, name: str, in_channels: int, step: Step, *, gated: bool, table: GateTable, options: BackboneOptions
@@ -92,7 +92,7 @@ class Unit(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Branches that see the same maps, and whose outputs are joined.
+    """Joins the outputs of branches that see the same maps.
 
     Gating "last" gates the convolutions whose output another convolution of their branch reads, "all" those that
     end a branch as well. With the second and the third convolution of the stem the former are the paper's 16,608; other
@@ -150,7 +150,7 @@ class Block(nnx.Module):
 
 
 def pool(x: jax.Array, kind: str) -> jax.Array:
-    """3x3 pooling: max with stride 2, or the average of what is there."""
+    """Pools windows of 3x3: their maximum with stride 2, or the average of what is there."""
     check_choice("pool", kind, (MAXIMUM, AVERAGE))
     if kind == MAXIMUM:
         return nnx.max_pool(x, (3, 3), strides=(2, 2), padding="VALID")
@@ -158,12 +158,12 @@ def pool(x: jax.Array, kind: str) -> jax.Array:
 
 
 def scaled(filters: int, options: BackboneOptions) -> int:
-    """Filters of a network whose first convolution has options.width instead of 32."""
+    """Scales a number of filters to a network whose first convolution has options.width instead of 32."""
     return max(round(filters * (options.width or WIDTH) / WIDTH), 1)
 
 
 class InceptionV4(Backbone):
-    """A stem, then blocks A, B and C with reductions between them.
+    """Runs a stem, then blocks A, B and C with reductions between them.
 
     Args:
         blocks: numbers of blocks A, B and C; 4, 7 and 3 in the paper.
@@ -204,7 +204,7 @@ class InceptionV4(Backbone):
 
 @register(r"inceptionv4(?:_(\d+)_(\d+)_(\d+))?", ("inceptionv4",), image_size=299)
 def _inception(match: re.Match[str], options: BackboneOptions) -> Backbone:
-    """Numbers of blocks may follow the name: inceptionv4_1_1_1 is a small one."""
+    """Builds an Inception-v4. Numbers of blocks may follow the name: inceptionv4_1_1_1 is a small one."""
     if options.zero_init_residual:
         raise UserError(
             "model.zero_init_residual=True was asked of an Inception, which has no residual to start at zero"

@@ -39,16 +39,16 @@ class MacCounter:
 
     @functools.cached_property
     def least(self) -> float:
-        """Macs of the backbone with all gates closed, relative to dense."""
+        """Gives the macs of the backbone with all gates closed, relative to dense."""
         return self.evenly(0.0) / self.dense
 
     def evenly(self, fraction: float) -> float:
-        """Macs of the backbone with this fraction of the gates of each site open."""
+        """Counts the macs of the backbone with this fraction of the gates of each site open."""
         gated = {site.name: site.size for site in self._gate_sites}
         return self._backbone.left([site.size - (1 - fraction) * gated[site.name] for site in self._backbone.sites])
 
     def fraction(self, gates: jax.Array) -> jax.Array:
-        """Macs of the backbone with these gates, relative to the dense backbone; differentiable.
+        """Gives the macs of the backbone with these gates, relative to the dense backbone; differentiable.
 
         Args:
             gates: [B, G] in [0, 1]; a fraction counts as the expected number of open filters.
@@ -59,7 +59,7 @@ class MacCounter:
         return self._backbone.fraction(self._with_ungated(gates))
 
     def count(self, gates: jax.Array) -> jax.Array:
-        """Macs of the backbone with these gates [B, G], float32 [B]."""
+        """Counts the macs of the backbone with these gates [B, G], float32 [B]."""
         return float(self.dense) * self.fraction(gates)
 
     def _with_ungated(self, gates: jax.Array) -> jax.Array:
@@ -81,7 +81,7 @@ def trace_macs(model: GaterNet, image_size: int) -> MacCount:
     graphdef, state = nnx.split(model)
 
     def evaluate(arrays: Tree, images: jax.Array) -> Outputs:
-        """All outputs: gate scores are results, so that all are wanted, whatever the gates make of them."""
+        """Gives all outputs: gate scores are results, so that all are wanted, whatever the gates make of them."""
         merged = nnx.merge(graphdef, arrays)
         merged.eval()
         return merged(images)

@@ -19,7 +19,7 @@ from gaternet_jax.nn.layers import BatchNorm, SqueezeExcitation, at_least_float3
 
 
 class PreActivationBlock(nnx.Module):
-    """A bottleneck: 1x1, 3x3 and 1x1, each after BatchNorm and ReLU.
+    """Runs a bottleneck: convolutions of 1x1, 3x3 and 1x1, each after BatchNorm and ReLU.
 
         a = relu(bn1(x))
         h = relu(bn2(conv1(a))) * g1
@@ -72,7 +72,7 @@ class PreActivationBlock(nnx.Module):
 
 
 class PreActivationResNet(Backbone):
-    """A 3x3 stem and three stages of bottlenecks that end with `width`, 8 and 16 times `width` filters.
+    """Runs a 3x3 stem and three stages of bottlenecks that end with `width`, 8 and 16 times `width` filters.
 
     Args:
         blocks: of each stage.

@@ -116,7 +116,7 @@ def create_model(
 
 
 def model_config(name: str, fields: dict[str, Any] | None = None) -> ModelConfig:
-    """The `model` part of a config, by a model's name; arguments and errors as of `create_model`."""
+    """Makes the `model` part of a config, by a model's name; arguments and errors as of `create_model`."""
     config = default()
     dataset, _, backbone = name.rpartition("/")[2].partition("_")
     if name in PAPER:

@@ -11,7 +11,7 @@ Builder = Callable[[re.Match[str], BackboneOptions], Backbone]
 
 
 class Family(NamedTuple):
-    """Backbones of one pattern of names.
+    """Describes the backbones of one pattern of names.
 
     Attributes:
         pattern: of the whole name.
@@ -49,17 +49,17 @@ def register(pattern: str, examples: tuple[str, ...], *, image_size: int = 32) -
 
 
 def known_backbones() -> list[str]:
-    """Names that `build_model` takes; families with a free depth list the usual ones."""
+    """Lists names that `build_model` takes; families with a free depth list the usual ones."""
     return [name for family in _FAMILIES for name in family.examples]
 
 
 def is_backbone(name: str) -> bool:
-    """Whether a family takes this name; it may still have no such member."""
+    """Tells whether a family takes this name; it may still have no such member."""
     return any(family.pattern.fullmatch(name) for family in _FAMILIES)
 
 
 def family_of(name: str) -> Family:
-    """The family that takes this name.
+    """Finds the family that takes this name.
 
     Raises:
         UserError: unknown name; the message lists those that exist.

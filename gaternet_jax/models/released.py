@@ -65,7 +65,7 @@ def infer_model(tensors: dict[str, np.ndarray], config: ModelConfig) -> ModelCon
 
 
 def _depth(tensors: dict[str, np.ndarray], prefix: str) -> int:
-    """6n + 2, with n the highest block number of the first stage."""
+    """Gives 6n + 2, with n the highest block number of the first stage."""
     pattern = re.compile(re.escape(prefix) + r"\.stage1\.block(\d+)\.")
     blocks = [int(match[1]) for name in tensors if (match := pattern.match(name))]
     if not blocks:
@@ -74,7 +74,7 @@ def _depth(tensors: dict[str, np.ndarray], prefix: str) -> int:
 
 
 def flatten_released(checkpoint: object) -> dict[str, np.ndarray]:
-    """{"backbone.stage1.block1.conv1.weight": array, ...} of a checkpoint's contents, float32.
+    """Gives {"backbone.stage1.block1.conv1.weight": array, ...} of a checkpoint's contents, float32.
 
     The contents: the authors' two state dicts, or one state dict of a module that has `backbone` and `gater`, as it is
     or within one of WRAPPERS. Prefixes of what PyTorch wraps a model in are dropped.
@@ -93,7 +93,7 @@ def flatten_released(checkpoint: object) -> dict[str, np.ndarray]:
 
 
 def _find_state(contents: object, depth: int = 0) -> dict[str, object]:
-    """The state dict in what was saved, both networks in one."""
+    """Finds the state dict in what was saved, both networks in one."""
     networks = {"backbone": "backbone_state_dict", "gater": "gater_state_dict"}
     if not isinstance(contents, dict):
         raise UserError(
@@ -144,7 +144,7 @@ def _to_float32(name: str, value: Any) -> np.ndarray:
 
 
 def convert_released(tensors: dict[str, np.ndarray], config: ModelConfig) -> tuple[Tree, Tree]:
-    """Parameters and BatchNorm statistics of the model that `config` describes.
+    """Converts tensors to the parameters and BatchNorm statistics of the model that `config` describes.
 
     Args:
         tensors: from `flatten_released`.
@@ -185,5 +185,5 @@ def _released_name(path: list[str]) -> str:
 
 
 def _released_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """[kh, kw, in, out] -> [out, in, kh, kw]; [in, out] -> [out, in]."""
+    """Transposes a shape: [kh, kw, in, out] -> [out, in, kh, kw]; [in, out] -> [out, in]."""
     return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape[::-1]

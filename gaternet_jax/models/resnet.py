@@ -23,7 +23,7 @@ BlockPlan = Callable[[int, int], list[tuple[int, int, int]]]  # (width, stride) 
 
 
 class Stage(nnx.Module):
-    """`blocks` blocks of one width; the first one may halve the resolution."""
+    """Runs `blocks` blocks of one width; the first one may halve the resolution."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Stage(nnx.Module):
 
 
 class ResNet(Backbone):
-    """A stem, stages of residual blocks, global average pooling, and an output layer.
+    """Runs a stem, stages of residual blocks, global average pooling, and an output layer.
 
     Args:
         stages: of each stage the plan of its blocks, their number, and its width relative to the first one's.
@@ -117,7 +117,7 @@ def _imagenet_resnet(match: re.Match[str], options: BackboneOptions) -> Backbone
     ("resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet164"),
 )
 def _cifar_resnet(match: re.Match[str], options: BackboneOptions) -> Backbone:
-    """Basic blocks where the depth is 6n + 2, bottlenecks where it is 9n + 2; where both fit, basic up to 163."""
+    """Takes basic blocks where the depth is 6n + 2, bottlenecks where it is 9n + 2; where both fit, basic up to 163."""
     depth, kind = int(match[1]), match[2]
     fits = {"_basic": depth >= 8 and depth % 6 == 2, "_bottleneck": depth >= 11 and depth % 9 == 2}
     if kind is None:

@@ -27,7 +27,7 @@ DTYPES = {
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a file, by name.
+    """Reads the tensors of a file, by name.
 
     Raises:
         UserError: no such file, not one of safetensors, cut short, or with tensors of a type beyond DTYPES.

@@ -23,7 +23,7 @@ BLOCKS_PER_STAGE = 4
 
 @jax.custom_vjp
 def shake(one: jax.Array, two: jax.Array, forward: jax.Array, backward: jax.Array) -> jax.Array:
-    """forward * one + (1 - forward) * two; its gradient is that of the same with `backward` in place of `forward`.
+    """Computes forward * one + (1 - forward) * two; its gradient is that with `backward` in place of `forward`.
 
     Args:
         one, two: maps [B, H, W, C].
@@ -46,7 +46,7 @@ shake.defvjp(_shake_forward, _shake_backward)
 
 
 class Branch(nnx.Module):
-    """h = relu(bn1(conv1(relu(x)))) * g1;  bn2(conv2(h)) * g2, with g1 for gating "all" only (placement assumed)."""
+    """Computes bn2(conv2(relu(bn1(conv1(relu(x)))) * g1)) * g2, with g1 for gating "all" only (placement assumed)."""
 
     def __init__(
         self, name: str, in_channels: int, width: int, *, stride: int, table: GateTable, options: BackboneOptions
@@ -64,7 +64,7 @@ class Branch(nnx.Module):
 
 
 class TwoPathShortcut(nnx.Module):
-    """Two 1x1 convolutions to half of the filters each, the second of a shifted image (author's code)."""
+    """Joins two 1x1 convolutions to half of the filters each, the second of a shifted image (author's code)."""
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int, options: BackboneOptions):
         self.stride = stride
@@ -80,7 +80,7 @@ class TwoPathShortcut(nnx.Module):
 
 
 class ShakeBlock(nnx.Module):
-    """y = shortcut(x) + squeeze(mix(branch1(x), branch2(x)))"""
+    """Computes shortcut(x) + squeeze(mix(branch1(x), branch2(x)))."""
 
     def __init__(
         self, name: str, in_channels: int, width: int, *, stride: int, table: GateTable, options: BackboneOptions
@@ -113,7 +113,7 @@ class ShakeBlock(nnx.Module):
 
 
 class ShakeShake(Backbone):
-    """A 3x3 stem and three stages of four blocks, of `width`, 2 and 4 times `width` filters.
+    """Runs a 3x3 stem and three stages of four blocks, of `width`, 2 and 4 times `width` filters.
 
     Args:
         stem_filters: of the stem; None: as many as the first stage has.
@@ -152,6 +152,6 @@ class ShakeShake(Backbone):
     ("shake26_2x32d", "shake26_2x64d", "shake26_2x96d", "shake26_2x64d_paper", "shake26_2x96d_paper"),
 )
 def _shake_shake(match: re.Match[str], options: BackboneOptions) -> Backbone:
-    """ "_paper": GaterNet's by its parameters, 11.71 M and 26.33 M, which a stem as wide as the first stage gives."""
+    """Builds a network; "_paper", its stem as wide as stage 1, is GaterNet's by its 11.71 M and 26.33 M parameters."""
     stem_filters = None if match[2] else STEM_FILTERS
     return ShakeShake(stem_filters, dataclasses.replace(options, width=options.width or int(match[1])))

@@ -8,7 +8,7 @@ from gaternet_jax.data.preprocess import normalize
 
 
 def augment(images: jax.Array, key: jax.Array, config: DataConfig) -> jax.Array:
-    """Random crop after zero padding and random horizontal flip (He et al. 2016, 4.2); normalisation; cutout.
+    """Crops after zero padding and flips horizontally, at random (He et al. 2016, 4.2); normalises; applies cutout.
 
     Each image draws for itself.
 

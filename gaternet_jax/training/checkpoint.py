@@ -36,7 +36,7 @@ TRIES = 20  # of reading checkpoints while a run replaces them
 
 
 class Checkpoints:
-    """The checkpoints of one workdir.
+    """Saves and restores the checkpoints of one workdir.
 
     Args:
         workdir: folder of the run.
@@ -49,17 +49,17 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """Steps of the checkpoints there are, ascending."""
+        """Lists the steps of the checkpoints there are, ascending."""
         return saved_steps(self._folder.parent)
 
     @property
     def latest(self) -> int | None:
-        """Step of the latest checkpoint."""
+        """Gives the step of the latest checkpoint."""
         return max(self.steps, default=None)
 
     @property
     def best(self) -> int | None:
-        """Step of the checkpoint with the best top-1 among those evaluated (the later of equals), else the latest."""
+        """Gives the step with the best top-1 among the checkpoints evaluated (the later of equals), else the latest."""
         top1, _ = self._evaluations()
         return max(top1, key=lambda step: (top1[step], step), default=self.latest)
 
@@ -97,7 +97,7 @@ class Checkpoints:
         self._writer.save(step, parts, metadata)
 
     def _make_room(self, step: int) -> None:
-        """Orbax would delete the checkpoint before it writes the new one; a kill in between would leave none."""
+        """Renames the old one: Orbax would delete it before writing the new one; a kill in between would leave none."""
         self.close()  # it remembers what is there
         path = self._folder / str(step)
         if is_primary() and path.exists():
@@ -105,7 +105,7 @@ class Checkpoints:
         wait_for_all("the checkpoint to replace has its other name")
 
     def restore(self, state: TrainState) -> tuple[TrainState, dict, bool]:
-        """The latest whole checkpoint, placed on the devices as `state` is.
+        """Restores the latest whole checkpoint, placed on the devices as `state` is.
 
         Damaged ones after it are named, and moved to workdir/damaged.
 
@@ -128,7 +128,7 @@ class Checkpoints:
         return restored, metadata["window"], metadata["metrics"] is not None
 
     def restore_model(self, which: Which, params: Tree, stats: Tree) -> tuple[int, Tree, Tree]:
-        """A step, and its parameters and statistics, placed as given; also while a run saves and deletes here.
+        """Restores a step: number, parameters and statistics, placed as given; also while a run saves and deletes here.
 
         Args:
             which: a step, which is then the one that is read; "best" or "latest", of those that are whole: damaged
@@ -151,7 +151,7 @@ class Checkpoints:
         raise UserError(f"the checkpoints in {self._folder} are replaced faster than they can be read; try again")
 
     def _in_order(self, which: Which) -> list[int]:
-        """The steps to try, one after the other, until one is whole."""
+        """Lists the steps to try, one after the other, until one is whole."""
         steps = self.steps[::-1]
         if which == "latest":
             return steps
@@ -166,7 +166,7 @@ class Checkpoints:
         return [which]
 
     def _evaluations(self) -> tuple[dict[int, float], list[int]]:
-        """Top-1 of the checkpoints that were evaluated, by step; and the steps of those that cannot tell."""
+        """Gives the top-1 of the checkpoints that were evaluated, by step; and the steps of those that cannot tell."""
         top1, damaged = {}, []
         for step in self.steps:
             try:
@@ -177,7 +177,7 @@ class Checkpoints:
         return top1, damaged
 
     def _read_first(self, steps: list[int], read: Callable[[Path], dict]) -> tuple[int, dict]:
-        """The first of `steps` that is whole, and what it holds; those before it are named."""
+        """Reads the first of `steps` that is whole; gives it and what it holds. Those before it are named."""
         reasons = []
         for step in steps:
             try:
@@ -228,7 +228,7 @@ class Checkpoints:
 
 
 def _training_part(state: TrainState) -> dict:
-    """What a resumed run needs besides the model; the raw parameters only where the model holds their average."""
+    """Gives what a resumed run needs besides the model; the raw parameters only where the model holds their average."""
     part = {"step": state.step, "opt_state": state.opt_state}
     return part if state.ema is None else part | {"params": state.params}
 

@@ -21,15 +21,15 @@ SETTLE_SECONDS = 1.0  # a process that deletes or replaces a checkpoint changes 
 
 
 class DamagedError(Exception):
-    """A checkpoint's files are not as they were written; the message says how it shows."""
+    """Tells that a checkpoint's files are not as they were written; the message says how it shows."""
 
 
 class ReplacedError(Exception):
-    """A checkpoint was deleted or replaced, by the run that trains there, while it was read."""
+    """Tells that a checkpoint was deleted or replaced, by the run that trains there, while it was read."""
 
 
 def read_metadata(path: Path) -> dict:
-    """What a checkpoint says about itself: `window`, `metrics`, `shapes` of the model and `checksums` of its parts.
+    """Reads what a checkpoint says of itself: `window`, `metrics`, `shapes` of the model and `checksums` of its parts.
 
     Raises:
         DamagedError: it cannot be read, or is not what was written.
@@ -73,7 +73,7 @@ def _abstract(leaf: Any) -> Any:
 
 
 def _check_parts(path: Path, metadata: dict, like: dict) -> None:
-    """Orbax takes a wrong shape for a damage; the shapes that were written down at the save tell the two apart."""
+    """Refuses missing parts and wrong shapes. Orbax takes these for damage; those noted at the save tell them apart."""
     checkpoint = f"checkpoint {path.name} in {path.parent}"
     if missing := sorted(like.keys() - metadata["checksums"].keys()):
         raise UserError(f"{checkpoint} has no {' and '.join(missing)}: it holds a model, not a run that can go on")
@@ -90,7 +90,7 @@ def _check_parts(path: Path, metadata: dict, like: dict) -> None:
 
 
 def checksum(tree: Any) -> int:
-    """CRC-32 of all arrays of a tree, in order: what was read is what was written."""
+    """Computes the CRC-32 of all arrays of a tree, in order, which shows that what was read is what was written."""
     total = 0
     for leaf in jax.tree.leaves(tree):
         total = zlib.crc32(np.ascontiguousarray(jax.device_get(leaf)).tobytes(), total)
@@ -98,12 +98,12 @@ def checksum(tree: Any) -> int:
 
 
 def checksum_of_metadata(metadata: dict) -> int:
-    """CRC-32 of what a checkpoint says about itself, without this very number."""
+    """Computes the CRC-32 of what a checkpoint says about itself, without this very number."""
     return zlib.crc32(json.dumps(metadata, sort_keys=True).encode())
 
 
 def shapes(tree: Any) -> dict[str, list[int]]:
-    """Shapes of all arrays of a tree by their paths."""
+    """Gives the shapes of all arrays of a tree by their paths."""
     return {
         ".".join(str(getattr(key, "key", key)) for key in path): list(leaf.shape)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -130,7 +130,7 @@ def unless_replaced(path: Path, read: Callable[[], Any]) -> Any:
 
 
 def _files(path: Path) -> list[tuple]:
-    """All files and folders of a checkpoint, none if it is not there; another one's are others."""
+    """Lists all files and folders of a checkpoint, none if it is not there; another one's are others."""
     found = []
     for file in (path, *path.rglob("*")):
         with contextlib.suppress(OSError):  # deleted just now

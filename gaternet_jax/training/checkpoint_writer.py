@@ -112,7 +112,7 @@ class CheckpointWriter:
 
 
 def _read_back(path: Path, parts: dict) -> None:
-    """A run whose checkpoints cannot be read is better ended at the first of them."""
+    """Reads the first checkpoint back: a run whose checkpoints cannot be read is better ended at the first of them."""
     try:
         read_checkpoint(path, parts)
     except DamagedError as error:
@@ -130,7 +130,7 @@ def _delete_replaced(folder: Path) -> None:
 
 
 def _with(metadata: dict, parts: dict) -> dict:
-    """The metadata with what tells, when it is read, whether all is as it was written, and of which model."""
+    """Gives the metadata with what tells, when it is read, whether all is as it was written, and of which model."""
     metadata = metadata | {"shapes": shapes(parts["model"])}
     metadata["checksums"] = {name: checksum(part) for name, part in parts.items()}
     metadata["checksums"]["metadata"] = checksum_of_metadata(metadata)
@@ -165,7 +165,7 @@ class _Keep:
 
 
 class _Always:
-    """The training loop decides when to save."""
+    """Saves whenever it is asked: the training loop decides when to save."""
 
     def should_save(self, step, previous_steps, *, context) -> bool:
         del step, previous_steps, context

@@ -19,7 +19,7 @@ from gaternet_jax.training.step import Batch, Metrics, Step, with_images
 
 
 def choose_steps_per_call(config: RunConfig, split: Split, mesh: Mesh) -> tuple[int, int]:
-    """How many steps a dispatch runs, and for how many its program has room.
+    """Chooses how many steps a dispatch runs, and for how many its program has room.
 
     train.steps_per_call, or, where that is 0, a logging window if the images are on an accelerator and 1 if not.
     Indices of images take so little that there is always room for a logging window: one program then serves any number
@@ -124,7 +124,7 @@ class StepLoop:
         return self._step(state, with_images(batch, resident) | {"stop": stop}, key)
 
     def _empty_metrics(self, state, batches, stop, key):
-        """The function that makes room for the metrics of one dispatch."""
+        """Gives the function that makes room for the metrics of one dispatch."""
         if self._empty is None:
             _, names = jax.eval_shape(self._step_at, np.int32(0), state, self._resident, batches, stop, key)
             self._empty = jax.jit(

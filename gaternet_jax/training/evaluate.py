@@ -109,7 +109,7 @@ class Evaluator:
 
 
 def _means(total: dict, split: Split) -> dict:
-    """The metrics of a split from sums over its images."""
+    """Computes the metrics of a split from sums over its images."""
     images, left_out = int(total["images"]), int(total["left_out"])
     if images + left_out != split.num_images:
         raise RuntimeError(f"evaluation counted {images} + {left_out} images of {split.num_images}")
@@ -159,7 +159,7 @@ def evaluate(workdir: str | Path, overrides: dict[str, Any] | None = None) -> di
 
 
 def note_on_gates(gates_on: float, input_dependent: float) -> str:
-    """What is wrong with gates that hardly depend on the image, and what to change; "" where they do.
+    """Says what is wrong with gates that hardly depend on the image, and what to change; "" where they do.
 
     Args:
         gates_on: mean fraction of open gates.
@@ -204,7 +204,7 @@ def check_fits(workdir: str | Path, given: RunConfig, overrides: Collection[str]
 
 
 def describe(metrics: dict) -> str:
-    """One line for people."""
+    """Describes metrics in one line, for people."""
     parts = [f"loss {metrics['loss']:.3f}", f"top-1 {metrics['top1']:.2%}", f"top-5 {metrics['top5']:.2%}"]
     if "gates_on" in metrics:
         parts.append(f"open gates {metrics['gates_on']:.1%}")

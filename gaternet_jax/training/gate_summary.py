@@ -50,7 +50,7 @@ class GateSummary:
             writer.show(step, functools.partial(self._view, gates))
 
     def _view(self, gates: jax.Array) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """Open fractions of each stage, and of each image shown."""
+        """Computes the open fractions of each stage, and of each image shown."""
         readable = _own_rows(gates)[self._mask]
         if not len(readable):
             return {}, {}
@@ -60,7 +60,7 @@ class GateSummary:
 
 
 def contact_sheet(images: np.ndarray, fractions: np.ndarray) -> np.ndarray:
-    """Images side by side, each with its fraction of open gates below it.
+    """Draws images side by side, each with its fraction of open gates below it.
 
     Args:
         images: uint8 [N, H, W, C].
@@ -81,6 +81,6 @@ def contact_sheet(images: np.ndarray, fractions: np.ndarray) -> np.ndarray:
 
 
 def _own_rows(array: jax.Array) -> np.ndarray:
-    """The rows on this process's devices, in order."""
+    """Gives the rows on this process's devices, in order."""
     shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
     return np.concatenate([np.asarray(shard.data) for shard in shards])

@@ -14,29 +14,29 @@ from gaternet_jax.errors import UserError
 
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh over the given devices, or over all."""
+    """Makes a mesh over the given devices, or over all."""
     devices = devices or jax.devices()
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def this_process() -> BatchShard:
-    """The part of each batch that this process provides."""
+    """Says which part of each batch this process provides."""
     return BatchShard(jax.process_index(), jax.process_count())
 
 
 def debugs_nans() -> bool:
-    """Whether JAX was told to find the operation that makes a NaN (--debug_nans)."""
+    """Tells whether JAX was told to find the operation that makes a NaN (--debug_nans)."""
     settings: Any = jax.config  # its fields are made at run time
     return settings.jax_debug_nans
 
 
 def on_accelerator(mesh: Mesh) -> bool:
-    """Whether the devices are GPUs or TPUs."""
+    """Tells whether the devices are GPUs or TPUs."""
     return mesh.devices.flat[0].platform != "cpu"
 
 
 def device_memory(mesh: Mesh) -> int:
-    """Bytes that a program may use on each device, the same number in all processes; 0 on CPUs."""
+    """Gives the bytes that a program may use on each device, the same number in all processes; 0 on CPUs."""
     if not on_accelerator(mesh):
         return 0
     stats = [device.memory_stats() or {} for device in mesh.local_devices]
@@ -59,7 +59,7 @@ def require_jit(what: str) -> None:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """Gives the sharding that puts the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -71,17 +71,17 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def split_by_batch(mesh: Mesh) -> NamedSharding:
-    """The leading axis split over the devices."""
+    """Gives the sharding that splits the leading axis over the devices."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def split_second_axis(mesh: Mesh) -> NamedSharding:
-    """The second axis split over the devices: of the batches of several steps."""
+    """Gives the sharding that splits the second axis over the devices: of the batches of several steps."""
     return NamedSharding(mesh, PartitionSpec(None, "data"))
 
 
 def stop_flags(mesh: Mesh) -> tuple[jax.Array, jax.Array]:
-    """Two batches of flags, one flag per device, int8 [devices]: of a process that goes on, and of one that stops."""
+    """Makes two batches of flags, one per device, int8 [devices]: of a process that goes on, and of one that stops."""
     mine = sum(device.process_index == jax.process_index() for device in mesh.devices.flat)
     sharding = split_by_batch(mesh)
     go_on, stop = (

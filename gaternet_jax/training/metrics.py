@@ -169,7 +169,7 @@ class TrainMetrics:
         self.window = {"steps": steps, "sums": sums, "skipped": skipped}
 
     def _explain(self, step: int, values: dict[str, float]) -> str:
-        """Which number is not finite, the first in the order in which they are computed; and what grew before it."""
+        """Says which number is not finite, the first in the order of their computation; and what grew before it."""
         wrong = [name for name in (*TERMS, *values) if not math.isfinite(values.get(name, 0.0))]
         if not wrong:
             return ""
@@ -183,7 +183,7 @@ class TrainMetrics:
 
 
 class LoopClock:
-    """Steps per second, and where the time of the loop goes, without the time spent in `paused`.
+    """Measures steps per second, and where the time of the loop goes, without the time spent in `paused`.
 
     input: waiting for a batch. step: starting one, and waiting for the devices. host: all else, checkpoints included.
     """
@@ -196,7 +196,7 @@ class LoopClock:
         self._step, self._seconds = step, {"input": 0.0, "step": 0.0, "host": 0.0, "paused": 0.0}
 
     def _go_over_to(self, part: str) -> str:
-        """From here on time counts for this part; returns the part it counted for before."""
+        """Counts time for this part from here on; returns the part it counted for before."""
         before, now = self._part, time.perf_counter()
         self._seconds[before] += now - self._since
         self._part, self._since = part, now
@@ -204,17 +204,17 @@ class LoopClock:
 
     @contextlib.contextmanager
     def spent(self, part: str):
-        """Time in this context counts for a part, and not for that of a context around it."""
+        """Counts time in this context for a part, and not for that of a context around it."""
         before = self._go_over_to(part)
         yield
         self._go_over_to(before)
 
     def paused(self):
-        """Time in this context does not count."""
+        """Leaves time in this context uncounted."""
         return self.spent("paused")
 
     def measure(self, step: int) -> dict[str, float]:
-        """Since the last call, when `step` steps are done: steps_per_second; fractions time_input, _step, _host."""
+        """Measures since the last call, at `step` steps done: steps_per_second; fractions time_input, _step, _host."""
         self._go_over_to(self._part)
         del self._seconds["paused"]
         elapsed = sum(self._seconds.values())
@@ -225,7 +225,7 @@ class LoopClock:
 
 
 def _open_tensorboard(folder: Path, purge_step: int) -> SummaryWriter:
-    """A writer whose file comes last by its name, which is the order in which TensorBoard reads.
+    """Opens a writer whose file comes last by its name, which is the order in which TensorBoard reads.
 
     The name is that of the second. Where the clock went back, the file would come before those that it goes on from,
     and be forgotten; within the same second, it would take another one's place.

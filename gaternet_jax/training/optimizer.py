@@ -10,7 +10,7 @@ from gaternet_jax.config import OptimizerConfig, RunConfig, check_choices
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps_per_epoch: int, num_steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up from zero, then cosine to zero, or steps; then the last rate.
+    """Makes the learning rate by step: linear warm-up from zero, then cosine to zero, or steps; then the last rate.
 
     Args:
         config: the `optimizer` part of a run's config.
@@ -35,7 +35,7 @@ def learning_rate_schedule(config: OptimizerConfig, steps_per_epoch: int, num_st
 
 
 def describe_change(before: RunConfig, now: RunConfig, steps_per_epoch: int, done: int) -> str:
-    """What becomes of the learning rate of a run that goes on with another number of epochs; "" if nothing.
+    """Says what becomes of the learning rate of a run that goes on with another number of epochs; "" if nothing.
 
     Args:
         before: the whole config of the run so far.
@@ -61,12 +61,12 @@ def describe_change(before: RunConfig, now: RunConfig, steps_per_epoch: int, don
 
 
 def kernels_only(params):
-    """True for the kernels of convolutions and linear layers, False for biases and BatchNorm's parameters."""
+    """Gives True for the kernels of convolutions and linear layers, False for biases and BatchNorm's parameters."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
 def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """The optimiser; its weight decay is L2, added to the (clipped) gradient before momentum, as in PyTorch's SGD."""
+    """Makes the optimiser; weight decay is L2, added to the (clipped) gradient before momentum, as in PyTorch's SGD."""
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     of_gater = [_scale_gater(config.gater_rate)] if config.gater_rate != 1 else []
     return optax.chain(

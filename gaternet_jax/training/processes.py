@@ -64,7 +64,7 @@ def initialize(coordinator: str | None = None, num_processes: int | None = None,
 
 
 def _whom_it_waits_for(num_processes: int | None, process_id: int | None) -> str:
-    """Which other processes there have to be, as far as flags and SLURM's variables tell; "" for none."""
+    """Says which other processes there have to be, as far as flags and SLURM's variables tell; "" for none."""
     if num_processes is not None:
         count, mine, whose = num_processes, process_id, "--num_processes"
     elif "SLURM_JOB_ID" in os.environ and os.environ.get("SLURM_NTASKS", "").isdigit():
@@ -93,19 +93,19 @@ def _said_when_late(whom: str) -> Iterator[None]:
 
 
 def is_primary() -> bool:
-    """Whether this process writes what is written once: logs, config, progress."""
+    """Tells whether this process writes what is written once: logs, config, progress."""
     return jax.process_index() == 0
 
 
 def wait_for_all(name: str) -> None:
-    """Returns when every process has come here."""
+    """Waits until every process has come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 @contextlib.contextmanager
 def primary_first(name: str) -> Iterator[None]:
-    """The first process enters before the others do, e.g. to prepare what they find then."""
+    """Lets the first process enter before the others do, e.g. to prepare what they find then."""
     if not is_primary():
         wait_for_all(name)
     yield

@@ -8,7 +8,7 @@ from gaternet_jax.errors import UserError
 
 
 def parse_steps(text: str) -> tuple[int, int]:
-    """ "START:STOP" -> (START, STOP): steps START + 1 to STOP are traced.
+    """Parses "START:STOP" into (START, STOP): steps START + 1 to STOP are traced.
 
     Raises:
         UserError: something else.
@@ -31,7 +31,7 @@ class Profiler:
         self._folder, self._steps, self._running = workdir / "profile", steps or (-1, -1), False
 
     def after(self, step: int) -> None:
-        """Tells that `step` steps have been started; begins or ends the trace there."""
+        """Begins or ends the trace, if it is time, now that `step` steps have been started."""
         if step == self._steps[0]:
             jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
             self._running = True

@@ -8,7 +8,7 @@ from gaternet_jax.config import RunConfig
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The steps of a run, and those after which it logs, evaluates and saves.
+    """Says how many steps a run has, and after which it logs, evaluates and saves.
 
     Attributes:
         num_steps: of the whole run.

@@ -22,7 +22,7 @@ from gaternet_jax.training.watchdog import Watchdog
 
 @dataclasses.dataclass(kw_only=True)
 class Session:
-    """One start of a run; `open_session` makes it.
+    """Holds one start of a run; `open_session` makes it.
 
     Attributes:
         plan: what happens after which step.
@@ -61,7 +61,7 @@ class Session:
 
     @property
     def end_was_asked(self) -> bool:
-        """Whether an end was asked for; several processes learn of it at the same step, from the step's metrics."""
+        """Tells whether an end was asked for; several processes learn it at the same step, from the step's metrics."""
         return self.metrics.stop or (jax.process_count() == 1 and self.interrupted())
 
     def advance(self, count: int) -> None:

@@ -64,7 +64,7 @@ from gaternet_jax.workdir import (
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """A network ready to be trained.
+    """Holds a network ready to be trained.
 
     Attributes:
         model: gives the structure; its arrays are those of `state`, which a step may overwrite.

@@ -12,7 +12,7 @@ from gaternet_jax.models.functional import Tree
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything that a step changes.
+    """Holds everything that a step changes.
 
     Attributes:
         step: number of steps done, int32.
@@ -31,12 +31,12 @@ class TrainState:
 
     @property
     def eval_params(self) -> Tree:
-        """The parameters to evaluate and to publish: the moving average where there is one."""
+        """Gives the parameters to evaluate and to publish: the moving average where there is one."""
         return self.params if self.ema is None else self.ema
 
 
 def init_state(params: Tree, stats: Tree, optimizer: optax.GradientTransformation, *, ema: bool = False) -> TrainState:
-    """The state before the first step.
+    """Makes the state before the first step.
 
     Args:
         params: parameters.

@@ -26,7 +26,7 @@ Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
 
 
 def with_images(batch: Batch, resident: jax.Array | None) -> Batch:
-    """The batch with its images, which are gathered if it has indices instead.
+    """Gives the batch with its images, which are gathered if it has indices instead.
 
     Args:
         batch: from a `Split`.
@@ -123,7 +123,7 @@ def jit_step(train_step: Step, mesh: Mesh) -> jax.stages.Wrapped:
 
 
 def _keep_if(finite: jax.Array, after: jax.Array, before: jax.Array) -> jax.Array:
-    """The new value of a number, or the old one; counts of steps go on in any case."""
+    """Chooses the new value of a number, or the old one; counts of steps go on in any case."""
     return after if jnp.issubdtype(after.dtype, jnp.integer) else jnp.where(finite, after, before)
 
 

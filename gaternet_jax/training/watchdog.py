@@ -7,7 +7,7 @@ import time
 
 
 class Watchdog:
-    """Watches waits for batches; `waiting` marks one.
+    """Watches waits for batches; `begin` and `finish` mark one.
 
     Args:
         seconds: a wait of so long is reported to stderr, once, with what every thread is doing.
@@ -26,11 +26,11 @@ class Watchdog:
         self._thread.join()
 
     def begin(self) -> None:
-        """A wait begins."""
+        """Marks the beginning of a wait."""
         self._since = time.monotonic()
 
     def finish(self) -> None:
-        """It is over."""
+        """Marks the end of a wait."""
         self._since = 0.0
 
     def _watch(self) -> None:
