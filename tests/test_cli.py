@@ -1,5 +1,6 @@
 """The console script, and what it may import."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -74,3 +75,12 @@ def test_cards_by_name_and_by_file(tmp_path):
     assert find_card(f"{tmp_path}/x.py") == f"{tmp_path}/x.py"
     with pytest.raises(UserError, match=r"--config=mnist:a: no run card is called 'mnist'; there are cifar10, "):
         find_card("mnist:a")
+
+
+def test_a_reader_that_has_enough_ends_a_command_without_a_word():
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "-c", "from gaternet_jax.cli import main; main(['--help'])"]
+    ended = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True)
+    os.close(writes)
+    assert (ended.returncode, ended.stderr) == (1, "")

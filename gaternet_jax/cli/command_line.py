@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import io
 import os
+import select
 import sys
 from collections.abc import Iterator
 from typing import NoReturn
@@ -29,6 +30,10 @@ def command_line(interrupted: str = "Interrupted.") -> Iterator[None]:
             stream.reconfigure(errors="backslashreplace")
     try:
         yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        end_if_nobody_reads()
+        raise
     except (UserError, NonFiniteError, FloatingPointError) as error:
         end(2, f"error: {error}")
     except KeyboardInterrupt:
@@ -39,6 +44,15 @@ def command_line(interrupted: str = "Interrupted.") -> Iterator[None]:
         if explained := explain_lost_processes(error):
             end(1, f"error: {explained}")
         raise
+
+
+def end_if_nobody_reads() -> None:
+    """Ends the program without a word where standard output leads nowhere any more, as in `gaternet models | head`."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    if any(event & (select.POLLERR | select.POLLHUP) for _, event in output.poll(0)):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it ends
+        sys.exit(1)
 
 
 def end(code: int, message: str) -> NoReturn:
