@@ -200,6 +200,19 @@ def check_collectives(collectives: list[Collective], model: GaterNet) -> tuple[d
     return sums, problems
 
 
+def memory_of(compiled: jax.stages.Compiled) -> dict[str, int]:
+    """Gives the bytes that a program needs of a chip's memory, by what they hold."""
+    stats = compiled.memory_analysis()
+    assert stats is not None
+    return {
+        "arguments": stats.argument_size_in_bytes,
+        "outputs": stats.output_size_in_bytes,
+        "aliased": stats.alias_size_in_bytes,
+        "temporaries": stats.temp_size_in_bytes,
+        "code": stats.generated_code_size_in_bytes,
+    }
+
+
 def check_memory(memory: dict[str, int], chip: Chip) -> list[str]:
     """A sentence if the program does not fit; arguments and outputs that share memory count once."""
     needed = sum(memory.values()) - 2 * memory["aliased"]
@@ -234,15 +247,9 @@ def examine(topology: str, variant: str, images_per_chip: int) -> dict[str, Any]
         said = next(line.strip() for line in str(error).splitlines() if line.strip())
         return row | {"problems": [f"a chip's memory is too small: fewer --images_per_chip, more chips. XLA: {said}"]}
     row["compile_seconds"] = time.perf_counter() - start
-    stats, text = compiled.memory_analysis(), compiled.as_text()
-    assert stats is not None and text is not None
-    row["memory"] = {
-        "arguments": stats.argument_size_in_bytes,
-        "outputs": stats.output_size_in_bytes,
-        "aliased": stats.alias_size_in_bytes,
-        "temporaries": stats.temp_size_in_bytes,
-        "code": stats.generated_code_size_in_bytes,
-    }
+    text = compiled.as_text()
+    assert text is not None
+    row["memory"] = memory_of(compiled)
     cost: Any = compiled.cost_analysis()
     row |= {"flops": cost["flops"], "analytic_flops": analytic_flops(model, config.data.image_size, images_per_chip)}
     row |= {"bytes_accessed": cost["bytes accessed"], "hbm_bytes": hbm_traffic(text)}

@@ -22,7 +22,7 @@ from jax.sharding import SingleDeviceSharding
 
 from benchmarks.hlo import hbm_traffic
 from benchmarks.inference import open_only, pattern
-from benchmarks.tpu_aot import Chip, check_memory, find_chip, find_config, find_devices, table
+from benchmarks.tpu_aot import Chip, check_memory, find_chip, find_config, find_devices, memory_of, table
 from gaternet_jax.cli.command_line import command_line
 from gaternet_jax.gating.program import shaped
 from gaternet_jax.inference.fixed import fix_gates
@@ -59,15 +59,8 @@ def examine(run: Callable[..., Any], prepared: Any, inputs: list[Any], device: A
     start = time.perf_counter()
     compiled = lowered.compile()
     row: dict[str, Any] = {"compile_seconds": time.perf_counter() - start}
-    stats, text, cost = compiled.memory_analysis(), compiled.as_text(), compiled.cost_analysis()
-    assert stats is not None and text is not None and cost is not None
-    memory = {
-        "arguments": stats.argument_size_in_bytes,
-        "outputs": stats.output_size_in_bytes,
-        "aliased": stats.alias_size_in_bytes,
-        "temporaries": stats.temp_size_in_bytes,
-        "code": stats.generated_code_size_in_bytes,
-    }
+    memory, text, cost = memory_of(compiled), compiled.as_text(), compiled.cost_analysis()
+    assert text is not None and cost is not None
     row |= {"parameters": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(prepared))}
     row |= {"bytes": sum(memory.values()) - 2 * memory["aliased"], "problems": check_memory(memory, chip)}
     row |= {"flops": cost["flops"], "traffic": hbm_traffic(text)}

@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from gaternet_jax.analysis.observe import Observations
 from gaternet_jax.config import default
 from gaternet_jax.configs.digits import get_config
 from gaternet_jax.gating.sites import GateTable
+from gaternet_jax.models.backbone import BackboneOptions
 from gaternet_jax.models.build import abstract_model
 from gaternet_jax.models.functional import merge_model, split_model
 from gaternet_jax.training.checkpoint import Checkpoints
@@ -58,6 +60,15 @@ def small_config(family, **overrides):
     """The `model` part of a config of the shrunken member of a family."""
     backbone, width = SMALL[family]
     return model_config(backbone=backbone, width=width, **overrides)
+
+
+def backbone_options(**changes):
+    """Options as a family's builder gets them: no gates, usual choices, parameters to be drawn."""
+    usual = dict(
+        channels=3, num_classes=10, width=None, gating="none", local_bottleneck=0, local_bias=0.0, dense_ungated="last",
+        se_ratio=0, zero_init_residual=False, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0),
+    )  # fmt: skip
+    return BackboneOptions(**(usual | changes))
 
 
 def random_model(config, seed=0):

@@ -6,7 +6,6 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from gaternet_jax import Predictor, UserError, build_model, create_model
 from gaternet_jax.config import CHOICES, check_choices, default
@@ -15,29 +14,16 @@ from gaternet_jax.data.splits import open_split
 from gaternet_jax.gating.sites import group_gates
 from gaternet_jax.inference.engines import choose_engine
 from gaternet_jax.inference.network import Network
-from gaternet_jax.models.backbone import BackboneOptions
 from gaternet_jax.models.build import abstract_model
 from gaternet_jax.models.inception import pool
 from gaternet_jax.tools.export import export
 from gaternet_jax.training.objective import make_gate_loss
 from gaternet_jax.training.optimizer import learning_rate_schedule
 from gaternet_jax.training.pretrained import load_parts
-from tests.helpers import model_config
+from tests.helpers import backbone_options, model_config
 
 MODEL = abstract_model(model_config())
-OPTIONS = BackboneOptions(
-    channels=3,
-    num_classes=10,
-    width=None,
-    gating="all",
-    local_bottleneck=0,
-    local_bias=0.0,
-    dense_ungated="none",
-    se_ratio=0,
-    zero_init_residual=False,
-    dtype=jnp.dtype("float32"),
-    rngs=nnx.Rngs(0),
-)
+OPTIONS = backbone_options(gating="all")
 RUN = Path("runs/none")
 
 

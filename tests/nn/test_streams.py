@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from gaternet_jax.config import default
-from gaternet_jax.models.backbone import Backbone, BackboneOptions
+from gaternet_jax.models.backbone import Backbone
 from gaternet_jax.models.functional import merge_model, split_model
 from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.models.mac_counter import MacCounter
@@ -17,20 +17,9 @@ from gaternet_jax.nn.keys import InitKeys, ShapesOnly
 from gaternet_jax.training.optimizer import make_optimizer
 from gaternet_jax.training.state import init_state
 from gaternet_jax.training.step import make_train_step
+from tests.helpers import backbone_options
 
-OPTIONS = BackboneOptions(
-    channels=1,
-    num_classes=3,
-    width=None,
-    gating="none",
-    local_bottleneck=0,
-    local_bias=0.0,
-    dense_ungated="last",
-    se_ratio=0,
-    zero_init_residual=False,
-    dtype=jnp.dtype("float32"),
-    rngs=None,  # type: ignore
-)
+OPTIONS = backbone_options(channels=1, num_classes=3, rngs=None)
 
 
 class TwiceDropped(Backbone):
