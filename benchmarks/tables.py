@@ -165,20 +165,25 @@ def all_gates(results: Results) -> str:
     return table(["network", "recipe", *GATES.values(), DENSE], rows)
 
 
+def device(start: dict) -> str:
+    """Names what a start of a run trained on."""
+    number = f"{start['devices']} x " if start["devices"] > 1 else ""
+    cores = f", {start['cores']} cores" if start["device"].startswith("CPU") else ""
+    return f"{number}{start['device']}{cores}"
+
+
 def all_runs(results: Results) -> str:
     """Every entry, with how long it took."""
     rows = []
     for entry in results.entries:
         last = entry["starts"][-1] if entry["starts"] else {}
         commit = (last.get("commit") or "")[:7] + ("*" if last.get("dirty") else "")
-        number = f"{last['devices']} x " if last.get("devices", 1) > 1 else ""
-        cores = f", {last['cores']} cores" if last.get("device", "").startswith("CPU") else ""
         rows.append([
             f"[{entry['name'].rpartition('-')[0]}](../results/{entry['name']}.json)",
             "diverged" if entry["diverged"] else f"{entry['test_error']:.2f}",
             f"{entry['epochs']:g}", f"{entry['images_per_second']:,.0f}" if entry["images_per_second"] else "",
             f"{entry['wall_seconds'] / 60:.1f}" if entry["wall_seconds"] else "",
-            f"{number}{last.get('device', '')}{cores}", commit,
+            ", then ".join(dict.fromkeys(device(start) for start in entry["starts"])), commit,
         ])  # fmt: skip
     return table(["run", "test error %", "epochs", "images/s", "minutes in all", "device", "commit"], rows)
 

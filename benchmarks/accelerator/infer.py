@@ -4,6 +4,7 @@ import functools
 import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
@@ -12,11 +13,13 @@ from benchmarks.accelerator.networks import config_of
 from benchmarks.accelerator.results import Task, seconds_per_call
 from benchmarks.inference import open_only, pattern
 from gaternet_jax.config import RunConfig
+from gaternet_jax.inference import engines
 from gaternet_jax.inference.engines import Engine
 from gaternet_jax.inference.fixed import fix_gates
 from gaternet_jax.inference.network import Network
 from gaternet_jax.models.build import build_model
 from gaternet_jax.models.functional import merge_model, split_model
+from gaternet_jax.models.gaternet import GaterNet
 
 OPEN = (0.5, 0.25, 0.75)  # fractions of open gates, the one that tells most first
 
@@ -34,14 +37,13 @@ def tasks(tiny: bool, data_dir: str) -> Iterator[Task]:
         for name, config, batches in (("resnet56", resnet56, (64, 1, 1024)), ("resnet50", resnet50, (64, 1, 256))):
             for batch in batches:
                 run = functools.partial(measure, config, batch, fraction, 0.5)
-                yield Task(f"{name}, batch {batch}, {fraction:.0%} open", run, 90)
+                yield Task(f"{name}, batch {batch}, {fraction:.0%} open", run, 150)
 
 
 def measure(config: RunConfig, batch: int, fraction: float, budget: float) -> dict[str, Any]:
     """Measures milliseconds of a batch by each program, images on the device, and how far its logits are off.
 
-    dense: parameters folded, gates masked. compact: without the filters that are closed. specialist: the same, chosen
-    after the gater has run. profile: the filters are those that the gates open, which the program sees only then.
+    Where inference has options for the device, each program is measured without them, too.
 
     Args:
         config: of the network.
@@ -55,42 +57,62 @@ def measure(config: RunConfig, batch: int, fraction: float, budget: float) -> di
     open_only(model, keep)
     size = config.data.image_size
     images = jax.device_put(random.normal(size=(batch, size, size, 3)).astype(np.float32))
-    graphdef, params, stats = split_model(model)
-    forward = jax.jit(lambda params, stats, images: merge_model(graphdef, params, stats)(images))
-    expected = np.asarray(forward(params, stats, images).logits)
-    result: dict[str, Any] = {"largest_logit": float(np.abs(expected).max())}
-    rows, network = np.arange(batch), Network(model, size, "xla")
+    result: dict[str, Any] = {}
+    expected = np.zeros(())
+    for suffix, options in {"": engines.gpu_options, ", default options": dict}.items():
+        if suffix and not engines.gpu_options():
+            continue
+        with mock.patch.object(engines, "gpu_options", options):
+            for name, make in programs(model, keep, images).items():
+                try:
+                    run = make()
+                    seconds = seconds_per_call(run, jax.block_until_ready, budget=budget)
+                    logits = np.asarray(run()[0])
+                except Exception as error:  # one program that a device does not run leaves the others to be measured
+                    result[f"{name}{suffix}, error"] = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+                    continue
+                if not result:  # the masked model comes first
+                    expected, result["largest_logit"] = logits, float(np.abs(logits).max())
+                result[f"{name}{suffix}, ms"] = round(1e3 * seconds, 3)
+                result[f"{name}{suffix}, difference"] = float(np.abs(logits - expected).max())
+    for name, (run, wait) in _pytorch(model, np.array(images)).items():
+        result[f"{name}, ms"] = round(1e3 * seconds_per_call(run, wait, budget=budget), 3)
+    return result
+
+
+def programs(model: GaterNet, keep: np.ndarray, images: jax.Array) -> dict[str, Callable[[], Callable[[], Any]]]:
+    """Gives what makes each program; it then gives logits first.
+
+    masked: as trained. dense: parameters folded, gates masked. compact: without the filters that are closed.
+    specialist: the same, chosen after the gater has run. profile: the filters are those that the gates open, which
+    the program sees only then.
+    """
+    graphdef, *arrays = split_model(model)
+    rows, size = np.arange(len(images)), images.shape[1]
+    network = Network(model, size, "xla")
     widths = [int(keep[site.gates].sum()) for site in model.gate_sites]
+
+    def masked() -> Callable[[], Any]:
+        forward = jax.jit(
+            lambda arrays, images: merge_model(graphdef, *arrays)(images), compiler_options=engines.gpu_options()
+        )
+        return lambda: jax.tree.leaves(forward(arrays, images))
+
+    def whole(network: Network) -> Callable[[], Any]:
+        engine = network.make("whole")
+        return lambda: engine(rows, images)
 
     def routed(backbone: Engine) -> Callable[[], Any]:
         gater = network.make("gater")
         return lambda: backbone(rows, images, gater(rows, images)[0])
 
-    def compact() -> Callable[[], Any]:
-        whole = Network(fix_gates(model, ~keep, np.zeros_like(keep)), size, "xla").make("whole")
-        return lambda: whole(rows, images)
-
-    def dense() -> Callable[[], Any]:
-        whole = network.make("whole")
-        return lambda: whole(rows, images)
-
-    programs: dict[str, Callable[[], Callable[[], Any]]] = {
-        "masked": lambda: lambda: forward(params, stats, images),
-        "compact": compact,
+    return {
+        "masked": masked,
+        "compact": lambda: whole(Network(fix_gates(model, ~keep, np.zeros_like(keep)), size, "xla")),
         "specialist": lambda: routed(network.make("backbone", keep)),
         "profile": lambda: routed(network.profile(widths)),
-        "dense": dense,
+        "dense": lambda: whole(network),
     }
-    for name, make in programs.items():
-        try:
-            run = make()
-            result[f"{name}, ms"] = round(1e3 * seconds_per_call(run, jax.block_until_ready, budget=budget), 3)
-            result[f"{name}, difference"] = float(np.abs(np.asarray(run()[0]) - expected).max())
-        except Exception as error:  # one program that a device does not run leaves the others to be measured
-            result[f"{name}, error"] = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
-    for name, (run, wait) in _pytorch(model, np.array(images)).items():
-        result[f"{name}, ms"] = round(1e3 * seconds_per_call(run, wait, budget=budget), 3)
-    return result
 
 
 def _pytorch(model: Any, images: np.ndarray) -> dict[str, tuple[Callable, Callable]]:

@@ -1,6 +1,7 @@
 """How batches are cut, which engine runs them, and what is remembered of measurements."""
 
 import json
+import types
 
 import jax
 import numpy as np
@@ -31,6 +32,28 @@ def test_an_idle_session_leaves_the_cores_to_others():
     run = engines.OnnxRuntime(write_onnx(double, {"images": jax.ShapeDtypeStruct((1, 2), "float32")}, ["out"]), 2)
     np.testing.assert_array_equal(run(np.array([1]), np.array([[1, 2], [3, 4]], np.float32))[0], [[6, 8]])
     assert run._session.get_session_options().get_session_config_entry("session.force_spinning_stop") == "1"
+
+
+def test_rows_are_taken_from_every_array():
+    images, gates = np.arange(6.0).reshape(3, 2), np.arange(3.0)[:, None]
+    run = engines.by_rows(lambda prepared, images, gates: (prepared + images * gates,))
+    (found,) = engines.XLA(run, 1.0)(np.array([2, 0, 2]), images, gates)
+    np.testing.assert_array_equal(found, (1 + images * gates)[[2, 0, 2]])
+
+
+def test_convolutions_run_from_cuda_graphs_where_there_are_any(monkeypatch):
+    def options(version: str, flags: str = "") -> dict[str, str]:
+        client = types.SimpleNamespace(platform_version=version)
+        monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(client=client)])
+        monkeypatch.setenv("XLA_FLAGS", flags)
+        return engines.gpu_options.__wrapped__()
+
+    assert options("cpu") == {} and options("rocm 7") == {}
+    assert options("cuda 13", "--xla_gpu_enable_command_buffer=FUSION") == {}
+    found = options("PJRT C API\ncuda 13", "--xla_gpu_autotune_level=4")
+    assert "CONVOLUTION" in found["xla_gpu_enable_command_buffer"].split(",")
+    monkeypatch.setattr(engines, "GRAPHS", "xla_gpu_of_another_version")
+    assert options("cuda 13") == {}
 
 
 @pytest.mark.parametrize(("backend", "cores"), [("cpu", 2), ("cpu", 64), ("gpu", 16)])
