@@ -4,7 +4,6 @@ import functools
 import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any
-from unittest import mock
 
 import jax
 import numpy as np
@@ -13,7 +12,6 @@ from benchmarks.accelerator.networks import config_of
 from benchmarks.accelerator.results import Task, seconds_per_call
 from benchmarks.inference import open_only, pattern
 from gaternet_jax.config import RunConfig
-from gaternet_jax.inference import engines
 from gaternet_jax.inference.engines import Engine
 from gaternet_jax.inference.fixed import fix_gates
 from gaternet_jax.inference.network import Network
@@ -37,13 +35,11 @@ def tasks(tiny: bool, data_dir: str) -> Iterator[Task]:
         for name, config, batches in (("resnet56", resnet56, (64, 1, 1024)), ("resnet50", resnet50, (64, 1, 256))):
             for batch in batches:
                 run = functools.partial(measure, config, batch, fraction, 0.5)
-                yield Task(f"{name}, batch {batch}, {fraction:.0%} open", run, 150)
+                yield Task(f"{name}, batch {batch}, {fraction:.0%} open", run, 90)
 
 
 def measure(config: RunConfig, batch: int, fraction: float, budget: float) -> dict[str, Any]:
     """Measures milliseconds of a batch by each program, images on the device, and how far its logits are off.
-
-    Where inference has options for the device, each program is measured without them, too.
 
     Args:
         config: of the network.
@@ -59,22 +55,18 @@ def measure(config: RunConfig, batch: int, fraction: float, budget: float) -> di
     images = jax.device_put(random.normal(size=(batch, size, size, 3)).astype(np.float32))
     result: dict[str, Any] = {}
     expected = np.zeros(())
-    for suffix, options in {"": engines.gpu_options, ", default options": dict}.items():
-        if suffix and not engines.gpu_options():
+    for name, make in programs(model, keep, images).items():
+        try:
+            run = make()
+            seconds = seconds_per_call(run, jax.block_until_ready, budget=budget)
+            logits = np.asarray(run()[0])
+        except Exception as error:  # one program that a device does not run leaves the others to be measured
+            result[f"{name}, error"] = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
             continue
-        with mock.patch.object(engines, "gpu_options", options):
-            for name, make in programs(model, keep, images).items():
-                try:
-                    run = make()
-                    seconds = seconds_per_call(run, jax.block_until_ready, budget=budget)
-                    logits = np.asarray(run()[0])
-                except Exception as error:  # one program that a device does not run leaves the others to be measured
-                    result[f"{name}{suffix}, error"] = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
-                    continue
-                if not result:  # the masked model comes first
-                    expected, result["largest_logit"] = logits, float(np.abs(logits).max())
-                result[f"{name}{suffix}, ms"] = round(1e3 * seconds, 3)
-                result[f"{name}{suffix}, difference"] = float(np.abs(logits - expected).max())
+        if not result:  # the masked model comes first
+            expected, result["largest_logit"] = logits, float(np.abs(logits).max())
+        result[f"{name}, ms"] = round(1e3 * seconds, 3)
+        result[f"{name}, difference"] = float(np.abs(logits - expected).max())
     for name, (run, wait) in _pytorch(model, np.array(images)).items():
         result[f"{name}, ms"] = round(1e3 * seconds_per_call(run, wait, budget=budget), 3)
     return result
@@ -93,9 +85,7 @@ def programs(model: GaterNet, keep: np.ndarray, images: jax.Array) -> dict[str, 
     widths = [int(keep[site.gates].sum()) for site in model.gate_sites]
 
     def masked() -> Callable[[], Any]:
-        forward = jax.jit(
-            lambda arrays, images: merge_model(graphdef, *arrays)(images), compiler_options=engines.gpu_options()
-        )
+        forward = jax.jit(lambda arrays, images: merge_model(graphdef, *arrays)(images))
         return lambda: jax.tree.leaves(forward(arrays, images))
 
     def whole(network: Network) -> Callable[[], Any]:

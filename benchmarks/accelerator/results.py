@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -16,6 +17,7 @@ import jax
 
 from gaternet_jax.files import write_file
 
+ACCELERATORS = ("--xla_gpu", "--xla_tpu")  # how their flags begin
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
 
 
@@ -58,7 +60,7 @@ class Results:
         return f"{found['devices']}, driver {found['driver']}, Python {found['python']}, {versions}"
 
     def measure(self, section: str, tasks: Iterable[Task], share: float) -> None:
-        """Makes the measurements of a section that are not there yet.
+        """Makes the measurements of a section that are not there yet. Flags of XLA are part of names.
 
         One that fails is recorded with its error and is made again by the next start. One that is expected to take
         longer than the time there is, is left for it, too.
@@ -71,12 +73,14 @@ class Results:
         path, end = self.folder / f"{section}.json", time.monotonic() + share * self.seconds_left()
         done: dict[str, dict] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         measured = [result["seconds_taken"] for result in done.values() if "error" not in result]
+        flags = " ".join(flag for flag in os.environ.get("XLA_FLAGS", "").split() if flag.startswith(ACCELERATORS))
         for task in tasks:
-            if "error" not in done.get(task.name, {"error": ""}):
+            name = f"{task.name}, XLA_FLAGS={flags}" if flags else task.name
+            if "error" not in done.get(name, {"error": ""}):
                 continue
             expected = min(task.seconds, 1.5 * max(measured)) if measured else task.seconds
             if time.monotonic() + expected > end:
-                print(f"{section} {task.name}: not begun, it takes about {expected:.0f} s", flush=True)
+                print(f"{section} {name}: not begun, it takes about {expected:.0f} s", flush=True)
                 continue
             start = time.monotonic()
             try:
@@ -85,9 +89,9 @@ class Results:
             except Exception as error:  # whatever a device, a compiler or another library meets
                 traceback.print_exc()
                 result = {"error": f"{type(error).__name__}: {error}".partition("\n")[0][:300]}
-            done[task.name] = result | {"seconds_taken": round(time.monotonic() - start, 1)}
+            done[name] = result | {"seconds_taken": round(time.monotonic() - start, 1)}
             write_json(path, done)
-            print(f"{section} {task.name}: {json.dumps(done[task.name])}", flush=True)
+            print(f"{section} {name}: {json.dumps(done[name])}", flush=True)
 
 
 def write_json(path: Path, content: Any) -> None:

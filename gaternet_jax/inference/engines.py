@@ -5,7 +5,6 @@ a batch along their first axis.
 """
 
 import dataclasses
-import functools
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
@@ -13,13 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gaternet_jax.errors import UserError, check_choice
 
 ENGINES = ("xla", "onnxruntime")
-GRAPHS = "xla_gpu_enable_command_buffer"  # XLA's option: what runs from CUDA graphs
 
 Array = Any  # of JAX or NumPy
 Function = Callable[..., Any]  # of (prepared, *arrays) to a tuple of arrays
@@ -70,24 +67,7 @@ def by_rows(function: Function) -> Function:
     def run(prepared: Any, rows: Array, *arrays: Array) -> Any:
         return function(prepared, *(array[rows] for array in arrays))
 
-    return jax.jit(run, compiler_options=gpu_options())
-
-
-@functools.cache
-def gpu_options() -> dict[str, str]:
-    """Gives the options that inference is compiled with on NVIDIA GPUs; elsewhere none.
-
-    Convolutions run from CUDA graphs, too, which XLA's default leaves out: a ResNet-56-Gated takes 1.1 ms for 64 images
-    instead of 2.9 (docs/performance.md). XLA_FLAGS has precedence; an XLA that knows no such option gets none.
-    """
-    if "cuda" not in jax.devices()[0].client.platform_version or GRAPHS in os.environ.get("XLA_FLAGS", ""):
-        return {}
-    options = {GRAPHS: "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONVOLUTION"}
-    try:
-        jax.jit(jnp.negative, compiler_options=options).lower(0.0).compile()
-    except jax.errors.JaxRuntimeError:
-        return {}
-    return options
+    return jax.jit(run)
 
 
 class OnnxRuntime:

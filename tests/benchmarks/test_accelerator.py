@@ -49,6 +49,14 @@ def test_patterns_choose_measurements(tmp_path, monkeypatch, use_devices):
     assert list(json.loads(found["train.json"])) == ["a, batch 1", "b, batch 1"]
 
 
+def test_other_flags_of_xla_are_other_measurements(tmp_path, monkeypatch):
+    results = Results(tmp_path, 1.0)
+    for flags in ("", "--xla_gpu_autotune_level=0 --xla_force_host_platform_device_count=2"):
+        monkeypatch.setenv("XLA_FLAGS", flags)
+        results.measure("train", [Task("a", dict, 0.0)], 1.0)
+    assert list(json.loads((tmp_path / "train.json").read_text())) == ["a", "a, XLA_FLAGS=--xla_gpu_autotune_level=0"]
+
+
 def test_what_was_interrupted_goes_on(tmp_path):
     made = []
 

@@ -1,7 +1,6 @@
 """How batches are cut, which engine runs them, and what is remembered of measurements."""
 
 import json
-import types
 
 import jax
 import numpy as np
@@ -39,21 +38,6 @@ def test_rows_are_taken_from_every_array():
     run = engines.by_rows(lambda prepared, images, gates: (prepared + images * gates,))
     (found,) = engines.XLA(run, 1.0)(np.array([2, 0, 2]), images, gates)
     np.testing.assert_array_equal(found, (1 + images * gates)[[2, 0, 2]])
-
-
-def test_convolutions_run_from_cuda_graphs_where_there_are_any(monkeypatch):
-    def options(version: str, flags: str = "") -> dict[str, str]:
-        client = types.SimpleNamespace(platform_version=version)
-        monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(client=client)])
-        monkeypatch.setenv("XLA_FLAGS", flags)
-        return engines.gpu_options.__wrapped__()
-
-    assert options("cpu") == {} and options("rocm 7") == {}
-    assert options("cuda 13", "--xla_gpu_enable_command_buffer=FUSION") == {}
-    found = options("PJRT C API\ncuda 13", "--xla_gpu_autotune_level=4")
-    assert "CONVOLUTION" in found["xla_gpu_enable_command_buffer"].split(",")
-    monkeypatch.setattr(engines, "GRAPHS", "xla_gpu_of_another_version")
-    assert options("cuda 13") == {}
 
 
 @pytest.mark.parametrize(("backend", "cores"), [("cpu", 2), ("cpu", 64), ("gpu", 16)])
