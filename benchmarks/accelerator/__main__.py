@@ -9,8 +9,8 @@ mode of inference, beside PyTorch. study: runs of `benchmarks.study`, entered in
 Large files of DATA_DIR may come in parts, `split -b 60m FILE FILE.part-`; they are joined first.
 
 Every result is printed and written to DIR as soon as it is known; what is there is not measured again, and what cannot
-end in time is not begun. With other XLA_FLAGS the same command adds rows to DIR, which has at most six files. --tiny is a
-form for CPUs, to see that all of it works.
+end in time is not begun. With other XLA_FLAGS the same command adds rows to DIR, which has at most six files. --tiny is
+a form for CPUs, to see that all of it works.
 """
 
 import argparse
