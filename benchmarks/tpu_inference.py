@@ -12,7 +12,6 @@ of benchmarks.tpu_aot: matrix units or main memory, whichever takes longer. Exit
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -22,14 +21,12 @@ from jax.sharding import SingleDeviceSharding
 
 from benchmarks.hlo import hbm_traffic
 from benchmarks.inference import open_only, pattern
-from benchmarks.tpu_aot import Chip, check_memory, find_chip, find_config, find_devices, memory_of, table
+from benchmarks.mode_programs import programs
+from benchmarks.tpu import Chip, check_memory, find_chip, find_config, find_devices, memory_of, table
 from gaternet_jax.cli.command_line import command_line
 from gaternet_jax.gating.program import shaped
-from gaternet_jax.inference.fixed import fix_gates
-from gaternet_jax.inference.network import Network
+from gaternet_jax.inference.engines import XLA
 from gaternet_jax.models.build import build_model
-from gaternet_jax.models.functional import merge_model, split_model
-from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.progress import progress_bar
 
 COLUMNS = (
@@ -38,30 +35,17 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def programs(model: GaterNet, keep: np.ndarray, image_size: int) -> Iterator[tuple[str, Callable[..., Any], Any, bool]]:
-    """Yields name, function, its first argument, and whether it takes gates as well as rows and images."""
-    graphdef, *arrays = split_model(model)
-    network = Network(model, image_size, "xla")
-    compacted = Network(fix_gates(model, ~keep, np.zeros_like(keep)), image_size, "xla")
-    widths = [int(keep[site.gates].sum()) for site in model.gate_sites]
-    yield "masked", lambda arrays, rows, images: merge_model(graphdef, *arrays)(images[rows]), arrays, False
-    for name, engine in (
-        ("dense", network.make("whole")), ("compact", compacted.make("whole")), ("gater", network.make("gater")),
-        ("specialist", network.make("backbone", keep)), ("profile", network.profile(widths)),
-    ):  # fmt: skip
-        yield name, engine.run, engine.prepared, name in ("specialist", "profile")  # type: ignore  # those of XLA
-
-
-def examine(run: Callable[..., Any], prepared: Any, inputs: list[Any], device: Any, chip: Chip) -> dict[str, Any]:
+def examine(program: XLA, inputs: list[Any], device: Any, chip: Chip) -> dict[str, Any]:
     """Compiles a program for one chip; what is known of it."""
     on_chip = SingleDeviceSharding(device)
-    lowered = jax.jit(run, in_shardings=on_chip, out_shardings=on_chip).lower(shaped(prepared), *inputs)
+    run = jax.jit(program.run, in_shardings=on_chip, out_shardings=on_chip)
+    lowered = run.lower(shaped(program.prepared), *inputs)
     start = time.perf_counter()
     compiled = lowered.compile()
     row: dict[str, Any] = {"compile_seconds": time.perf_counter() - start}
     memory, text, cost = memory_of(compiled), compiled.as_text(), compiled.cost_analysis()
     assert text is not None and cost is not None
-    row |= {"parameters": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(prepared))}
+    row |= {"parameters": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.prepared))}
     row |= {"bytes": sum(memory.values()) - 2 * memory["aliased"], "problems": check_memory(memory, chip)}
     row |= {"flops": cost["flops"], "traffic": hbm_traffic(text)}
     return row | {"seconds": max(row["flops"] / chip.flops, row["traffic"] / chip.hbm_bandwidth)}
@@ -88,11 +72,11 @@ def main() -> None:
     with progress_bar("Compiling", len(made) * len(batches), unit="program") as bar:
         for batch in batches:
             rows = {}
-            for name, run, prepared, takes_gates in made:
+            for name, program, takes_gates in made:
                 images = jax.ShapeDtypeStruct((batch, size, size, config.model.channels), jnp.float32)
                 gates = [jax.ShapeDtypeStruct((batch, len(keep)), jnp.float32)] if takes_gates else []
                 inputs = [jax.ShapeDtypeStruct((batch,), jnp.int32), images, *gates]
-                row = rows[name] = examine(run, prepared, inputs, device, chip)
+                row = rows[name] = examine(program, inputs, device, chip)
                 problems += [f"{name}, batch {batch}: {problem}" for problem in row["problems"]]
                 lines.append([
                     str(batch), name, f"{row['compile_seconds']:.0f}", f"{row['parameters'] / 1e9:.3f}",

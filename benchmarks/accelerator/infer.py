@@ -11,13 +11,10 @@ import numpy as np
 from benchmarks.accelerator.networks import config_of
 from benchmarks.accelerator.results import Task, seconds_per_call
 from benchmarks.inference import open_only, pattern
+from benchmarks.mode_programs import programs
 from gaternet_jax.config import RunConfig
-from gaternet_jax.inference.engines import Engine
-from gaternet_jax.inference.fixed import fix_gates
-from gaternet_jax.inference.network import Network
+from gaternet_jax.inference.engines import XLA
 from gaternet_jax.models.build import build_model
-from gaternet_jax.models.functional import merge_model, split_model
-from gaternet_jax.models.gaternet import GaterNet
 
 OPEN = (0.5, 0.25, 0.75)  # fractions of open gates, the one that tells most first
 
@@ -39,7 +36,9 @@ def tasks(tiny: bool, data_dir: str) -> Iterator[Task]:
 
 
 def measure(config: RunConfig, batch: int, fraction: float, budget: float) -> dict[str, Any]:
-    """Measures milliseconds of a batch by each program, images on the device, and how far its logits are off.
+    """Measures milliseconds of a batch by each of `programs`, images on the device, and how far its logits are off.
+
+    Those that take gates run after the gater, whose time is part of theirs.
 
     Args:
         config: of the network.
@@ -52,57 +51,29 @@ def measure(config: RunConfig, batch: int, fraction: float, budget: float) -> di
     keep = pattern(model, fraction, random)
     open_only(model, keep)
     size = config.data.image_size
-    images = jax.device_put(random.normal(size=(batch, size, size, 3)).astype(np.float32))
+    images, rows = jax.device_put(random.normal(size=(batch, size, size, 3)).astype(np.float32)), np.arange(batch)
+    made = {name: (program, takes_gates) for name, program, takes_gates in programs(model, keep, size)}
+    gater, _ = made.pop("gater")
     result: dict[str, Any] = {}
     expected = np.zeros(())
-    for name, make in programs(model, keep, images).items():
+    for name, (program, takes_gates) in made.items():
+
+        def run(program: XLA = program, takes_gates: bool = takes_gates) -> Any:
+            return program(rows, images, *(gater(rows, images)[:1] if takes_gates else ()))
+
         try:
-            run = make()
             seconds = seconds_per_call(run, jax.block_until_ready, budget=budget)
             logits = np.asarray(run()[0])
         except Exception as error:  # one program that a device does not run leaves the others to be measured
             result[f"{name}, error"] = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
             continue
-        if not result:  # the masked model comes first
+        if name == "masked":
             expected, result["largest_logit"] = logits, float(np.abs(logits).max())
         result[f"{name}, ms"] = round(1e3 * seconds, 3)
         result[f"{name}, difference"] = float(np.abs(logits - expected).max())
     for name, (run, wait) in _pytorch(model, np.array(images)).items():
         result[f"{name}, ms"] = round(1e3 * seconds_per_call(run, wait, budget=budget), 3)
     return result
-
-
-def programs(model: GaterNet, keep: np.ndarray, images: jax.Array) -> dict[str, Callable[[], Callable[[], Any]]]:
-    """Gives what makes each program; it then gives logits first.
-
-    masked: as trained. dense: parameters folded, gates masked. compact: without the filters that are closed.
-    specialist: the same, chosen after the gater has run. profile: the filters are those that the gates open, which
-    the program sees only then.
-    """
-    graphdef, *arrays = split_model(model)
-    rows, size = np.arange(len(images)), images.shape[1]
-    network = Network(model, size, "xla")
-    widths = [int(keep[site.gates].sum()) for site in model.gate_sites]
-
-    def masked() -> Callable[[], Any]:
-        forward = jax.jit(lambda arrays, images: merge_model(graphdef, *arrays)(images))
-        return lambda: jax.tree.leaves(forward(arrays, images))
-
-    def whole(network: Network) -> Callable[[], Any]:
-        engine = network.make("whole")
-        return lambda: engine(rows, images)
-
-    def routed(backbone: Engine) -> Callable[[], Any]:
-        gater = network.make("gater")
-        return lambda: backbone(rows, images, gater(rows, images)[0])
-
-    return {
-        "masked": masked,
-        "compact": lambda: whole(Network(fix_gates(model, ~keep, np.zeros_like(keep)), size, "xla")),
-        "specialist": lambda: routed(network.make("backbone", keep)),
-        "profile": lambda: routed(network.profile(widths)),
-        "dense": lambda: whole(network),
-    }
 
 
 def _pytorch(model: Any, images: np.ndarray) -> dict[str, tuple[Callable, Callable]]:

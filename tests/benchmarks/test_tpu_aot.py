@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import gaternet_jax.training.step
-from benchmarks import tpu_aot
+from benchmarks import tpu, tpu_aot
 from benchmarks.hlo import Array, find_collectives, hbm_traffic
 from gaternet_jax.config import default
 from gaternet_jax.models.build import abstract_model
@@ -46,7 +46,7 @@ ENTRY %main (p: f32[8]) -> f32[8] {
   ROOT %part = f32[] get-tuple-element(%ar.done), index=1, metadata={op_name="jit(f)/second"}
 }
 """
-CHIP = tpu_aot.Chip(flops=100.0, hbm=1000, hbm_bandwidth=10.0, ici_bandwidth=4.0, source="")
+CHIP = tpu.Chip(flops=100.0, hbm=1000, hbm_bandwidth=10.0, ici_bandwidth=4.0, source="")
 
 
 def tiny_config(images=8, **model_fields):
@@ -107,8 +107,8 @@ def test_purposes_and_what_is_not_allowed():
 
 def test_memory_counts_shared_buffers_once():
     memory = {"arguments": 500, "outputs": 400, "aliased": 390, "temporaries": 400, "code": 90}
-    assert tpu_aot.check_memory(memory, CHIP) == []
-    (problem,) = tpu_aot.check_memory(memory | {"code": 91}, CHIP)
+    assert tpu.check_memory(memory, CHIP) == []
+    (problem,) = tpu.check_memory(memory | {"code": 91}, CHIP)
     assert "a chip needs" in problem
 
 
@@ -190,8 +190,8 @@ def run(monkeypatch):
 def test_command_prints_tables_and_fails_when_memory_is_exceeded(run, monkeypatch, tmp_path, capsys):
     out = tmp_path / "rows.json"
     arguments = "--topologies=v5e:1x2", "--models=plain", "--images_per_chip=4", f"--json={out}"
-    chip = tpu_aot.CHIPS["v5e"]
-    monkeypatch.setitem(tpu_aot.CHIPS, "v5e", dataclasses.replace(chip, hbm=1e5))
+    chip = tpu.CHIPS["v5e"]
+    monkeypatch.setitem(tpu.CHIPS, "v5e", dataclasses.replace(chip, hbm=1e5))
     with pytest.raises(SystemExit, match=r"plain for v5e:1x2: a chip needs .* GB and has 0\.00 GB"):
         run(*arguments)
     printed = capsys.readouterr().out

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.inference import open_only
-from benchmarks.tpu_aot import Chip
-from benchmarks.tpu_inference import examine, programs
+from benchmarks.mode_programs import programs
+from benchmarks.tpu import Chip
+from benchmarks.tpu_inference import examine
 from tests.helpers import model_config, random_model
 
 CHIP = Chip(flops=1e9, hbm=1e12, hbm_bandwidth=1e9, ici_bandwidth=1.0, source="")
@@ -21,9 +22,9 @@ def test_each_mode_does_less_than_the_masked_model(monkeypatch):
     rows = jax.ShapeDtypeStruct((BATCH,), jnp.int32)
     images = jax.ShapeDtypeStruct((BATCH, SIZE, SIZE, 3), jnp.float32)
     gates, flops = jax.ShapeDtypeStruct((BATCH, len(keep)), jnp.float32), {}
-    for name, run, prepared, takes_gates in programs(model, keep, SIZE):
+    for name, program, takes_gates in programs(model, keep, SIZE):
         inputs = [rows, images, *([gates] if takes_gates else [])]
-        row = examine(run, prepared, inputs, jax.devices()[0], CHIP)
+        row = examine(program, inputs, jax.devices()[0], CHIP)
         assert not row["problems"] and row["bytes"] >= row["parameters"] > 0
         flops[name] = row["flops"]
     assert list(flops) == ["masked", "dense", "compact", "gater", "specialist", "profile"]
