@@ -39,6 +39,12 @@ class GaterConfig(Section):
     initial_bias: float = field(
         0.0, "of the gate scores, before training: 3.0 opens all gates", source="assumed, paper silent", start=True
     )
+    auxiliary_weight: float = field(
+        0.0,
+        "of the loss of a classifier on the gater's features, thrown away after training; 0: there is none",
+        source="ours: [P] trains the extractor so beforehand",
+        at_least=0,
+    )
 
 
 class ModelConfig(Section):

@@ -47,6 +47,8 @@ class Gater(nnx.Module):
         bottleneck: units between features and scores.
         batch_norm: before the bottleneck's ReLU.
         initial_bias: of the scores, before training; 3.0 opens all gates.
+        num_classes: of an auxiliary classifier, a linear layer on the features; its loss teaches the extractor what is
+            in the image while it learns which gates to open; None: there is none. It has no part in prediction.
         rngs: source of the initial parameters.
 
     Example:
@@ -68,12 +70,15 @@ class Gater(nnx.Module):
         bottleneck: int = 8,
         batch_norm: bool = False,
         initial_bias: float = 0.0,
+        num_classes: int | None = None,
         rngs: Keys,
     ):
         self.extractor = extractor
         self.head = GaterHead(
             extractor.num_features, bottleneck, num_gates, batch_norm=batch_norm, initial_bias=initial_bias, rngs=rngs
         )
+        self.auxiliary = None if num_classes is None else linear(extractor.num_features, num_classes, rngs=rngs)
+        self.deterministic = False  # set by .train() and .eval()
 
     def __call__(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Scores the gates.
@@ -85,4 +90,14 @@ class Gater(nnx.Module):
         Returns:
             Gate scores, float32 [B, G]; `sem_hash` makes gates of them.
         """
-        return self.head(self.extractor.features(images, key=key))
+        features = self.extractor.features(images, key=key)
+        if self.auxiliary is not None and not self.deterministic:
+            self.auxiliary_logits = nnx.Intermediate(self.auxiliary(features))
+        return self.head(features)
+
+    def pop_auxiliary_logits(self) -> jax.Array | None:
+        """Takes the auxiliary classifier's logits, [B, K], of the last call in training mode; None: there are none."""
+        if self.auxiliary is None:
+            return None
+        found: Any = nnx.pop(self, nnx.Intermediate)
+        return found["auxiliary_logits"].get_value() if "auxiliary_logits" in found else None

@@ -73,6 +73,7 @@ def _build(config: ModelConfig, keys: Keys) -> GaterNet:
         bottleneck=config.gater.bottleneck,
         batch_norm=config.gater.batch_norm,
         initial_bias=config.gater.initial_bias,
+        num_classes=config.num_classes if config.gater.auxiliary_weight else None,
         rngs=options.rngs,
     )
     return GaterNet(backbone, gater)

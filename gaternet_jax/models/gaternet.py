@@ -107,7 +107,10 @@ class GaterNet(nnx.Module):
         """
         if num_classes < 1:
             raise UserError(f"num_classes={num_classes} must be at least 1")
-        self.backbone.fc = linear(self.backbone.num_features, num_classes, rngs=InitKeys(seed))
+        keys = InitKeys(seed)
+        self.backbone.fc = linear(self.backbone.num_features, num_classes, rngs=keys)
+        if self.gater is not None and self.gater.auxiliary is not None:
+            self.gater.auxiliary = linear(self.gater.extractor.num_features, num_classes, rngs=keys)
 
     def _check_images(self, images: jax.Array) -> None:
         channels = self.backbone.channels

@@ -18,7 +18,8 @@ from tensorboardX import SummaryWriter
 from gaternet_jax.errors import NonFiniteError
 from gaternet_jax.files import write_file
 
-TERMS = ("loss", "gate_loss", "total_loss", "gradient_norm", "parameter_norm")  # in the order of their computation
+# In the order of their computation.
+TERMS = ("loss", "gate_loss", "auxiliary_loss", "total_loss", "gradient_norm", "parameter_norm")
 GROWN = 10.0  # times its least value: worth telling
 
 

@@ -13,7 +13,7 @@ from gaternet_jax.paths import expand_home
 from gaternet_jax.training.checkpoint import load_model
 from gaternet_jax.workdir import load_labels
 
-OUTPUT_LAYER = "fc"
+OUTPUT_LAYER, AUXILIARY = "fc", "auxiliary"
 
 
 def initialize(model: GaterNet, config: RunConfig, classes: Sequence[str]) -> list[str]:
@@ -72,7 +72,7 @@ def load_parts(model: GaterNet, workdir: str | Path, parts: str, classes: Sequen
             said.append(f"The output layer is newly initialised: the classes are others than there ({count})")
     if parts != "backbone" and model.gater is not None:
         assert trained.gater is not None
-        _copy(trained.gater, model.gater, f"the gater of {workdir}")
+        _copy(trained.gater, model.gater, f"the gater of {workdir}", (AUXILIARY,))
         said.append(f"The gater starts from {workdir}")
     return said
 

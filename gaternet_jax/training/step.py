@@ -69,17 +69,22 @@ def make_train_step(
                 params = params | {"gater": jax.lax.stop_gradient(params["gater"])}
             model = merge_model(graphdef, params, state.stats)
             outputs = model(images, key=gate_key)
+            auxiliary = model.gater.pop_auxiliary_logits() if model.gater is not None else None
             _, _, stats = split_model(model)
-            loss = cross_entropy(outputs.logits, batch["label"], config.loss.label_smoothing).mean()
-            of_gates = gate_loss(outputs.gates)
-            return loss + of_gates, (stats, outputs, loss, of_gates)
+            losses = {"loss": cross_entropy(outputs.logits, batch["label"], config.loss.label_smoothing).mean()}
+            if outputs.gates.size:
+                losses["gate_loss"] = gate_loss(outputs.gates)
+            if auxiliary is not None:
+                of_classifier = cross_entropy(auxiliary, batch["label"], config.loss.label_smoothing).mean()
+                losses["auxiliary_loss"] = config.model.gater.auxiliary_weight * of_classifier
+            return sum(losses.values()), (stats, outputs, losses)
 
         gradient_of = jax.value_and_grad(loss_function, has_aux=True)
-        (total_loss, (stats, outputs, loss, of_gates)), gradients = gradient_of(state.params)
+        (total_loss, (stats, outputs, losses)), gradients = gradient_of(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {
-            "loss": loss,
+            **losses,
             "total_loss": total_loss,
             "learning_rate": schedule(state.step),
             "top1": (outputs.logits.argmax(-1) == batch["label"]).mean(),
@@ -88,7 +93,6 @@ def make_train_step(
         }
         if outputs.gates.size:
             metrics["gates_on"] = (outputs.gates > 0.5).mean()
-            metrics["gate_loss"] = of_gates
         if config.data.on_error == "skip":
             metrics["substituted"] = 1 - batch["mask"].mean()
         if "stop" in batch:  # what one process wants, all learn at the same step

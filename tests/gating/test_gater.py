@@ -41,3 +41,13 @@ def test_gradients_reach_the_extractor_through_gates(gater):
         return gx.losses.gate_l1(gx.sem_hash(gater(images), jax.random.key(0)))
 
     assert np.isfinite(gradient := jax.grad(openness)(jnp.ones((2, 4, 4, 2)))).all() and gradient.shape == (2, 4, 4, 2)
+
+
+def test_an_auxiliary_classifier_sees_the_features_in_training():
+    gater, images = gx.Gater(Extractor(), 5, num_classes=3, rngs=nnx.Rngs(0)), jnp.ones((4, 6, 6, 2))
+    scores, logits = gater(images), gater.pop_auxiliary_logits()
+    np.testing.assert_allclose(logits, gater.auxiliary(images.mean((1, 2))), rtol=1e-6)
+    assert gater.pop_auxiliary_logits() is None  # nothing stays behind
+    gater.eval()
+    np.testing.assert_array_equal(gater(images), scores)
+    assert gater.pop_auxiliary_logits() is None

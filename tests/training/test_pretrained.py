@@ -67,6 +67,14 @@ def test_the_parts_asked_for_are_copied_and_no_other(trained, parts):
         assert (f"The {name} starts from {trained}" in said) == copied
 
 
+def test_an_auxiliary_classifier_starts_anew(trained):
+    model = fresh(4, **{"model.gater.auxiliary_weight": 1.0})  # where the run has none
+    before = arrays(model)
+    load_parts(model, trained, "gater", DIGITS[:4])
+    assert same(part(arrays(model), "gater", "auxiliary"), part(before, "gater", "auxiliary"))
+    assert not same(part(arrays(model), "gater", "extractor"), part(before, "gater", "extractor"))
+
+
 @pytest.mark.parametrize("classes", [DIGITS[:4], DIGITS[::-1]])
 def test_the_output_layer_of_other_classes_is_new_and_that_is_said(trained, classes):
     model = fresh(len(classes))
@@ -183,5 +191,8 @@ def test_a_new_output_layer():
     other.reset_classifier(3, seed=1)
     assert not np.array_equal(one.backbone.fc.kernel, other.backbone.fc.kernel)
     np.testing.assert_array_equal(other.backbone.fc.kernel, model.backbone.fc.kernel)
+    two = fresh(**{"model.gater.auxiliary_weight": 1.0})
+    two.reset_classifier(3)
+    assert two.gater.auxiliary.kernel.shape == (two.gater.extractor.num_features, 3)
     with pytest.raises(UserError, match="num_classes=0 must be at least 1"):
         model.reset_classifier(0)
