@@ -335,7 +335,7 @@ def test_config_of_another_version(tmp_path, capsys):
 
 
 def test_a_config_that_was_once_written_is_read_for_good(tmp_path):
-    """A field of the model that is new needs its value of before in older.py; this one trained a network of the ledger."""
+    """A new field of the model needs its value of before in older.py; this config trained a network of the ledger."""
     (tmp_path / "config.json").write_bytes((Path(__file__).parent / "golden" / "earlier_config.json").read_bytes())
     config = load_config(tmp_path)
     assert dict(flatten(config.model)) == dict(flatten(cifar10.get_config("resnet20-he").model))
