@@ -123,9 +123,11 @@ def _read_back(path: Path, parts: dict) -> None:
 
 
 def _delete_replaced(folder: Path) -> None:
+    """Deletes what was replaced, by a checkpoint that later ones may have replaced in turn."""
     if is_primary():
+        latest = max((int(path.name) for path in folder.iterdir() if path.name.isdecimal()), default=-1)
         for path in folder.glob(f"*{REPLACED}"):
-            if path.with_suffix("").is_dir():
+            if path.stem.isdecimal() and int(path.stem) <= latest:
                 shutil.rmtree(path)
 
 

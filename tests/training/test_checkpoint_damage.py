@@ -222,6 +222,13 @@ def test_checkpoint_that_is_replaced_is_there_until_the_new_one_is_whole(copy, m
     assert sorted(path.name for path in (copy / "checkpoints").iterdir() if path.name[0] in "12") == ["1", "2"]
 
 
+def test_what_was_replaced_goes_with_what_replaced_it(copy):
+    with Checkpoints(copy, keep_latest=1) as checkpoints:
+        save(checkpoints, 2, 0.1, overwrite=True)
+        save(checkpoints, 3, 0.9)
+    assert [path.name for path in (copy / "checkpoints").iterdir() if path.is_dir()] == ["3"]
+
+
 def test_first_checkpoint_is_read_back(tmp_path, monkeypatch):
     """Storage that loses what is written ends the run at its first checkpoint, not at the end."""
     read = writer_module.read_checkpoint
