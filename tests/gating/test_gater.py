@@ -51,3 +51,20 @@ def test_an_auxiliary_classifier_sees_the_features_in_training():
     gater.eval()
     np.testing.assert_array_equal(gater(images), scores)
     assert gater.pop_auxiliary_logits() is None
+
+
+def test_its_loss_teaches_the_extractor():
+    class Learned(Extractor):
+        def __init__(self):
+            self.weight = nnx.Param(jnp.ones(2))
+
+        def features(self, images, key=None):
+            return super().features(images, key) * self.weight[None]
+
+    def loss(gater):
+        gater(jnp.ones((4, 6, 6, 2)))
+        return gater.pop_auxiliary_logits()[:, 0].mean()
+
+    gater = gx.Gater(Learned(), 5, num_classes=3, rngs=nnx.Rngs(0))
+    gradients = nnx.grad(loss)(gater)
+    np.testing.assert_allclose(gradients["extractor"]["weight"].get_value(), gater.auxiliary.kernel[:, 0], rtol=1e-6)

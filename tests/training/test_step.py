@@ -118,23 +118,15 @@ def test_step_changes_what_it_should():
     np.testing.assert_allclose(metrics["loss"] + metrics["gate_loss"], metrics["total_loss"], rtol=1e-6)
 
 
-def test_an_auxiliary_classifier_teaches_the_extractor():
+def test_an_auxiliary_classifier_adds_its_loss():
     step, state, batch, config, model, _ = setup(**{"gater.auxiliary_weight": 0.5})
     weights = np.asarray(state.params["gater"]["auxiliary"]["kernel"])
-    extractor = jax.tree.map(np.asarray, state.params["gater"]["extractor"])
-    features = model.gater.extractor.features(jnp.zeros((8, 16, 16, 3)))
-    assert weights.shape == (features.shape[-1], config.model.num_classes)
+    assert weights.shape == (model.gater.extractor.num_features, config.model.num_classes)
     after, metrics = step(state, batch, jax.random.key(0))
     terms = [metrics[name] for name in ("loss", "gate_loss", "auxiliary_loss")]
     assert 0.5 < float(terms[2]) / (0.5 * np.log(10)) < 2  # it knows nothing yet
     np.testing.assert_allclose(sum(terms), metrics["total_loss"], rtol=1e-6)
     assert not np.array_equal(weights, after.params["gater"]["auxiliary"]["kernel"])
-    without, state, batch, *_ = setup()
-    other, _ = without(state, batch, jax.random.key(0))
-    assert "auxiliary" not in other.params["gater"]
-    moved = jax.tree.map(lambda a, b, c: not np.array_equal(a - c, b - c), after.params["gater"]["extractor"],
-                         other.params["gater"]["extractor"], extractor)  # fmt: skip
-    assert all(jax.tree.leaves(moved))  # by its loss, from the same parameters
 
 
 def test_moving_average_follows_its_formula():
