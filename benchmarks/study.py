@@ -31,7 +31,7 @@ from gaternet_jax.training.starts import describe_machine, load_starts
 SAVING = 5.0  # seconds that a run gets for its last checkpoint
 START = 60.0  # seconds: with less, no run is begun, because it would do little but compile
 SEEDS = (0, 1, 2)
-MODELS = ("plain", "gated", "wider", "se", "local")
+MODELS = ("plain", "gated", "aux", "wider", "se", "local")
 SMALL_IMAGES: dict[str, Any] = {"data.image_size": 16, "data.crop_padding": 2}
 HALF_OF_THE_MACS = {"loss.gate": "macs", "loss.gate_target": 0.5, "loss.gate_weight": 10.0}
 
@@ -65,7 +65,7 @@ def cifar() -> list[Run]:
 
 def small_cifar() -> list[Run]:
     """CIFAR-10 at 16 x 16 pixels: a quarter of the work."""
-    models = ("plain", "gated", "wider")
+    models = ("plain", "aux", "gated", "wider")
     return [
         one("cifar10", "resnet20", model, "strong", 24.0, seed, **SMALL_IMAGES) for seed in (0, 1) for model in models
     ]

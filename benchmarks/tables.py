@@ -26,8 +26,8 @@ NUMBER = re.compile(r"([\d.,]+( M|%)?( ± [\d.]+ \(\d+ seeds\))?)?( ?\(\d+ diver
 SCHEDULES = tuple((recipe, epochs) for epochs in (200.0, 30.0) for recipe in ("he", "strong"))
 NAMES = {"resnet20": "ResNet-20", "resnet56": "ResNet-56", "resnet164_paper": "ResNet-164", "resnet8": "ResNet-8"}
 SUFFIXES = {
-    "plain": "", "wider": "-Wider", "se": "-SE", "gated": "-Gated", "local": ", gated block by block",
-    "all": "-Gated, all convolutions", "macs50": "-Gated, 50% of the MACs",
+    "plain": "", "wider": "-Wider", "se": "-SE", "gated": "-Gated", "aux": "-Gated, auxiliary classifier",
+    "local": ", gated block by block", "all": "-Gated, all convolutions", "macs50": "-Gated, 50% of the MACs",
 }  # fmt: skip
 GATES = {"open": "open", "input_dependent": "input-dependent", "always_on": "always on", "always_off": "always off"}
 DENSE = "MACs, gater included, of the dense backbone"
@@ -123,7 +123,7 @@ def table_1(card: str):
 def small_images(results: Results) -> str:
     """CIFAR-10 at 16 x 16 pixels."""
     rows = []
-    for kind in ("plain", "wider", "gated"):
+    for kind in ("plain", "wider", "gated", "aux"):
         entries = results.of("cifar10", "resnet20", kind, "strong", epochs=24.0, **study.SMALL_IMAGES)
         parameters = f"{entries[0]['parameters'] / 1e6:.2f} M" if entries else ""
         rows.append([f"ResNet-20{SUFFIXES[kind]}", parameters, cell(entries), *gates(entries)])
@@ -156,7 +156,7 @@ def all_gates(results: Results) -> str:
     paper = [f"{100 * PAPER_GATES[name]:.1f}%" if name in PAPER_GATES else "" for name in GATES]
     rows = [["the paper's ResNet-164-Gated", "", *paper, ""]]
     for backbone in ("resnet20", "resnet56", "resnet164_paper"):
-        for kind in ("gated", "local", *EXTRA.get(("cifar10", backbone), ())):
+        for kind in ("gated", "aux", "local", *EXTRA.get(("cifar10", backbone), ())):
             for recipe, epochs in SCHEDULES:
                 entries = results.of("cifar10", backbone, kind, recipe, epochs=epochs)
                 if any(gates(entries)):

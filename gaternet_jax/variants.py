@@ -8,6 +8,7 @@ from gaternet_jax.models.registry import is_backbone, known_backbones
 
 PLACEMENTS = ("last", "all")  # which convolutions are gated
 BASELINES = ("plain", "wider", "se", "local")
+KINDS = (*BASELINES, "aux")  # of network, at most one; "aux" is the gated one
 SE_RATIOS = {"resnet20": 4, "resnet56": 4, "resnet164_paper": 8}  # [D], see config.py; all others: Hu et al. 2018
 
 # Fields of config.optimizer, for small images. The paper's recipe is not known, and plain networks alone differ by a
@@ -33,11 +34,12 @@ def apply_variant(
     """Applies a variant such as "resnet56", "resnet56-all" or "resnet56-wider-strong".
 
     plain: the backbone without gates. wider: the same with the width at which it has as many parameters as the gated
-    model. se: without gates, with squeeze-and-excitation. local: each block decides its own gates.
+    model. se: without gates, with squeeze-and-excitation. local: each block decides its own gates. aux: the gater's
+    extractor learns to classify, too (docs/gating_study.md).
 
     Args:
         config: an unlocked config.
-        variant: [MODEL][-last|-all][-plain|-wider|-se|-local][-RECIPE]; "" leaves the card as it is.
+        variant: [MODEL][-last|-all][-plain|-wider|-se|-local|-aux][-RECIPE]; "" leaves the card as it is.
         recipes: those that suit the card, by name: fields of config.optimizer; None: it has but its own.
 
     Raises:
@@ -47,31 +49,31 @@ def apply_variant(
     parts = variant.split("-") if variant else []
     if parts and is_backbone(parts[0]):
         config.model.backbone = parts.pop(0)
-    unknown = [part for part in parts if part not in (*PLACEMENTS, *BASELINES, *recipes)]
+    unknown = [part for part in parts if part not in (*PLACEMENTS, *KINDS, *recipes)]
     if unknown:
-        named = f"MODEL-PLACEMENT-BASELINE{'-RECIPE' if recipes else ''}"
+        named = f"MODEL-PLACEMENT-KIND{'-RECIPE' if recipes else ''}"
         raise UserError(
             f"unknown part '{unknown[0]}' of the config variant '{variant}'. A variant is {named}, "
             f"each part optional: MODEL one of {', '.join(known_backbones())}; PLACEMENT one of "
-            f"{', '.join(PLACEMENTS)}; BASELINE one of {', '.join(BASELINES)}"
+            f"{', '.join(PLACEMENTS)}; KIND one of {', '.join(KINDS)}"
             + (f"; RECIPE one of {', '.join(recipes)}" if recipes else "")
         )
-    placements, baselines, chosen = (
-        [part for part in parts if part in kind] for kind in (PLACEMENTS, BASELINES, recipes)
-    )
-    if max(len(placements), len(baselines), len(chosen)) > 1:
+    placements, kinds, chosen = ([part for part in parts if part in words] for words in (PLACEMENTS, KINDS, recipes))
+    if max(len(placements), len(kinds), len(chosen)) > 1:
         raise UserError(f"the config variant '{variant}' has two parts of one kind; give one of {', '.join(parts)}")
     if placements:
         config.model.update(gating=placements[0])
-    for baseline in baselines:
-        if baseline == "local":
+    for kind in kinds:
+        if kind == "local":
             config.model.gater.scope = "local"
-            continue
-        if baseline == "wider":
+        if kind == "aux":
+            config.model.gater.auxiliary_weight = 1.0
+        if kind == "wider":
             config.model.update(match_params_of=config.model.gating)
-        if baseline == "se":
+        if kind == "se":
             config.model.se_ratio = SE_RATIOS.get(config.model.backbone, 16)
-        config.model.gating = "none"
+        if kind in ("plain", "wider", "se"):
+            config.model.gating = "none"
     for recipe in chosen:
         config.optimizer.update(recipes[recipe])
     return config

@@ -53,7 +53,7 @@ def test_cards_differ_where_they_should():
     [
         (
             "resnet20-wide",
-            "unknown part 'wide' of the config variant 'resnet20-wide'.*BASELINE one of plain, wider, se, local",
+            "unknown part 'wide' of the config variant 'resnet20-wide'.*KIND one of plain, wider, se, local, aux",
         ),
         ("resnet20-plain-se", "'resnet20-plain-se' has two parts of one kind; give one of plain, se"),
         ("resnet20-all-last", "has two parts of one kind"),
@@ -70,6 +70,8 @@ def test_unknown_variant_lists_what_exists(variant, message):
 def test_parts_of_a_variant_combine():
     local = cifar10.get_config("resnet56-all-local").model
     assert (local.backbone, local.gating, local.gater.scope) == ("resnet56", "all", "local")
+    taught = cifar10.get_config("resnet56-all-aux").model
+    assert (taught.gating, taught.gater.auxiliary_weight, taught.gater.scope) == ("all", 1.0, "global")
     squeezed = cifar10.get_config("densenet100-se").model
     assert (squeezed.backbone, squeezed.gating, squeezed.se_ratio) == ("densenet100", "none", 16)
     assert cifar100.get_config("shake26_2x96d").model.backbone == "shake26_2x96d"

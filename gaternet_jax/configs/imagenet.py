@@ -3,7 +3,7 @@
     python -m gaternet_jax.main --config=configs/imagenet.py                      ResNet-50-Gated
     python -m gaternet_jax.main --config=configs/imagenet.py:resnet18-plain       ResNet-18 without gates
 
-Variants: [MODEL][-last|-all][-plain|-wider|-se|-local]; models resnet18, 34, 50, 101, 152 and inceptionv4. The
+Variants: [MODEL][-last|-all][-plain|-wider|-se|-local|-aux]; models resnet18, 34, 50, 101, 152 and inceptionv4. The
 gater is ResNet-18. 90 epochs of 1,251 steps.
 
 | model | parameters (backbone + gater) | gates | MACs (backbone + gater) |

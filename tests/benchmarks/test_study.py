@@ -16,9 +16,9 @@ def main(monkeypatch, *arguments):
 def test_the_order_of_the_study():
     names = [run.name for run in choose("cifar10")]
     assert len(names) == len(set(names))
-    assert names[:14:2] == [
+    assert names[:16:2] == [
         f"cifar10-resnet20-{model}-he-30ep-seed0"
-        for model in ("plain", "gated", "wider", "se", "local", "all", "macs50")
+        for model in ("plain", "gated", "aux", "wider", "se", "local", "all", "macs50")
     ]
     assert names[1] == "cifar10-resnet20-plain-strong-30ep-seed0", "both recipes side by side"
     half = len(names) // 2
@@ -43,7 +43,7 @@ def test_settings_of_the_runs():
     assert (budget.loss.gate, budget.loss.gate_target, budget.train.epochs) == ("macs", 0.5, 30)
     assert configs["cifar10-resnet20-gated-strong-200ep-seed2"].seed == 2
     small = choose("cifar10-16px")
-    assert len(small) == 6 and small[0].name == "cifar10-16px-resnet20-plain-strong-24ep-seed0"
+    assert len(small) == 8 and small[0].name == "cifar10-16px-resnet20-plain-strong-24ep-seed0"
     for run in small:
         data = run.config().data
         assert (data.image_size, data.crop_padding, run.config().train.epochs) == (16, 2, 24)
