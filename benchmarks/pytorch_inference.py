@@ -55,7 +55,8 @@ class Block(nn.Module):
         numbers = range(1, block.depth + 1)
         self.convs = nn.ModuleList(_conv(getattr(block, f"conv{i}")) for i in numbers)
         self.bns = nn.ModuleList(_batch_norm(getattr(block, f"bn{i}")) for i in numbers)
-        self.gates = [site and site.gates for site in block.sites]
+        sites = [getattr(block, f"conv{i}").site for i in numbers]
+        self.gates = [site and site.gates for site in sites]
         self.shortcut = nn.Identity()
         if block.shortcut is not None:
             self.shortcut = nn.Sequential(_conv(block.shortcut.conv), _batch_norm(block.shortcut.bn))

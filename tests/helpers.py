@@ -1,5 +1,7 @@
 """Small configs, a model of random weights, and made-up observations."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from flax import nnx
 from gaternet_jax.analysis.observe import Observations
 from gaternet_jax.config import default
 from gaternet_jax.configs.digits import get_config
-from gaternet_jax.gating.sites import GateTable
+from gaternet_jax.gating import GateSite
 from gaternet_jax.models.backbone import BackboneOptions
 from gaternet_jax.models.build import abstract_model
 from gaternet_jax.models.functional import merge_model, split_model
@@ -100,9 +102,7 @@ def run_model(model, images):
 def random_observations(seed, images=40, classes=3, widths=(5, 8, 6), unknown=0):
     """Made-up observations: gates of all three kinds; the class of the first `unknown` images is not known."""
     random = np.random.default_rng(seed)
-    table = GateTable()
-    for i, width in enumerate(widths):
-        table.add(f"stage{i // 2 + 1}.block{i % 2 + 1}.conv2", width)
+    names = [f"stage{i // 2 + 1}.block{i % 2 + 1}.conv2" for i in range(len(widths))]
     labels = random.integers(0, classes, images).astype(np.int32)
     rates = random.uniform(-0.3, 1.3, (classes, sum(widths)))
     gates = random.random((images, sum(widths))) < rates[labels]
@@ -115,7 +115,7 @@ def random_observations(seed, images=40, classes=3, widths=(5, 8, 6), unknown=0)
         predictions=predictions,
         confidences=random.uniform(0.3, 1, images).astype(np.float32),
         macs=random.uniform(0.4, 0.6, images).astype(np.float32),
-        sites=table.sites,
+        sites=tuple(map(GateSite, names, itertools.accumulate(widths, initial=0), widths)),
         class_names=tuple(f"class {i}" for i in range(classes)),
     )
 

@@ -1,6 +1,7 @@
 """One pass over a split: every image's gates, prediction and confidence; what all analyses start from."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,6 @@ from gaternet_jax.config import RunConfig, validate
 from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.errors import UserError
 from gaternet_jax.gating import GateSite
-from gaternet_jax.gating.sites import GateTable
 from gaternet_jax.models.functional import Tree, merge_model, split_model
 from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.models.mac_counter import MacCounter
@@ -207,15 +207,13 @@ def load_observations(path: Path) -> Observations:
     """Reads what `save_observations` wrote."""
     with np.load(path) as saved:
         rows, columns = saved["shape"]
-        table = GateTable()
-        for name, size in zip(saved["site_names"], saved["site_sizes"], strict=True):
-            table.add(str(name), int(size))
+        names, sizes = saved["site_names"].tolist(), saved["site_sizes"].tolist()
         return Observations(
             gates=np.unpackbits(saved["gates"], count=rows * columns).view(bool).reshape(rows, columns),
             labels=saved["labels"],
             predictions=saved["predictions"],
             confidences=saved["confidences"],
             macs=saved["macs"],
-            sites=table.sites,
+            sites=tuple(map(GateSite, names, itertools.accumulate(sizes, initial=0), sizes)),
             class_names=tuple(map(str, saved["class_names"])),
         )

@@ -1,14 +1,15 @@
-"""Which filter has which gate: the one table that training, inference and analysis read."""
+"""Which filter has which gate: what training, inference and analysis read."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
+from flax import nnx
 
 from gaternet_jax.errors import check_choice
 from gaternet_jax.gating.gate import GateSite, gate
-from gaternet_jax.gating.local import LocalPass
+from gaternet_jax.gating.local import LocalHead, LocalPass
 
 
 def group_gates(sites: Sequence[GateSite], by: Literal["unit", "stage"]) -> dict[str, np.ndarray]:
@@ -20,17 +21,28 @@ def group_gates(sites: Sequence[GateSite], by: Literal["unit", "stage"]) -> dict
     return {name: np.concatenate(parts) for name, parts in groups.items()}
 
 
-class GateTable:
-    """Hands out gate sites while a backbone is built, in forward order."""
+def number_sites(network: nnx.Module) -> tuple[GateSite, ...]:
+    """Numbers the gates of a network, once it is built, in the order in which its layers were set.
 
-    def __init__(self) -> None:
-        self.sites: tuple[GateSite, ...] = ()
+    A layer is gated if it has a `site`, of which only the size matters before: it gets the layer's path as its name. A
+    `LocalHead` is told which sites are its own: those of the module that has it, but for those of heads within.
+    """
+    sites: list[GateSite] = []
 
-    def add(self, name: str, size: int) -> GateSite:
-        """Appends a site of `size` gates behind those handed out so far."""
-        site = GateSite(name, sum(site.size for site in self.sites), size)
-        self.sites += (site,)
-        return site
+    def walk(module: Any, path: tuple[str, ...]) -> list[GateSite]:
+        if site := getattr(module, "site", None):
+            module.site = GateSite(".".join(path), sites[-1].gates.stop if sites else 0, site.size)
+            sites.append(module.site)
+            return [module.site]
+        children = [(name, child) for name, child in vars(module).items() if isinstance(child, nnx.Module)]
+        undecided = [site for name, child in children for site in walk(child, (*path, name))]
+        heads = [child for _, child in children if isinstance(child, LocalHead)]
+        for head in heads:
+            head.sites = tuple(undecided)
+        return [] if heads else undecided
+
+    walk(network, ())
+    return tuple(sites)
 
 
 # What a backbone takes: the gate vector [B, G], or the gates of a locally gated pass; None for a plain network.

@@ -62,7 +62,7 @@ class Backbone(nnx.Module):
         channels: channels of the input images.
         width: filters of the first stage (DenseNet: growth rate).
         num_features: length of the feature vector before the output layer.
-        gate_sites: the gated convolutions, in forward order; empty for a plain network.
+        gate_sites: the gated convolutions, in forward order; empty for a plain network. `build_backbone` sets it.
         fc: the output layer; None if it was built without one.
         stochastic: whether it draws random numbers in training.
     """
@@ -70,7 +70,7 @@ class Backbone(nnx.Module):
     channels: int
     width: int
     num_features: int
-    gate_sites: tuple[GateSite, ...]
+    gate_sites: tuple[GateSite, ...] = ()
     fc: Any
     stochastic: bool = False
 
@@ -99,9 +99,16 @@ def conv(
     *,
     stride: int = 1,
     valid: bool = False,
+    gated: bool = False,
 ) -> Conv:
-    """Makes a convolution without bias, He-initialised by its fan-out (released code); `valid`: without padding."""
+    """Makes a convolution without bias, He-initialised by its fan-out (released code).
+
+    `valid`: without padding. `gated`: its `site` says which gates its maps have, for `apply_gates`.
+    """
     height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
     padding = 0 if valid else height // 2 if height == width else (height // 2, width // 2)
     weights = initial(options.rngs, HE_FAN_OUT, (height, width, in_channels, out_channels))
-    return Conv(weights, strides=stride, padding=padding, dtype=options.dtype)
+    layer = Conv(weights, strides=stride, padding=padding, dtype=options.dtype)
+    if gated:
+        layer.site = GateSite("", 0, out_channels)  # `number_sites` does the rest
+    return layer

@@ -5,9 +5,8 @@ import math
 import jax
 from flax import nnx
 
-from gaternet_jax.gating import GateSite
 from gaternet_jax.gating.local import LocalHead, LocalPass
-from gaternet_jax.gating.sites import Gates, GateTable, apply_gates
+from gaternet_jax.gating.sites import Gates, apply_gates, number_sites
 from gaternet_jax.models.backbone import BackboneOptions, conv
 from gaternet_jax.nn.layers import BatchNorm, SqueezeExcitation
 
@@ -31,40 +30,33 @@ class ResidualBlock(nnx.Module):
         y   = relu(shortcut(x) + squeeze(r))
 
     Args:
-        name: path of the block in the backbone.
         in_channels: channels of x.
         plan: kernel size, filters and stride of each convolution.
-        table: where the block's gate sites are entered.
         options: see BackboneOptions.
     """
 
-    def __init__(
-        self, name: str, in_channels: int, plan: list[tuple[int, int, int]], table: GateTable, options: BackboneOptions
-    ):
-        self.depth, rngs = len(plan), options.rngs
-        sites, channels = [], in_channels
+    def __init__(self, in_channels: int, plan: list[tuple[int, int, int]], options: BackboneOptions):
+        self.depth, rngs, channels = len(plan), options.rngs, in_channels
         for i, (kernel, filters, stride) in enumerate(plan, 1):
             last = i == self.depth
-            layer = conv(channels, filters, kernel, options, stride=stride)
-            setattr(self, f"conv{i}", layer)
-            setattr(self, f"bn{i}", BatchNorm(filters, rngs=rngs, zero_init=last and options.zero_init_residual))
             gated = options.gating == "all" or (last and options.gating == "last")
-            sites.append(table.add(f"{name}.conv{i}", filters) if gated else None)
+            setattr(self, f"conv{i}", conv(channels, filters, kernel, options, stride=stride, gated=gated))
+            setattr(self, f"bn{i}", BatchNorm(filters, rngs=rngs, zero_init=last and options.zero_init_residual))
             channels = filters
-        self.sites = tuple(sites)  # of conv1, conv2, ...; None where a convolution is not gated
         stride = math.prod(stride for _, _, stride in plan)
         same_shape = stride == 1 and in_channels == channels
         self.shortcut = None if same_shape else Shortcut(in_channels, channels, stride=stride, options=options)
         self.squeeze = SqueezeExcitation(channels, options.se_ratio, rngs=rngs) if options.se_ratio else None
-        self.local = local_head(in_channels, self.sites, options)
+        self.local = local_head(self, in_channels, options)
         self.out_channels = channels
 
     def __call__(self, x: jax.Array, gates: Gates) -> jax.Array:
         decide_locally(self.local, x, gates)
         h = x
-        for i, site in enumerate(self.sites, 1):
-            h = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(h))
-            h = apply_gates(h if i == self.depth else jax.nn.relu(h), gates, site)
+        for i in range(1, self.depth + 1):
+            layer = getattr(self, f"conv{i}")
+            h = getattr(self, f"bn{i}")(layer(h))
+            h = apply_gates(h if i == self.depth else jax.nn.relu(h), gates, layer.site)
         if self.squeeze is not None:
             h = self.squeeze(h)
         shortcut = x if self.shortcut is None else self.shortcut(x)
@@ -81,13 +73,12 @@ def bottleneck(width: int, stride: int) -> list[tuple[int, int, int]]:
     return [(1, width, 1), (3, width, stride), (1, 4 * width, 1)]
 
 
-def local_head(in_channels: int, sites: tuple[GateSite | None, ...], options: BackboneOptions) -> LocalHead | None:
-    """Makes a head for a block that gates itself; None where gates come from outside or there are none."""
-    gated = tuple(site for site in sites if site)
-    if not options.local_bottleneck or not gated:
-        return None
+def local_head(block: nnx.Module, in_channels: int, options: BackboneOptions) -> LocalHead | None:
+    """Makes a head for a block that gates itself; None where gates come from outside or it has none so far."""
     bottleneck, bias = options.local_bottleneck, options.local_bias
-    return LocalHead(in_channels, bottleneck, gated, initial_bias=bias, rngs=options.rngs)
+    if not bottleneck or not (sites := number_sites(block)):
+        return None
+    return LocalHead(in_channels, bottleneck, sites, initial_bias=bias, rngs=options.rngs)
 
 
 def decide_locally(head: LocalHead | None, x: jax.Array, gates: Gates) -> None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gaternet_jax.errors import UserError
-from gaternet_jax.gating.sites import Gates, GateTable, apply_gates
+from gaternet_jax.gating.sites import Gates, apply_gates
 from gaternet_jax.models.backbone import Backbone, BackboneOptions, conv
 from gaternet_jax.models.blocks import decide_locally, local_head
 from gaternet_jax.models.registry import register
@@ -27,32 +27,21 @@ class DenseLayer(nnx.Module):
         gated: whether gating "last" gates this layer.
     """
 
-    def __init__(
-        self,
-        name: str,
-        in_channels: int,
-        growth: int,
-        *,
-        gated: bool,
-        table: GateTable,
-        options: BackboneOptions,
-    ):
+    def __init__(self, in_channels: int, growth: int, *, gated: bool, options: BackboneOptions):
         self.bn1 = BatchNorm(in_channels, rngs=options.rngs)
-        self.conv1 = conv(in_channels, 4 * growth, 1, options)
+        self.conv1 = conv(in_channels, 4 * growth, 1, options, gated=options.gating == "all")
         self.bn2 = BatchNorm(4 * growth, rngs=options.rngs)
-        self.site1 = table.add(f"{name}.conv1", 4 * growth) if options.gating == "all" else None
-        self.conv2 = conv(4 * growth, growth, 3, options)
         gated = options.gating == "all" or (options.gating == "last" and gated)
-        self.site2 = table.add(f"{name}.conv2", growth) if gated else None
+        self.conv2 = conv(4 * growth, growth, 3, options, gated=gated)
         ratio = options.se_ratio
         self.squeeze = SqueezeExcitation(growth, ratio, rngs=options.rngs) if ratio else None
-        self.local = local_head(in_channels, (self.site1, self.site2), options)
+        self.local = local_head(self, in_channels, options)
 
     def __call__(self, x: jax.Array, gates: Gates) -> jax.Array:
         decide_locally(self.local, x, gates)
         hidden = self.conv1(jax.nn.relu(self.bn1(x)))
-        hidden = apply_gates(jax.nn.relu(self.bn2(hidden)), gates, self.site1)
-        new = apply_gates(self.conv2(hidden), gates, self.site2)
+        hidden = apply_gates(jax.nn.relu(self.bn2(hidden)), gates, self.conv1.site)
+        new = apply_gates(self.conv2(hidden), gates, self.conv2.site)
         if self.squeeze is not None:
             new = self.squeeze(new)
         return jnp.concatenate([x, new], axis=-1)
@@ -82,12 +71,12 @@ class DenseNet(Backbone):
         growth, layers = options.width, (depth - 4) // 6
         channels = 2 * growth
         self.conv = conv(options.channels, channels, 3, options)
-        table, order = GateTable(), []
+        order = []
         for block in (1, 2, 3):
             names = [f"block{block}_layer{i}" for i in range(1, layers + 1)]
             for i, name in enumerate(names):
                 gated = {"none": True, "first": i > 0, "last": i < layers - 1}[options.dense_ungated]
-                layer = DenseLayer(name, channels, growth, gated=gated, table=table, options=options)
+                layer = DenseLayer(channels, growth, gated=gated, options=options)
                 setattr(self, name, layer)
                 channels += growth
             order += names
@@ -100,7 +89,6 @@ class DenseNet(Backbone):
         self.bn = BatchNorm(channels, rngs=options.rngs)
         self.fc = None if options.num_classes is None else linear(channels, options.num_classes, rngs=options.rngs)
         self.channels, self.width, self.num_features = options.channels, growth, channels
-        self.gate_sites = table.sites
 
     def features(self, images: jax.Array, gates: Gates = None, key: jax.Array | None = None) -> jax.Array:
         x = self.conv(images)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gaternet_jax.errors import UserError, check_choice
-from gaternet_jax.gating.sites import Gates, GateTable, apply_gates
+from gaternet_jax.gating.sites import Gates, apply_gates
 from gaternet_jax.models.backbone import Backbone, BackboneOptions, conv
 from gaternet_jax.models.blocks import decide_locally, local_head
 from gaternet_jax.models.registry import register
@@ -77,18 +77,15 @@ BLOCK_C: list[Branch] = [
 class Unit(nnx.Module):
     """Computes relu(bn(conv(x))) * g."""
 
-    def __init__(
-        self, name: str, in_channels: int, step: Step, *, gated: bool, table: GateTable, options: BackboneOptions
-    ):
+    def __init__(self, in_channels: int, step: Step, *, gated: bool, options: BackboneOptions):
         filters = scaled(step.filters, options)
         kernel = (step.height, step.width)
-        self.conv = conv(in_channels, filters, kernel, options, stride=step.stride, valid=step.valid)
+        self.conv = conv(in_channels, filters, kernel, options, stride=step.stride, valid=step.valid, gated=gated)
         self.bn = BatchNorm(filters, rngs=options.rngs, epsilon=EPSILON)
-        self.site = table.add(f"{name}.conv", filters) if gated else None
         self.out_channels = filters
 
     def __call__(self, x: jax.Array, gates: Gates) -> jax.Array:
-        return apply_gates(jax.nn.relu(self.bn(self.conv(x))), gates, self.site)
+        return apply_gates(jax.nn.relu(self.bn(self.conv(x))), gates, self.conv.site)
 
 
 class Block(nnx.Module):
@@ -99,10 +96,8 @@ class Block(nnx.Module):
     sets of convolutions have as many, but none by one rule for all blocks (assumed).
     """
 
-    def __init__(
-        self, name: str, in_channels: int, branches: Sequence[Branch], table: GateTable, options: BackboneOptions
-    ):
-        self.out_channels, sites, paths = 0, [], []
+    def __init__(self, in_channels: int, branches: Sequence[Branch], options: BackboneOptions):
+        self.out_channels, paths = 0, []
         for number, branch in enumerate(branches):
             channels, path = in_channels, []
             for position, step in enumerate(branch):
@@ -116,13 +111,9 @@ class Block(nnx.Module):
                     f"branch{number}_{position}{chr(ord('a') + i) if len(fork) > 1 else ''}" for i in range(len(fork))
                 ]
                 gated = options.gating == "all" or (options.gating == "last" and not last)
-                units = [
-                    Unit(f"{name}.{unit_name}", channels, of, gated=gated, table=table, options=options)
-                    for unit_name, of in zip(names, fork, strict=True)
-                ]
-                for unit_name, unit in zip(names, units, strict=True):
-                    setattr(self, unit_name, unit)
-                    sites.append(unit.site)
+                units = [Unit(channels, of, gated=gated, options=options) for of in fork]
+                for name, unit in zip(names, units, strict=True):
+                    setattr(self, name, unit)
                 channels = sum(unit.out_channels for unit in units)
                 path.append(tuple(names))
                 self.out_channels += channels if last else 0
@@ -130,7 +121,7 @@ class Block(nnx.Module):
         self.paths = tuple(paths)  # of each branch the poolings, and the names of the units that see the same maps
         ratio = options.se_ratio
         self.squeeze = SqueezeExcitation(self.out_channels, ratio, rngs=options.rngs) if ratio else None
-        self.local = local_head(in_channels, tuple(sites), options)
+        self.local = local_head(self, in_channels, options)
 
     def __call__(self, x: jax.Array, gates: Gates) -> jax.Array:
         decide_locally(self.local, x, gates)
@@ -171,14 +162,14 @@ class InceptionV4(Backbone):
     """
 
     def __init__(self, blocks: tuple[int, int, int], options: BackboneOptions):
-        table, channels = GateTable(), options.channels
+        channels = options.channels
         self.stem_names = tuple(f"stem_conv{number}" for number in range(1, len(STEM) + 1))
         for number, (name, step) in enumerate(zip(self.stem_names, STEM, strict=True)):
             gated = number > 0 and options.gating != "none"
-            unit = Unit(name, channels, step, gated=gated, table=table, options=options)
+            unit = Unit(channels, step, gated=gated, options=options)
             setattr(self, name, unit)
             channels = unit.out_channels
-        self.local = local_head(options.channels, tuple(getattr(self, name).site for name in self.stem_names), options)
+        self.local = local_head(self, options.channels, options)
         plan = [("stem_3a", STEM_3A), ("stem_4a", STEM_4A), ("stem_5a", STEM_5A)]
         for kind, branches, number, reduction in zip(
             "ABC", (BLOCK_A, BLOCK_B, BLOCK_C), blocks, (REDUCTION_A, REDUCTION_B, None), strict=True
@@ -186,13 +177,12 @@ class InceptionV4(Backbone):
             plan += [(f"block{kind}_{i}", branches) for i in range(1, number + 1)]
             plan += [(f"reduction{kind}", reduction)] if reduction else []
         for name, branches in plan:
-            block = Block(name, channels, branches, table, options)
+            block = Block(channels, branches, options)
             setattr(self, name, block)
             channels = block.out_channels
         self.order = tuple(name for name, _ in plan)
         self.fc = None if options.num_classes is None else linear(channels, options.num_classes, rngs=options.rngs)
         self.channels, self.width, self.num_features = options.channels, options.width or WIDTH, channels
-        self.gate_sites = table.sites
 
     def features(self, images: jax.Array, gates: Gates = None, key: jax.Array | None = None) -> jax.Array:
         decide_locally(self.local, images, gates)

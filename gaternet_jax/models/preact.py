@@ -11,7 +11,7 @@ import jax
 from flax import nnx
 
 from gaternet_jax.errors import UserError
-from gaternet_jax.gating.sites import Gates, GateTable, apply_gates
+from gaternet_jax.gating.sites import Gates, apply_gates
 from gaternet_jax.models.backbone import Backbone, BackboneOptions, conv
 from gaternet_jax.models.blocks import decide_locally, local_head
 from gaternet_jax.models.registry import register
@@ -27,47 +27,40 @@ class PreActivationBlock(nnx.Module):
         y = shortcut + squeeze(conv3(h) * g3)     shortcut: x, or a 1x1 convolution of a where the shape changes
 
     Args:
-        name: path of the block in the backbone.
         in_channels, inner, out_channels: of x, of the hidden maps, of y.
         stride: of the 3x3 convolution.
-        table: where the block's gate sites are entered.
         options: see BackboneOptions.
     """
 
     def __init__(
         self,
-        name: str,
         in_channels: int,
         inner: int,
         out_channels: int,
         *,
         stride: int,
-        table: GateTable,
         options: BackboneOptions,
     ):
         rngs, every = options.rngs, options.gating == "all"
         self.bn1 = BatchNorm(in_channels, rngs=rngs)
-        self.conv1 = conv(in_channels, inner, 1, options)
-        self.site1 = table.add(f"{name}.conv1", inner) if every else None
+        self.conv1 = conv(in_channels, inner, 1, options, gated=every)
         self.bn2 = BatchNorm(inner, rngs=rngs)
-        self.conv2 = conv(inner, inner, 3, options, stride=stride)
-        self.site2 = table.add(f"{name}.conv2", inner) if every else None
+        self.conv2 = conv(inner, inner, 3, options, stride=stride, gated=every)
         self.bn3 = BatchNorm(inner, rngs=rngs)
-        self.conv3 = conv(inner, out_channels, 1, options)
-        self.site3 = table.add(f"{name}.conv3", out_channels) if options.gating != "none" else None
+        self.conv3 = conv(inner, out_channels, 1, options, gated=options.gating != "none")
         same_shape = stride == 1 and in_channels == out_channels
         self.shortcut = None if same_shape else conv(in_channels, out_channels, 1, options, stride=stride)
         ratio = options.se_ratio
         self.squeeze = SqueezeExcitation(out_channels, ratio, rngs=rngs) if ratio else None
-        self.local = local_head(in_channels, (self.site1, self.site2, self.site3), options)
+        self.local = local_head(self, in_channels, options)
 
     def __call__(self, x: jax.Array, gates: Gates) -> jax.Array:
         decide_locally(self.local, x, gates)
         activated = jax.nn.relu(self.bn1(x))
         shortcut = x if self.shortcut is None else self.shortcut(activated)
-        h = apply_gates(jax.nn.relu(self.bn2(self.conv1(activated))), gates, self.site1)
-        h = apply_gates(jax.nn.relu(self.bn3(self.conv2(h))), gates, self.site2)
-        h = apply_gates(self.conv3(h), gates, self.site3)
+        h = apply_gates(jax.nn.relu(self.bn2(self.conv1(activated))), gates, self.conv1.site)
+        h = apply_gates(jax.nn.relu(self.bn3(self.conv2(h))), gates, self.conv2.site)
+        h = apply_gates(self.conv3(h), gates, self.conv3.site)
         return shortcut + (h if self.squeeze is None else self.squeeze(h))
 
 
@@ -82,13 +75,13 @@ class PreActivationResNet(Backbone):
     def __init__(self, blocks: int, options: BackboneOptions):
         width = options.width or 16
         self.conv = conv(options.channels, width, 3, options)
-        table, channels, order = GateTable(), width, []
+        channels, order = width, []
         for stage, filters in enumerate((width, 8 * width, 16 * width), 1):
             for number in range(1, blocks + 1):
                 name = f"stage{stage}_block{number}"
                 stride = 2 if stage > 1 and number == 1 else 1
                 inner = max(filters // 4, 1)
-                block = PreActivationBlock(name, channels, inner, filters, stride=stride, table=table, options=options)
+                block = PreActivationBlock(channels, inner, filters, stride=stride, options=options)
                 setattr(self, name, block)
                 order.append(name)
                 channels = filters
@@ -96,7 +89,6 @@ class PreActivationResNet(Backbone):
         self.bn = BatchNorm(channels, rngs=options.rngs)
         self.fc = None if options.num_classes is None else linear(channels, options.num_classes, rngs=options.rngs)
         self.channels, self.width, self.num_features = options.channels, width, channels
-        self.gate_sites = table.sites
 
     def features(self, images: jax.Array, gates: Gates = None, key: jax.Array | None = None) -> jax.Array:
         x = self.conv(images)

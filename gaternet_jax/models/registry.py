@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from gaternet_jax.errors import UserError
+from gaternet_jax.gating.sites import number_sites
 from gaternet_jax.models.backbone import Backbone, BackboneOptions
 
 Builder = Callable[[re.Match[str], BackboneOptions], Backbone]
@@ -79,4 +80,6 @@ def build_backbone(name: str, options: BackboneOptions) -> Backbone:
     family = family_of(name)
     match = family.pattern.fullmatch(name)
     assert match is not None
-    return family.build(match, options)
+    backbone = family.build(match, options)
+    backbone.gate_sites = number_sites(backbone)
+    return backbone

@@ -13,7 +13,7 @@ import jax
 from flax import nnx
 
 from gaternet_jax.errors import UserError
-from gaternet_jax.gating.sites import Gates, GateTable
+from gaternet_jax.gating.sites import Gates
 from gaternet_jax.models.backbone import Backbone, BackboneOptions, conv
 from gaternet_jax.models.blocks import ResidualBlock, basic, bottleneck
 from gaternet_jax.models.registry import known_backbones, register
@@ -27,21 +27,19 @@ class Stage(nnx.Module):
 
     def __init__(
         self,
-        name: str,
         in_channels: int,
         width: int,
         blocks: int,
         *,
         block: BlockPlan,
         stride: int,
-        table: GateTable,
         options: BackboneOptions,
     ):
         self.block_names = tuple(f"block{i}" for i in range(1, blocks + 1))
         self.out_channels = in_channels
         for i, block_name in enumerate(self.block_names):
             plan = block(width, stride if i == 0 else 1)
-            unit = ResidualBlock(f"{name}.{block_name}", self.out_channels, plan, table, options)
+            unit = ResidualBlock(self.out_channels, plan, options)
             setattr(self, block_name, unit)
             self.out_channels = unit.out_channels
 
@@ -68,23 +66,14 @@ class ResNet(Backbone):
         self.conv = conv(options.channels, width, kernel, options, stride=stride)
         self.bn = BatchNorm(width, rngs=options.rngs)
         self.stage_names = tuple(f"stage{i}" for i in range(1, len(stages) + 1))
-        table, channels = GateTable(), width
+        channels = width
         for i, (name, (block, blocks, times)) in enumerate(zip(self.stage_names, stages, strict=True)):
-            stage = Stage(
-                name,
-                channels,
-                width * times,
-                blocks,
-                block=block,
-                stride=1 if i == 0 else 2,
-                table=table,
-                options=options,
-            )
+            stride = 1 if i == 0 else 2
+            stage = Stage(channels, width * times, blocks, block=block, stride=stride, options=options)
             setattr(self, name, stage)
             channels = stage.out_channels
         self.fc = None if options.num_classes is None else linear(channels, options.num_classes, rngs=options.rngs)
         self.channels, self.width, self.num_features = options.channels, width, channels
-        self.gate_sites = table.sites
 
     def features(self, images: jax.Array, gates: Gates = None, key: jax.Array | None = None) -> jax.Array:
         x = jax.nn.relu(self.bn(self.conv(images)))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gaternet_jax.gating.sites import Gates, GateTable, apply_gates
+from gaternet_jax.gating.sites import Gates, apply_gates
 from gaternet_jax.models.backbone import Backbone, BackboneOptions, conv
 from gaternet_jax.models.blocks import decide_locally, local_head
 from gaternet_jax.models.registry import register
@@ -48,19 +48,15 @@ shake.defvjp(_shake_forward, _shake_backward)
 class Branch(nnx.Module):
     """Computes bn2(conv2(relu(bn1(conv1(relu(x)))) * g1)) * g2, with g1 for gating "all" only (placement assumed)."""
 
-    def __init__(
-        self, name: str, in_channels: int, width: int, *, stride: int, table: GateTable, options: BackboneOptions
-    ):
-        self.conv1 = conv(in_channels, width, 3, options, stride=stride)
+    def __init__(self, in_channels: int, width: int, *, stride: int, options: BackboneOptions):
+        self.conv1 = conv(in_channels, width, 3, options, stride=stride, gated=options.gating == "all")
         self.bn1 = BatchNorm(width, rngs=options.rngs)
-        self.site1 = table.add(f"{name}.conv1", width) if options.gating == "all" else None
-        self.conv2 = conv(width, width, 3, options)
+        self.conv2 = conv(width, width, 3, options, gated=options.gating != "none")
         self.bn2 = BatchNorm(width, rngs=options.rngs, zero_init=options.zero_init_residual)
-        self.site2 = table.add(f"{name}.conv2", width) if options.gating != "none" else None
 
     def __call__(self, x: jax.Array, gates: Gates) -> jax.Array:
-        hidden = apply_gates(jax.nn.relu(self.bn1(self.conv1(jax.nn.relu(x)))), gates, self.site1)
-        return apply_gates(self.bn2(self.conv2(hidden)), gates, self.site2)
+        hidden = apply_gates(jax.nn.relu(self.bn1(self.conv1(jax.nn.relu(x)))), gates, self.conv1.site)
+        return apply_gates(self.bn2(self.conv2(hidden)), gates, self.conv2.site)
 
 
 class TwoPathShortcut(nnx.Module):
@@ -82,17 +78,14 @@ class TwoPathShortcut(nnx.Module):
 class ShakeBlock(nnx.Module):
     """Computes shortcut(x) + squeeze(mix(branch1(x), branch2(x)))."""
 
-    def __init__(
-        self, name: str, in_channels: int, width: int, *, stride: int, table: GateTable, options: BackboneOptions
-    ):
-        self.branch1 = Branch(f"{name}.branch1", in_channels, width, stride=stride, table=table, options=options)
-        self.branch2 = Branch(f"{name}.branch2", in_channels, width, stride=stride, table=table, options=options)
+    def __init__(self, in_channels: int, width: int, *, stride: int, options: BackboneOptions):
+        self.branch1 = Branch(in_channels, width, stride=stride, options=options)
+        self.branch2 = Branch(in_channels, width, stride=stride, options=options)
         same_shape = stride == 1 and in_channels == width
         self.shortcut = None if same_shape else TwoPathShortcut(in_channels, width, stride=stride, options=options)
         ratio = options.se_ratio
         self.squeeze = SqueezeExcitation(width, ratio, rngs=options.rngs) if ratio else None
-        branches = (self.branch1, self.branch2)
-        self.local = local_head(in_channels, tuple(s for b in branches for s in (b.site1, b.site2)), options)
+        self.local = local_head(self, in_channels, options)
         self.out_channels = width
         self.deterministic = False  # set by .train() and .eval()
 
@@ -127,18 +120,17 @@ class ShakeShake(Backbone):
         channels = stem_filters or options.width
         self.conv = conv(options.channels, channels, 3, options)
         self.bn = BatchNorm(channels, rngs=options.rngs)
-        table, order = GateTable(), []
+        order = []
         for stage in (1, 2, 3):
             for number in range(1, BLOCKS_PER_STAGE + 1):
                 name, width = f"stage{stage}_block{number}", options.width * 2 ** (stage - 1)
                 stride = 2 if stage > 1 and number == 1 else 1
-                setattr(self, name, ShakeBlock(name, channels, width, stride=stride, table=table, options=options))
+                setattr(self, name, ShakeBlock(channels, width, stride=stride, options=options))
                 order.append(name)
                 channels = width
         self.order = tuple(order)
         self.fc = None if options.num_classes is None else linear(channels, options.num_classes, rngs=options.rngs)
         self.channels, self.width, self.num_features = options.channels, options.width, channels
-        self.gate_sites = table.sites
 
     def features(self, images: jax.Array, gates: Gates = None, key: jax.Array | None = None) -> jax.Array:
         x = self.bn(self.conv(images))

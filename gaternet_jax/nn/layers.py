@@ -20,6 +20,7 @@ class _Layer(nnx.Module):
     """Has a kernel [..., inputs, outputs]."""
 
     kernel: nnx.Param
+    site: Any = None  # which gates its maps have (gating/sites.py)
 
     @property
     def in_features(self) -> int:

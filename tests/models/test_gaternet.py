@@ -104,7 +104,7 @@ def test_gate_multiplies_after_batch_norm_and_before_the_shortcut_is_added():
     x = jax.nn.relu(jax.random.normal(jax.random.key(0), (1, 8, 8, 4)))
     gates = jnp.zeros((1, num_gates(model)))
     np.testing.assert_array_equal(block(x, gates), x)  # only the shortcut is left
-    half = block(x, gates.at[:, block.sites[1].gates].set(0.5))
+    half = block(x, gates.at[:, block.conv2.site.gates].set(0.5))
     expected = jax.nn.relu(x + 0.5 * block.bn2(block.conv2(jax.nn.relu(block.bn1(block.conv1(x))))))
     np.testing.assert_allclose(half, expected, atol=1e-5)
 
@@ -116,7 +116,7 @@ def test_first_convolution_is_gated_after_its_relu():
     block.bn1.bias.set_value(jnp.arange(4.0))  # were the gate before BatchNorm, the bias would pass it
     x = jax.random.normal(jax.random.key(0), (1, 8, 8, 4))
     gates = jax.random.uniform(jax.random.key(1), (1, num_gates(model)))
-    g1, g2 = (gates[:, None, None, site.gates] for site in block.sites)
+    g1, g2 = (gates[:, None, None, site.gates] for site in (block.conv1.site, block.conv2.site))
     hidden = jax.nn.relu(block.bn1(block.conv1(x))) * g1
     expected = jax.nn.relu(x + block.bn2(block.conv2(hidden)) * g2)
     np.testing.assert_allclose(block(x, gates), expected, atol=1e-5)

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from gaternet_jax.gating.sites import GateTable
+from gaternet_jax.gating import GateSite
 from gaternet_jax.training import gate_summary as module
 from gaternet_jax.training.gate_summary import CAPTION, SIDE, GateSummary, contact_sheet
 from gaternet_jax.training.mesh import make_mesh, split_by_batch
@@ -21,10 +21,11 @@ class Writer:
 
 @pytest.fixture
 def sites():
-    table = GateTable()
-    for name, size in (("stage1.block1.conv2", 2), ("stage1.block2.conv2", 1), ("stage2.block1.conv2", 3)):
-        table.add(name, size)
-    return table.sites
+    return (
+        GateSite("stage1.block1.conv2", 0, 2),
+        GateSite("stage1.block2.conv2", 2, 1),
+        GateSite("stage2.block1.conv2", 3, 3),
+    )
 
 
 @pytest.fixture
