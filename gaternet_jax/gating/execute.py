@@ -98,13 +98,6 @@ class Execution:
             return Value(array, fill, scaled)
         return Value(self._gather(array, layout.axis, layout.channels), fill)
 
-    def add(self, wide: Any, narrow: Any, layout: Layout) -> Any:
-        """Adds what is there into a whole array."""
-        if layout.channels.is_complete(self.widths):
-            return wide + narrow
-        shape = [narrow.shape[axis] if axis == layout.axis else size for axis, size in enumerate(wide.shape)]
-        return self._at(wide, layout.axis, layout.channels).add(jnp.broadcast_to(narrow, shape), **_DISTINCT)
-
     def _gather(self, array: Any, axis: int, channels: Channels) -> Any:
         return array if channels.is_complete(self.widths) else self._at(array, axis, channels).get(**_DISTINCT)
 

@@ -16,7 +16,7 @@ import numpy as np
 from gaternet_jax.gating.channels import Channels
 from gaternet_jax.gating.explain import Layer, layers_of
 from gaternet_jax.gating.gate import GateSite
-from gaternet_jax.gating.skip import plan_of
+from gaternet_jax.gating.plan import plan_of
 
 
 class MacCount:

@@ -6,14 +6,14 @@ primitive (rules.py); where there is none, all channels are there and all are wa
 """
 
 import collections
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
 
 from gaternet_jax.gating.channels import ALL, Layout
-from gaternet_jax.gating.products import Convolution, DotGeneral
-from gaternet_jax.gating.program import Program, Ref, Step
+from gaternet_jax.gating.products import Convolution, DotGeneral, Product
+from gaternet_jax.gating.program import Program, Ref, Step, flatten, leaves_of
 from gaternet_jax.gating.rules import ELEMENTWISE, Elementwise, Gate, Rule
 from gaternet_jax.gating.shapes import PER_CHANNEL, Concatenate, PerChannel, Reshape, Slice
 
@@ -44,7 +44,7 @@ class Plan:
     """
 
     def __init__(self, program: Program, parameters: dict[Ref, str], whole_sites: Collection[int] = ()):
-        self.program, self.whole_sites = program, whole_sites
+        self.program, self.parameters, self.whole_sites = program, parameters, whole_sites
         self.names = dict(parameters)  # of known values that are parameters, or made of one: its path
         self.uses = collections.Counter(ref for step in program.steps for ref in step.inputs)
         self.uses.update(program.outputs)
@@ -122,3 +122,21 @@ class Plan:
             if both is None:
                 self.reasons.setdefault(ref, "read with other channels, by several gates")
             self.want[ref] = Layout(layout.axis, both) if both and {run.site for run in both.runs} != {ALL} else None
+
+
+def plan_of(function: Callable[..., Any], params: Any, *args: Any) -> Plan:
+    """Traces a function and decides which of its channels are there; arguments as of `skip_closed`."""
+    program = flatten(function, params, *args)
+    return Plan(program, dict(zip(program.inputs, leaves_of(params), strict=False)))
+
+
+def with_whole_sums(plan: Plan) -> Plan:
+    """Decides again: what is added to whole maps, and no product reads, has all channels."""
+    summed, read = set(), set()
+    for step in plan.program.steps:
+        sites = {site for ref in step.inputs if ref in plan.have for site in plan.have[ref].channels.sites}
+        if isinstance(rule_of(step), Product):
+            read |= sites
+        elif step.name in ("add", "add_any", "sub") and step.outputs[0] not in plan.have:
+            summed |= sites
+    return Plan(plan.program, plan.parameters, summed - read)

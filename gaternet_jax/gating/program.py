@@ -157,51 +157,35 @@ def split(program: Program, known: Iterable[Ref]) -> tuple[list[Step], list[Ref]
     Broadcasts, and what depends on nothing, are computed where they are used: they cost nothing there, have no place in
     memory, and may depend on the size of the batch.
     """
-    ahead, late, cheap = [], [], {}
-    ready = {*known, *program.constants}
+    ready, ahead, late, cheap = {*known, *program.constants}, [], [], []
     for step in program.steps:
         if not all(ref in ready or ref.literal is not None for ref in step.inputs):
             late.append(step)
             continue
         ahead.append(step)
         ready.update(step.outputs)
-        if step.name == "broadcast_in_dim" or all(ref.literal is not None for ref in step.inputs):
-            cheap.update(dict.fromkeys(step.outputs, step))
-    handed_over: dict[Ref, None] = {}
-    again: dict[Step, None] = {}
-
-    def demand(refs: Iterable[Ref]) -> None:
-        for ref in refs:
-            if step := cheap.get(ref):
-                demand(step.inputs)
-                again[step] = None
-            elif ref in ready:
-                handed_over[ref] = None
-
-    for step in late:
-        demand(step.inputs)
-    demand(program.outputs)
-    handed = list(handed_over)
-    return needed(ahead, handed), handed, [*again, *late]
+        if step.name == "broadcast_in_dim" or not ready.intersection(step.inputs):
+            cheap.append(step)
+    late = [*needed(cheap, [*_read_by(late), *program.outputs]), *late]
+    made = {ref for step in late for ref in step.outputs}
+    ready -= made
+    handed_over = [ref for ref in dict.fromkeys([*_read_by(late), *program.outputs]) if ref in ready]
+    return needed(ahead, handed_over), handed_over, late
 
 
-def signature(steps: Iterable[Step], inputs: Iterable[Ref], outputs: Iterable[Ref]) -> list[Any]:
-    """Says what is computed, in a form that can be compared: equal ones compute the same of the same inputs."""
-    numbers = {ref: number for number, ref in enumerate(inputs)}
-
-    def number(ref: Ref) -> Any:
-        return numbers.setdefault(ref, len(numbers)) if ref.literal is None else str(ref.literal)
-
-    lines: list[Any] = []
-    for step in steps:
-        refs = [number(ref) for ref in (*step.inputs, *step.outputs)]
-        lines.append((step.name, refs, [ref.shape for ref in step.outputs], str(step.params)))
-    return [*lines, [number(ref) for ref in outputs]]
+def _read_by(steps: Iterable[Step]) -> list[Ref]:
+    return [ref for step in steps for ref in step.inputs]
 
 
 def shaped(tree: Any) -> Any:
     """Puts shapes and types in place of arrays."""
     return jax.eval_shape(lambda leaves: leaves, tree)
+
+
+def leaves_of(tree: Any) -> dict[str, Any]:
+    """Gives the leaves of a tree by their paths: "stage1.conv.kernel"."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def find_sites(function: Callable[..., Any], *args: Any) -> tuple[GateSite, ...]:

@@ -86,16 +86,14 @@ class Gate(Rule):
         return scaled.by(mask) if scaled and ex.plan.uses[step.inputs[0]] == 1 else maps * mask
 
 
-_ZERO_AT_ZERO = """abs add add_any and asin asinh atan atanh cbrt ceil convert_element_type copy erf erf_inv expm1
-floor gt integer_pow log1p lt max min mul ne neg or reduce_precision round select_n sign sin sinh sqrt square
-stop_gradient sub tan tanh xor"""  # f(0, ..., 0) = 0
-_OTHERS = """acos acosh atan2 clamp cos cosh div eq erfc exp exp2 ge is_finite le log logistic not pow rem rsqrt"""
-ZERO_AT_ZERO = frozenset(_ZERO_AT_ZERO.split())
-ELEMENTWISE = ZERO_AT_ZERO | frozenset(_OTHERS.split())
+_NAMES = """abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type copy cos
+cosh div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le log log1p logistic lt max min mul ne
+neg not or pow reduce_precision rem round rsqrt select_n sign sin sinh sqrt square stop_gradient sub tan tanh xor"""
+ELEMENTWISE = frozenset(_NAMES.split())
 
 
 class Elementwise(Rule):
-    """Works on the channels that are there; zero times anything stays zero; a sum adds into the wider operand."""
+    """Works on the channels that are there; zero times anything stays zero."""
 
     def have(self, step, plan):
         operands = [plan.have[ref] for ref in step.inputs if ref in plan.have]
@@ -125,11 +123,9 @@ class Elementwise(Rule):
         """Tells whether the operation makes 0 of these numbers; None stands for one that is not known."""
         if any(number is None for number in numbers):
             return False
-        if step.name in ("max", "min"):
-            return (max if step.name == "max" else min)(numbers) == 0
-        if step.name == "clamp":
-            return min(max(numbers[0], numbers[1]), numbers[2]) == 0
-        return step.name in ZERO_AT_ZERO and not any(numbers) and step.params.get("y", 1) > 0
+        operands = [np.asarray(number, ref.aval.dtype) for number, ref in zip(numbers, step.inputs, strict=True)]
+        with jax.ensure_compile_time_eval():
+            return bool(step.bind(operands)[0] == 0)
 
     def want(self, step, plan):
         layout = plan.layout(step.outputs[0])
@@ -140,8 +136,6 @@ class Elementwise(Rule):
 
     def run(self, step, ex):
         layout = ex.plan.layout(step.outputs[0])
-        if layout is None and (added := self._add_into(step, ex)) is not None:
-            return [Value(added)]
         operands = [ex.thin(ref, layout) for ref in step.inputs]
         scaled, fill = self._scaled(step, operands, ex), None
         result = scaled.by(1) if scaled and step.name in ("mul", "div") else self._bind(step, operands)
@@ -156,18 +150,6 @@ class Elementwise(Rule):
             shape = jnp.broadcast_shapes(*map(np.shape, operands))
             operands = [x if np.ndim(x) == 0 else jnp.broadcast_to(x, shape) for x in operands]
         return step.bind(operands)[0]
-
-    @staticmethod
-    def _add_into(step: Step, ex: "Execution") -> Any:
-        """Gives wide + narrow or wide - narrow by adding into the channels that are there; None where it is neither."""
-        if step.name not in ("add", "add_any", "sub") or step.inputs[0].shape != step.inputs[1].shape:
-            return None
-        one, two = step.inputs
-        for wide, narrow in ((one, two), (two, one)) if step.name != "sub" else ((one, two),):
-            if ex.plan.is_zero(narrow) and (layout := ex.plan.layout(narrow)):
-                x = ex.thin(narrow, layout)
-                return ex.add(ex.full(wide), -x if step.name == "sub" else x, layout)
-        return None
 
     @staticmethod
     def _scaled(step: Step, operands: list[Any], ex: "Execution") -> Scaled | None:

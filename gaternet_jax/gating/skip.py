@@ -22,9 +22,8 @@ from jax.core import Tracer
 from gaternet_jax.gating.execute import Execution
 from gaternet_jax.gating.explain import Explanation, explain
 from gaternet_jax.gating.gate import GateSite
-from gaternet_jax.gating.plan import Plan, rule_of
-from gaternet_jax.gating.products import Product
-from gaternet_jax.gating.program import Ref, evaluate, flatten, shaped, signature, split
+from gaternet_jax.gating.plan import plan_of, with_whole_sums
+from gaternet_jax.gating.program import evaluate, flatten, leaves_of, shaped, split
 
 Keep = Sequence[Any] | Mapping[str, Any] | None
 
@@ -52,11 +51,9 @@ class SkipClosed:
         sites: its gates, in the order of the program.
     """
 
-    def __init__(self, function: Callable[..., Any], params: Any, *args: Any, whole_sums: bool = False):
+    def __init__(self, function: Callable[..., Any], params: Any, *args: Any):
         self._params, self._args = shaped(params), _shapes(args)
-        self._plan = functools.cache(
-            lambda args: plan_of(function, self._params, *_example(args), whole_sums=whole_sums)
-        )
+        self._plan = functools.cache(lambda args: with_whole_sums(plan_of(function, self._params, *_example(args))))
         self._split = functools.cache(self._split_plan)
         self.sites: tuple[GateSite, ...] = tuple(self._plan(self._args).program.sites)
         self._prepare, self._run = jax.jit(self._prepare_now, static_argnums=2), jax.jit(self._run_now)
@@ -73,10 +70,11 @@ class SkipClosed:
         Raises:
             ValueError: channels that a site does not have, or parameters of another shape.
         """
-        indices, names = check_keep(self.sites, keep), [site.name for site in self.sites]
+        indices, names = _check_keep(self.sites, keep), [site.name for site in self.sites]
         _check_names(always_open, names)
-        given, traced = ({path: leaf.shape for path, leaf in _leaves(tree)} for tree in (shaped(params), self._params))
-        if differing := [path for path in {**given, **traced} if given.get(path) != traced.get(path)]:
+        trees = shaped(params), self._params
+        given, traced = ({path: leaf.shape for path, leaf in leaves_of(tree).items()} for tree in trees)
+        if differing := [path for path in given | traced if given.get(path) != traced.get(path)]:
             raise ValueError(f"parameters differ from those that were traced: {', '.join(differing[:3])}")
         return self._prepare(params, indices, tuple(i for i, name in enumerate(names) if name in always_open))
 
@@ -115,36 +113,41 @@ class SkipClosed:
         return program._replace(tree=plan.program.tree), ahead, *split(program, ahead)
 
     def _prepare_now(self, params: Any, keep: list[Any], always_open: tuple[int, ...]) -> Prepared:
-        widths = tuple(index.shape[0] for index in keep)
-        program, ahead, steps, handed_over, _ = self._split(self._args, widths, always_open)
-        values = dict(program.constants) | dict(zip(ahead, jax.tree.leaves((params, keep)), strict=True))
-        return Prepared(evaluate(steps, values, handed_over), widths, always_open)
+        choice = tuple(index.shape[0] for index in keep), always_open
+        return Prepared(self._ahead(self._args, *choice)(jax.tree.leaves((params, keep))), *choice)
+
+    def _ahead(self, args: Any, *choice: tuple[int, ...]) -> Callable[[Sequence[Any]], list[Any]]:
+        """Makes the function of parameters and kept channels that gives what is handed over."""
+        program, ahead, steps, handed_over, _ = self._split(args, *choice)
+        return lambda given: evaluate(steps, program.constants | dict(zip(ahead, given, strict=True)), handed_over)
 
     def _run_now(self, prepared: Prepared, *args: Any) -> Any:
         shapes, choice = _shapes(args), (prepared.widths, prepared.always_open)
-        program, ahead, before, handed_over, steps = self._split(shapes, *choice)
-        (_, own, prepared_by, arrays, _) = self._split(self._args, *choice)
-        if signature(before, ahead, handed_over) != signature(prepared_by, own, arrays):
-            raise ValueError(
-                f"for inputs of the shapes {[leaf.shape for leaf in shapes[0]]} other constants are needed than were "
-                "prepared; call skip_closed with an example of these shapes"
-            )
-        values: dict[Ref, Any] = dict(program.constants) | dict(zip(handed_over, prepared.arrays, strict=True))
+        program, ahead, _, handed_over, steps = self._split(shapes, *choice)
+        if shapes != self._args:
+            given = [jax.ShapeDtypeStruct(ref.shape, ref.aval.dtype) for ref in ahead]
+            needed, own = (str(jax.make_jaxpr(self._ahead(of, *choice))(given)) for of in (shapes, self._args))
+            if needed != own:
+                raise ValueError(
+                    f"for inputs of the shapes {[leaf.shape for leaf in shapes[0]]} other constants are needed than "
+                    "were prepared; call skip_closed with an example of these shapes"
+                )
+        values = program.constants | dict(zip(handed_over, prepared.arrays, strict=True))
         values |= dict(zip(program.inputs[len(ahead) :], jax.tree.leaves(args), strict=True))
         return jax.tree.unflatten(program.tree, evaluate(steps, values, program.outputs))
 
 
-def skip_closed(function: Callable[..., Any], params: Any, *args: Any, whole_sums: bool = False) -> SkipClosed:
+def skip_closed(function: Callable[..., Any], params: Any, *args: Any) -> SkipClosed:
     """Finds what closed gates save in a function; see this module.
+
+    What no product reads, and is only added to other maps, has all channels, with zeros in the kernels for those that
+    are not kept: more arithmetic, less moving of data.
 
     Args:
         function: of (params, *args), with calls of `gate` in it; pure, of pytrees of arrays.
         params: what is known before the images come: arrays, or `jax.ShapeDtypeStruct`s in their place. Gates that are
             the same for all images may be among them.
         *args: examples of the other arguments, arrays or shapes.
-        whole_sums: compute all channels of what is only added to maps of all channels, with zeros in the kernels for
-            those that are not kept, instead of adding into the channels that are. More arithmetic, less moving of
-            data: inference does so. Multiply-accumulates are counted without.
 
     Example:
         >>> def network(kernel, x, gates):
@@ -154,22 +157,10 @@ def skip_closed(function: Callable[..., Any], params: Any, *args: Any, whole_sum
         >>> program(program.prepare(kernel, [jnp.array([2])]), x, jnp.array([[0.0, 0.0, 1.0]]))
         Array([[14., 35.]], dtype=float32)
     """
-    return SkipClosed(function, params, *args, whole_sums=whole_sums)
+    return SkipClosed(function, params, *args)
 
 
-def plan_of(function: Callable[..., Any], params: Any, *args: Any, whole_sums: bool = False) -> Plan:
-    """Traces a function and decides which of its channels are there; arguments as of `skip_closed`."""
-    program = flatten(function, params, *args)
-    paths = dict(zip(program.inputs, [path for path, _ in _leaves(params)], strict=False))
-    plan = Plan(program, paths)
-    if not whole_sums:
-        return plan
-    read = [ref for step in program.steps if isinstance(rule_of(step), Product) for ref in step.inputs]
-    saving = {site for ref in read if ref in plan.have for site in plan.have[ref].channels.sites}
-    return Plan(program, paths, frozenset(range(len(program.sites))) - saving)
-
-
-def check_keep(sites: Sequence[GateSite], keep: Keep) -> list[Any]:
+def _check_keep(sites: Sequence[GateSite], keep: Keep) -> list[Any]:
     """Gives the kept channels of each site, as int32 arrays; ValueError where they are not channels of these sites."""
     if isinstance(keep, Mapping):
         _check_names(keep, [site.name for site in sites])
@@ -196,12 +187,6 @@ def _check(site: GateSite, index: Any) -> Any:
     if index.ndim != 1 or not 0 < index.size <= site.size or not np.issubdtype(index.dtype, np.integer):
         raise ValueError(f"{wanted}; got {index.dtype} of shape {list(index.shape)}")
     return index.astype(np.int32)
-
-
-def _leaves(tree: Any) -> list[tuple[str, Any]]:
-    """Lists the leaves of a tree, and the path of each: "stage1.conv.kernel"."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return [(jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in leaves]
 
 
 def _shapes(args: Any) -> Any:

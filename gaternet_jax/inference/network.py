@@ -115,14 +115,14 @@ class Network:
 
     def _trace(self, kind: str) -> SkipClosed:
         inputs = self._inputs(kind, self._batch).values()
-        return skip_closed(self._functions[kind], self._arrays, *inputs, whole_sums=True)
+        return skip_closed(self._functions[kind], self._arrays, *inputs)
 
     @functools.cached_property
     def _folded(self) -> tuple[Prepared, SkipClosed]:
         """Folds BatchNorm into the backbone's whole kernels, once, not for each image again; gives its program, too."""
         program, inputs = self.program("backbone"), self._inputs("backbone", self._batch).values()
         prepared = program.prepare(self._arrays)
-        return prepared, skip_closed(program.__call__, prepared, *inputs, whole_sums=True)
+        return prepared, skip_closed(program.__call__, prepared, *inputs)
 
     def _compile(self, kind: str, widths: tuple[int, ...] = ()) -> Function:
         if kind != "profile":

@@ -211,6 +211,8 @@ def _scatter(graph: Graph, step: Step) -> Stored:
         return graph.refuse(step, "maps that are not known")
     kept = ones.any(0).reshape([-1 if other == axis else 1 for other in range(len(order))])
     others = np.where(kept, np.zeros((), step.outputs[0].aval.dtype), known)
+    if not others.any():
+        return Stored(name, order)
     return Stored(graph.node("Add", [name, graph.constant(others.transpose(order))]), order)
 
 

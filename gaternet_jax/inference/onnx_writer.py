@@ -5,8 +5,7 @@ prepared program of `skip_closed` in it, its kernels are the initialisers:
 
     write_onnx(lambda images, gates: program(prepared, images, gates), {"images": ..., "gates": ...}, ["logits"])
 
-Relu is written as Relu, so that ONNX Runtime fuses it with the convolution before; with `skip_closed(...,
-whole_sums=True)` it fuses the sum of a residual block as well.
+Relu is written as Relu, so that ONNX Runtime fuses it with the convolution before and the sum of a residual block.
 """
 
 from collections.abc import Callable, Sequence

@@ -99,14 +99,13 @@ def test_several_inputs_and_outputs_and_metadata():
     assert onnx.load_from_string(serialized).metadata_props[0].key == "labels"
 
 
-@pytest.mark.parametrize("whole_sums", [False, True])
 @pytest.mark.parametrize(
     "network", [foreign, lambda: backbone("resnet11_bottleneck", 4), lambda: backbone("densenet10", 4, se_ratio=2)]
 )
-def test_networks_without_their_closed_channels(network, whole_sums):
+def test_networks_without_their_closed_channels(network):
     function, params, num_gates = network()
     x = weights(3, SIZE, SIZE, 3)
-    program = skip_closed(function, params, x, jnp.zeros((3, num_gates)), whole_sums=whole_sums)
+    program = skip_closed(function, params, x, jnp.zeros((3, num_gates)))
     keep, may_open = selection(program.sites)
     gates = jnp.asarray(np.concatenate(may_open) & (RNG.random((3, num_gates)) < 0.7), jnp.float32)
     prepared = program.prepare(params, keep)
@@ -118,7 +117,7 @@ def test_networks_without_their_closed_channels(network, whole_sums):
 def test_relu_is_written_as_relu_and_maps_keep_their_layout():
     function, params, num_gates = backbone("resnet8", 4)
     x, gates = weights(1, SIZE, SIZE, 3), jnp.ones((1, num_gates))
-    program = skip_closed(function, params, x, gates, whole_sums=True)
+    program = skip_closed(function, params, x, gates)
     prepared = program.prepare(params, always_open=[site.name for site in program.sites])
     written = kinds(write_onnx(lambda *args: program(prepared, *args), shapes_of(x=x, gates=gates), ["logits"]))
     assert written.count("Transpose") == 1, "of the images"
