@@ -16,30 +16,30 @@ ALL, NONE = -1, -2  # in place of a site's number
 
 
 class Run(NamedTuple):
-    """Describes `size` neighbouring channels, of which there are those that `site` keeps; ALL or NONE of them."""
+    """Describes neighbouring channels, of which there are those that `site` keeps; ALL or NONE of them."""
 
     site: int
     size: int
+    copies: int = 1  # of each channel, side by side, where the axes behind were merged into this one
+
+    @property
+    def length(self) -> int:
+        return self.size * self.copies
 
     def count(self, widths: Any) -> Any:
         """Counts the channels that are kept when site k keeps widths[k]."""
-        return widths[self.site] if self.site >= 0 else self.size if self.site == ALL else 0
+        return self.copies * (widths[self.site] if self.site >= 0 else self.size if self.site == ALL else 0)
 
 
 class Channels(NamedTuple):
-    """Describes the channels of one axis, run by run.
-
-    Where axes were merged, (outer, channels, inner) are one axis: flattened maps [H * W * C] have outer = H * W.
-    """
+    """Describes the channels of one axis, run by run."""
 
     runs: tuple[Run, ...]
-    outer: int = 1
-    inner: int = 1
 
     @property
     def size(self) -> int:
         """Counts the channels that there would be were all kept."""
-        return self.outer * self.inner * sum(run.size for run in self.runs)
+        return sum(run.length for run in self.runs)
 
     @property
     def sites(self) -> frozenset[int]:
@@ -48,7 +48,7 @@ class Channels(NamedTuple):
 
     def count(self, widths: Any) -> Any:
         """Counts the channels that are kept when site k keeps widths[k]: numbers, or arrays of them."""
-        return self.outer * self.inner * sum(run.count(widths) for run in self.runs)
+        return sum(run.count(widths) for run in self.runs)
 
     def is_complete(self, widths: Sequence[int]) -> bool:
         """Tells whether all channels are kept."""
@@ -56,60 +56,50 @@ class Channels(NamedTuple):
 
     def indices(self, keep: Sequence[jax.Array], widths: Sequence[int]) -> jax.Array:
         """Gives the positions of the kept channels among all, int32 [count]."""
-        parts: list[Any] = [np.zeros(0, np.int32)]
-        start = 0
-        for run in self.runs:
-            if run.count(widths) == run.size:
-                parts.append(np.arange(start, start + run.size, dtype=np.int32))
-            elif run.site >= 0:
-                parts.append(start + jnp.asarray(keep[run.site], jnp.int32))
-            start += run.size
-        index = jnp.concatenate(parts)
-        if self.outer == self.inner == 1:
-            return index
-        blocks, within = jnp.arange(self.outer, dtype=jnp.int32), jnp.arange(self.inner, dtype=jnp.int32)
-        grid = (blocks[:, None, None] * start + index[None, :, None]) * self.inner + within[None, None, :]
-        return grid.reshape(-1)
+        kept: dict[Run, Any] = {}  # the positions within a run
+        for run in dict.fromkeys(self.runs):
+            kept[run] = np.arange(run.length if run.count(widths) else 0, dtype=np.int32)
+            if run.site >= 0 and run.count(widths) < run.length:
+                index = jnp.asarray(keep[run.site], jnp.int32)
+                kept[run] = (
+                    index if run.copies == 1 else jnp.add.outer(index * run.copies, np.arange(run.copies)).ravel()
+                )
+        starts = [
+            np.full(len(kept[run]), start, np.int32) for run, start in zip(self.runs, self._edges(), strict=False)
+        ]
+        return jnp.concatenate([kept[run] for run in self.runs]) + np.concatenate(starts)
 
     def between(self, start: int, stop: int) -> "Channels | None":
         """Gives the channels of a slice; None where it cuts a site in two."""
-        if self.outer != 1 or self.inner != 1:
-            return None
-        runs, position = [], 0
-        for run in self.runs:
-            size = min(stop, position + run.size) - max(start, position)
+        runs = []
+        for run, position in zip(self.runs, self._edges(), strict=False):
+            size = min(stop, position + run.length) - max(start, position)
+            if run.site >= 0 and 0 < size < run.length:
+                return None
             if size > 0:
-                if run.site >= 0 and size < run.size:
-                    return None
-                runs.append(Run(run.site, size))
-            position += run.size
+                runs.append(run if size == run.length else Run(run.site, size))
         return join(runs)
 
-    def within(self, before: int, after: int) -> "Channels | None":
+    def within(self, before: int, after: int) -> "Channels":
         """Gives these channels as a part of a longer axis of which nothing else is wanted."""
-        if self.outer != 1 or self.inner != 1:
-            return None
         return join([Run(NONE, before), *self.runs, Run(NONE, after)])
 
     def union(self, other: "Channels") -> "Channels | None":
         """Gives the channels that are wanted by the one or the other; None where that is no sequence of runs."""
-        if self == other:
-            return self
-        if self.outer * self.inner * other.outer * other.inner != 1 or self.size != other.size:
+        if self.size != other.size:
             return None
-        runs, edges = [], {edge for runs in (self.runs, other.runs) for edge in _edges(runs)}
-        for edge in itertools.pairwise(sorted(edges)):
+        runs = []
+        for edge in itertools.pairwise(sorted({*self._edges(), *other._edges()})):
             parts = [channels.between(*edge) for channels in (self, other)]
-            sites = {part.runs[0].site for part in parts if part}
-            if None in parts or len(sites - {NONE}) > 1:
+            either = {run for part in parts if part for run in part.runs if run.site != NONE}
+            if None in parts or len(either) > 1:
                 return None
-            runs.append(Run(max(sites), edge[1] - edge[0]))
+            runs.append(either.pop() if either else Run(NONE, edge[1] - edge[0]))
         return join(runs)
 
-
-def _edges(runs: Iterable[Run]) -> list[int]:
-    """Finds where runs begin and end."""
-    return list(itertools.accumulate((run.size for run in runs), initial=0))
+    def _edges(self) -> list[int]:
+        """Finds where runs begin and end."""
+        return list(itertools.accumulate((run.length for run in self.runs), initial=0))
 
 
 def join(runs: Iterable[Run]) -> Channels:
@@ -117,9 +107,9 @@ def join(runs: Iterable[Run]) -> Channels:
     joined: list[Run] = []
     for run in runs:
         if joined and run.site < 0 and run.site == joined[-1].site:
-            joined[-1] = Run(run.site, joined[-1].size + run.size)
+            joined[-1] = Run(run.site, joined[-1].length + run.length)
         elif run.size:
-            joined.append(run)
+            joined.append(run if run.site >= 0 else Run(run.site, run.length))
     return Channels(tuple(joined))
 
 

@@ -37,26 +37,21 @@ class Execution:
             self.values.update(zip(step.outputs, rule_of(step).run(step, self), strict=True))
         return [self.full(ref) for ref in self.plan.program.outputs]
 
-    def thin(self, ref: Ref, layout: Layout | None = None) -> Any:
-        """Gives a value with all channels, or those of a layout; of size 1 along axes that it was broadcast to."""
-        return self._cut(ref, {layout.axis: layout.channels} if layout else {})
-
-    def full(self, ref: Ref, layout: Layout | None = None) -> Any:
-        """Gives a value with all channels, or those of a layout, in its whole shape."""
-        return self.cut(ref, {layout.axis: layout.channels} if layout else {})
-
-    def cut(self, ref: Ref, cuts: dict[int, Channels]) -> Any:
-        """Gives a value with the given channels along some axes."""
-        array = jnp.asarray(self._cut(ref, cuts))
-        shape = tuple(cuts[axis].count(self.widths) if axis in cuts else size for axis, size in enumerate(ref.shape))
+    def full(self, ref: Ref, *layouts: Layout | None) -> Any:
+        """Gives a value with all channels, or along some axes those of the layouts, in its whole shape."""
+        array = jnp.asarray(self.thin(ref, *layouts))
+        cuts = {layout.axis: layout.channels.count(self.widths) for layout in layouts if layout}
+        shape = tuple(cuts.get(axis, size) for axis, size in enumerate(ref.shape))
         return array if array.shape == shape else jnp.broadcast_to(array, shape)
 
-    def _cut(self, ref: Ref, cuts: dict[int, Channels]) -> Any:
+    def thin(self, ref: Ref, *layouts: Layout | None) -> Any:
+        """Does as `full`, but leaves axes that it was broadcast to of size 1."""
         if ref.literal is not None:
             return ref.literal
         array, own = self.values[ref].array, self.plan.layout(ref)
+        cuts = {layout.axis: layout.channels for layout in layouts if layout}
         if own and cuts.get(own.axis) == own.channels:
-            cuts = {axis: cut for axis, cut in cuts.items() if axis != own.axis}
+            del cuts[own.axis]
         elif own and not own.channels.is_complete(self.widths):
             others = along(self.constants(ref, own.axis), own.axis, array.ndim)
             shape = [own.channels.size if axis == own.axis else size for axis, size in enumerate(array.shape)]

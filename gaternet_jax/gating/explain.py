@@ -1,7 +1,7 @@
 """What is skipped, and what is not, in words."""
 
-import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from gaternet_jax.gating.channels import Channels
 from gaternet_jax.gating.plan import WHOLE, Plan, rule_of
@@ -9,19 +9,12 @@ from gaternet_jax.gating.products import Product
 from gaternet_jax.gating.program import Ref, Step
 
 
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """Describes a convolution or a matrix product of values that depend on the inputs.
+class Layer(NamedTuple):
+    """Describes a convolution or a matrix product of values that depend on the inputs."""
 
-    Attributes:
-        name: the path of its kernel among the parameters, or the line of code.
-        macs: multiply-accumulates with all channels, of the whole batch that was traced.
-        inputs, outputs: the channels that are computed with; None: all.
-    """
-
-    name: str
-    macs: int
-    inputs: Channels | None
+    name: str  # the path of its kernel among the parameters, or the line of code
+    macs: int  # multiply-accumulates with all channels, of the whole batch that was traced
+    inputs: Channels | None  # the channels that are computed with; None: all
     outputs: Channels | None
 
     def left(self, widths: Sequence[float]) -> float:
@@ -30,21 +23,13 @@ class Layer:
         return inputs * outputs
 
 
-@dataclasses.dataclass(frozen=True)
-class Explanation:
-    """Tells what is skipped of a program; `print` it.
+class Explanation(NamedTuple):
+    """Tells what is skipped of a program; `print` it."""
 
-    Attributes:
-        layers: its convolutions and products, in order.
-        widths: channels that each site keeps.
-        gates: of each gate, its name and what it saves, or why it does not.
-        whole: operations without a rule that not all channels came to.
-    """
-
-    layers: tuple[Layer, ...]
-    widths: tuple[int, ...]
-    gates: tuple[tuple[str, str], ...]
-    whole: tuple[str, ...]
+    layers: tuple[Layer, ...]  # its convolutions and products, in order
+    widths: tuple[int, ...]  # channels that each site keeps
+    gates: tuple[tuple[str, str], ...]  # of each gate, its name and what it saves, or why it does not
+    whole: tuple[str, ...]  # operations without a rule that not all channels came to
 
     def __str__(self) -> str:
         dense = sum(layer.macs for layer in self.layers)

@@ -2,8 +2,8 @@
 
     maps = gate(maps, gates[:, 0:16], "stage1.conv")
 
-A gate is multiplication; what sets it apart is that it can be seen in a traced program. It is a `jax.jit` of a telling
-name, so that gradients, `vmap`, `jax.export` and everything else that knows `jit` knows gates.
+It is a multiplication in a `jax.jit` of a telling name: it can be seen in a traced program, and gradients, `vmap` and
+everything else that knows `jit` knows gates.
 """
 
 import functools
@@ -55,15 +55,9 @@ def gate(maps: jax.Array, gates: jax.Array, name: str | None = None) -> jax.Arra
     """Multiplies each channel by its gate: a gate of 0 replaces the channel by zeros (GaterNet eq. 5).
 
     Args:
-        maps: [B, ..., C], channels last.
-        gates: [B, C]; converted to the type of `maps`.
+        maps: [B, ..., C], channels last; the result has this shape and type.
+        gates: [B, C]; converted to the type of `maps`. ValueError: they do not fit.
         name: of this place in the network, for reports.
-
-    Returns:
-        [B, ..., C], in the type of `maps`.
-
-    Raises:
-        ValueError: shapes that do not fit.
 
     Example:
         >>> gx.gate(jnp.ones((2, 4, 4, 3)), jnp.array([[1, 0, 1], [0, 0, 1]]))[1, 0, 0]

@@ -12,19 +12,12 @@ from gaternet_jax.nn.layers import BatchNorm, linear
 class GaterHead(nnx.Module):
     """Maps features [B, h] to gate scores [B, c], through a bottleneck of b << h, c units; D in the paper.
 
-    It has (h + c) b weights rather than h c. D = FC, ReLU, FC (released code), or with BatchNorm before the ReLU
-    (GaterNet section 3.2). Always float32: a gate is a threshold on its score.
+    D = FC, ReLU, FC (released code), or with BatchNorm before the ReLU (GaterNet section 3.2). Always float32: a gate
+    is a threshold on its score.
     """
 
     def __init__(
-        self,
-        num_features: int,
-        bottleneck: int,
-        num_gates: int,
-        *,
-        batch_norm: bool,
-        initial_bias: float,
-        rngs: Keys,
+        self, num_features: int, bottleneck: int, num_gates: int, *, batch_norm: bool, initial_bias: float, rngs: Keys
     ):
         self.bottleneck = linear(num_features, bottleneck, rngs=rngs)
         self.bn = BatchNorm(bottleneck, rngs=rngs) if batch_norm else None
@@ -81,14 +74,9 @@ class Gater(nnx.Module):
         self.deterministic = False  # set by .train() and .eval()
 
     def __call__(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """Scores the gates.
+        """Gives the gate scores, float32 [B, G], of images [B, H, W, C]; `sem_hash` makes gates of them.
 
-        Args:
-            images: [B, H, W, C].
-            key: PRNG key of the extractor, for one that is random in training.
-
-        Returns:
-            Gate scores, float32 [B, G]; `sem_hash` makes gates of them.
+        `key` is the PRNG key of an extractor that is random in training.
         """
         features = self.extractor.features(images, key=key)
         if self.auxiliary is not None and not self.deterministic:

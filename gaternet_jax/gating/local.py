@@ -4,6 +4,8 @@ The same binary gates with the same SemHash and the same loss; only who decides 
 with other methods' local gates).
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -17,15 +19,9 @@ class LocalHead(nnx.Module):
     """Maps a block's pooled input [B, C] to the gate scores of the block's sites, through a hidden layer (two FCs)."""
 
     def __init__(
-        self,
-        in_channels: int,
-        bottleneck: int,
-        sites: tuple[GateSite, ...],
-        *,
-        initial_bias: float = 0.0,
-        rngs: nnx.Rngs,
+        self, in_channels: int, bottleneck: int, sites: Sequence[GateSite], *, initial_bias: float = 0.0, rngs: nnx.Rngs
     ):
-        self.sites = sites
+        self.sites = tuple(sites)
         self.bottleneck = linear(in_channels, bottleneck, rngs=rngs)
         self.scores = linear(bottleneck, sum(site.size for site in sites), initial_bias=initial_bias, rngs=rngs)
 

@@ -1,7 +1,4 @@
-"""Losses of gates: functions of arrays, added to a network's own loss with a weight.
-
-loss = cross_entropy + 0.1 * gate_l1(gates)
-"""
+"""Losses of gates, scalars that are added to a network's own loss: cross_entropy + 0.1 * gate_l1(gates)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,13 +8,7 @@ import jax.numpy as jnp
 
 
 def gate_l1(gates: jax.Array) -> jax.Array:
-    """Gives the mean gate, ||G(x)||_1 / c (GaterNet eq. 7).
-
-    Args:
-        gates: [B, G] in [0, 1].
-
-    Returns:
-        A scalar.
+    """Gives the mean gate, ||G(x)||_1 / c (GaterNet eq. 7), of gates [B, G] in [0, 1].
 
     Example:
         >>> gx.losses.gate_l1(jnp.array([[1.0, 0.0, 0.0, 1.0]]))
@@ -32,11 +23,8 @@ def gate_target(gates: jax.Array, target: float, sites: Sequence[slice] | None =
     Args:
         gates: [B, G] in [0, 1].
         target: fraction of open gates, 0 to 1.
-        sites: the gates of each site, which then all have the target, the mean of whose distances is given; None: all
-            gates together have it.
-
-    Returns:
-        A scalar.
+        sites: the gates of each site, all of which have the target, and the mean distance counts; None: all gates
+            together have it.
 
     Example:
         >>> gates = jnp.array([[1.0, 1.0, 0.0, 0.0]])

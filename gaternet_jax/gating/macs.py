@@ -22,12 +22,9 @@ from gaternet_jax.gating.plan import plan_of
 class MacCount:
     """Counts multiply-accumulates; `count_macs` makes one.
 
-    Args:
-        sites: the gates, in order.
-        layers: the convolutions and products to count.
-
     Attributes:
-        sites, layers: as given.
+        sites: the gates, in order.
+        layers: the convolutions and products that are counted.
         dense: multiply-accumulates with all gates open.
     """
 
@@ -47,20 +44,14 @@ class MacCount:
         return np.array(whole, np.float32), np.array(of_gate, np.float32).reshape(len(cuts), len(self.sites)).T
 
     def fraction(self, gates: jax.Array) -> jax.Array:
-        """Gives the multiply-accumulates with these gates relative to the dense ones; differentiable.
+        """Gives the multiply-accumulates with these gates relative to the dense ones, float32 [B]; differentiable.
 
-        Args:
-            gates: [B, G] of all sites, one behind the other, in [0, 1]; a fraction counts as the expected number of
-                open gates.
-
-        Returns:
-            float32 [B].
+        `gates` are those of all sites, one behind the other, [B, G] in [0, 1]: an expected number of open gates counts.
         """
         total = sum(site.size for site in self.sites)
         if gates.ndim != 2 or gates.shape[1] != total:
-            raise ValueError(
-                f"the network has {total} gates, so that gates are [batch, {total}]; got {list(gates.shape)}"
-            )
+            expected = f"the network has {total} gates, so that gates are [batch, {total}]"
+            raise ValueError(f"{expected}; got {list(gates.shape)}")
         if not total:
             return jnp.ones(gates.shape[0], jnp.float32)
         open_gates = [gates[:, site.gates].astype(jnp.float32).sum(-1) for site in self.sites]

@@ -5,6 +5,7 @@ ahead: f(x) = f(x where it is there, else 0) + f(0 where x is there, else the co
 """
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -24,8 +25,8 @@ class Product(Rule):
         """Counts the multiply-accumulates with all channels."""
         raise NotImplementedError
 
-    def axes(self, step: Step) -> tuple[list[tuple[int, int]], list[dict[int, int]]]:
-        """Gives the axes of both operands over which it sums; and of each, where axes that stay stand in the result."""
+    def summed(self, step: Step) -> Sequence[tuple[int, int]]:
+        """Gives the axes of both operands over which it sums."""
         raise NotImplementedError
 
     def shape_of_constants(self, step: Step, number: int) -> list[int]:
@@ -33,52 +34,42 @@ class Product(Rule):
         raise NotImplementedError
 
     def have(self, step, plan):
-        for operand, places in zip(step.inputs, self.axes(step)[1], strict=True):
+        for operand, places in zip(step.inputs, self.places(step), strict=True):
             layout = plan.have.get(operand)
             if layout and layout.axis in places and layout.absent == "zero":
                 return Layout(places[layout.axis], layout.channels, "zero")
         return None
 
-    def want(self, step, plan):
-        layout, wanted = plan.layout(step.outputs[0]), []
-        for places in self.axes(step)[1]:
-            own = [axis for axis, place in places.items() if layout and place == layout.axis]
-            wanted.append(Layout(own[0], layout.channels) if own and layout else None)
-        return wanted
-
     def cuts(self, step: Step, plan: "Plan") -> tuple[Channels | None, Channels | None]:
         """Gives the inputs and the outputs that are computed with; None: all."""
-        (_, inputs, _), outputs = self._source(step, plan), [own.channels for own in self.want(step, plan) if own]
-        return inputs, outputs[0] if outputs else None
+        present, wanted = self._present(step, plan)[1][0], [own for own in self.want(step, plan) if own]
+        return present and present.channels, wanted[0].channels if wanted else None
 
-    def _source(self, step: Step, plan: "Plan") -> tuple[int, Channels | None, tuple[int, ...]]:
-        """Finds the operand that decides which inputs there are; those; the axes of both operands that have them."""
-        for axes in self.axes(step)[0]:
+    def _present(self, step: Step, plan: "Plan") -> tuple[int, Sequence[Layout | None]]:
+        """Finds the operand that decides which inputs there are; and which inputs of both operands these are."""
+        for axes in self.summed(step):
             for number, axis in enumerate(axes):
                 layout, other = plan.layout(step.inputs[number]), step.inputs[1 - number]
                 if layout is None or layout.axis != axis:
                     continue
                 if layout.absent == "zero" or (layout.absent == "constant" and plan.is_known(other)):
-                    return number, layout.channels, axes
-        return 0, None, ()
+                    return number, [Layout(axis, layout.channels) for axis in axes]
+        return 0, [None, None]
 
     def run(self, step, ex):
-        (x, kernel), (output,), places = step.inputs, step.outputs, self.axes(step)[1]
-        number, inputs, axes = self._source(step, ex.plan)
-        outputs, fill, extra = self.cuts(step, ex.plan)[1], None, None
-        cuts = [{own.axis: own.channels} if own else {} for own in self.want(step, ex.plan)]
-        if inputs and ex.plan.have[step.inputs[number]].absent == "constant":
-            pair = [ex.cut(ref, cut) for ref, cut in zip(step.inputs, cuts, strict=True)]
-            pair[number] = self._constants(step, number, axes[number], ex.absent(step.inputs[number]))
+        (x, kernel), (output,), wanted = step.inputs, step.outputs, self.want(step, ex.plan)
+        (number, present), fill, extra = self._present(step, ex.plan), None, None
+        if (inputs := present[number]) and ex.plan.have[step.inputs[number]].absent == "constant":
+            pair = list(map(ex.full, step.inputs, wanted))
+            pair[number] = self._constants(step, number, inputs.axis, ex.absent(step.inputs[number]))
             extra = step.bind(pair)[0]
         own = ex.plan.have.get(output)
         if own and own.absent == "constant":  # each channel has its own kernel
             axis = ex.plan.have[x].axis
             fill = step.bind([self._constants(step, 0, axis, ex.constants(x, axis)), ex.full(kernel)])[0].reshape(-1)
-        for cut, axis in zip(cuts, axes, strict=False):
-            cut |= {axis: inputs}
-        operands = [ex.cut(ref, cut) for ref, cut in zip(step.inputs, cuts, strict=True)]
-        result, scaled = self._scalable(step, operands, extra, *places[1].items())
+        operands = list(map(ex.full, step.inputs, wanted, present))
+        result, scaled = self._scalable(step, operands, extra, *self.places(step)[1].items())
+        outputs = self.cuts(step, ex.plan)[1]
         return [ex.held(output, result, outputs, fill, scaled if ex.plan.is_known(kernel) else None)]
 
     def bind(self, step: Step, operands: list[Any]) -> Any:
@@ -120,13 +111,19 @@ class Convolution(Product):
         inputs, outputs = step.inputs[0].shape[specs.lhs_spec[1]], step.outputs[0].shape[specs.out_spec[1]]
         return 1 < groups == inputs == outputs and step.params["batch_group_count"] == 1
 
-    def axes(self, step):
-        (_, inputs, *_), (features, rows, *_), (_, outputs, *_) = step.params["dimension_numbers"]
+    @staticmethod
+    def _is_grouped(step: Step) -> bool:
+        return step.params["feature_group_count"] > 1 or step.params["batch_group_count"] > 1
+
+    def summed(self, step):
+        (_, inputs, *_), (_, rows, *_), _ = step.params["dimension_numbers"]
+        return [] if self._is_grouped(step) else [(inputs, rows)]
+
+    def places(self, step):
+        (_, inputs, *_), (features, *_), (_, outputs, *_) = step.params["dimension_numbers"]
         if self._is_depthwise(step):
-            return [], [{inputs: outputs}, {features: outputs}]
-        if step.params["feature_group_count"] > 1 or step.params["batch_group_count"] > 1:
-            return [], [{}, {}]
-        return [(inputs, rows)], [{}, {features: outputs}]
+            return [{inputs: outputs}, {features: outputs}]
+        return [{}, {} if self._is_grouped(step) else {features: outputs}]
 
     def have(self, step, plan):
         (x, kernel), specs = step.inputs, step.params["dimension_numbers"]
@@ -166,7 +163,10 @@ class DotGeneral(Product):
         (contracted, _), _ = step.params["dimension_numbers"]
         return math.prod(step.outputs[0].shape) * math.prod(step.inputs[0].shape[axis] for axis in contracted)
 
-    def axes(self, step):
+    def summed(self, step):
+        return list(zip(*step.params["dimension_numbers"][0], strict=True))
+
+    def places(self, step):
         contracted, batch = step.params["dimension_numbers"]
         places, start = [], len(batch[0])
         for operand, summed, shared in zip(step.inputs, contracted, batch, strict=True):
@@ -174,7 +174,7 @@ class DotGeneral(Product):
             places.append({axis: place for place, axis in enumerate(shared)})
             places[-1] |= {axis: start + place for place, axis in enumerate(free)}
             start += len(free)
-        return list(zip(*contracted, strict=True)), places
+        return places
 
     def shape_of_constants(self, step, number):
         contracted, batch = step.params["dimension_numbers"]

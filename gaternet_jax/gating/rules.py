@@ -1,8 +1,8 @@
 """What each primitive does with channels: the rules of gates and of elementwise operations.
 
-A rule says three things of its primitive: what its result has, given what its operands have (`have`); what is wanted of
-its operands, given what is wanted of its result (`want`); and how to compute it so (`run`). An operation without a rule
-computes whole arrays from whole arrays.
+A rule says of its primitive which axes of its operands are those of its result (`places`), so that what is wanted of
+its result is wanted of them (`want`); what its result has, given what its operands have (`have`); and how to compute it
+so (`run`). An operation without a rule computes whole arrays from whole arrays.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,9 +43,15 @@ class Rule:
     def have(self, step: Step, plan: "Plan") -> Layout | None:
         """Gives the layout of the result; None: whole."""
 
+    def places(self, step: Step) -> Sequence[dict[int, int]]:
+        """Says of each operand which of its axes are, channel by channel, which axes of the result."""
+        return [{} for _ in step.inputs]
+
     def want(self, step: Step, plan: "Plan") -> Sequence[Layout | None]:
         """Says what is wanted of each operand; None: all."""
-        return [None] * len(step.inputs)
+        layout = plan.layout(step.outputs[0])
+        axes = [[axis for axis, place in own.items() if layout and place == layout.axis] for own in self.places(step)]
+        return [Layout(own[0], layout.channels) if own and layout else None for own in axes]
 
     def run(self, step: Step, ex: "Execution") -> list[Value]:
         """Computes the results in the layouts of the plan."""
@@ -64,10 +70,9 @@ class Gate(Rule):
         assert step.site is not None
         return Layout(len(step.inputs[0].shape) - 1, join([Run(step.site, step.inputs[1].shape[1])]), "zero")
 
-    def want(self, step, plan):
-        layout = plan.layout(step.outputs[0])
-        last = layout and layout.axis == len(step.inputs[0].shape) - 1
-        return [layout, Layout(1, layout.channels) if layout and last else None]
+    def places(self, step):
+        axes = range(len(step.inputs[0].shape))
+        return [dict(zip(axes, axes, strict=True)), {1: axes[-1]}]
 
     def run(self, step, ex):
         maps, gates = map(ex.thin, step.inputs, self.want(step, ex.plan))
@@ -127,12 +132,9 @@ class Elementwise(Rule):
         with jax.ensure_compile_time_eval():
             return bool(step.bind(operands)[0] == 0)
 
-    def want(self, step, plan):
-        layout = plan.layout(step.outputs[0])
-        if layout is None:
-            return super().want(step, plan)
-        size, shapes = layout.channels.size, [ref.shape for ref in step.inputs]
-        return [layout if len(shape) > layout.axis and shape[layout.axis] == size else None for shape in shapes]
+    def places(self, step):
+        sizes = step.outputs[0].shape
+        return [{axis: axis for axis, size in enumerate(ref.shape) if size == sizes[axis]} for ref in step.inputs]
 
     def run(self, step, ex):
         layout = ex.plan.layout(step.outputs[0])

@@ -44,7 +44,7 @@ def binary_gates(scores: jax.Array) -> jax.Array:
 def sampled_gates(scores: jax.Array, noise_key: jax.Array, mix_key: jax.Array) -> jax.Array:
     """Makes gates of scores float32 [B, G], in training: noisy; of each sample all binary or all real-valued in [0, 1].
 
-    Typed PRNG keys: of the noise, and of the choice between binary and real-valued, each with probability 1/2.
+    The typed PRNG keys are those of the noise, and of the choice between binary and real-valued.
     """
     noisy = scores + jax.random.normal(noise_key, scores.shape, scores.dtype)
     values = saturating_sigmoid(noisy)
@@ -56,11 +56,8 @@ def sem_hash(scores: jax.Array, key: jax.Array | None = None) -> jax.Array:
     """Makes gates of scores: noisy ones with a key, for training; 0 or 1 without one, for evaluation.
 
     Args:
-        scores: float32 [B, G].
+        scores: float32 [B, G], as are the gates, in [0, 1].
         key: typed PRNG key; see `sampled_gates`. None: see `binary_gates`.
-
-    Returns:
-        Gates in [0, 1], float32 [B, G].
 
     Example:
         >>> gx.sem_hash(jnp.array([[-1.0, 0.0, 2.0]]))

@@ -73,19 +73,13 @@ class PerChannel(Rule):
         absent = self.absent(step, layout, plan)
         return Layout(axis, layout.channels, absent) if absent else None
 
-    def _source(self, step: Step, layout: Layout | None) -> Layout | None:
-        """Finds the layout of the operand from which the result has this one."""
-        for axis, size in enumerate(step.inputs[0].shape if layout else ()):
-            if layout and size == layout.channels.size and self.axis(step, axis) == layout.axis:
-                return Layout(axis, layout.channels)
-        return None
-
-    def want(self, step, plan):
-        return [self._source(step, plan.layout(step.outputs[0])), *[None] * (len(step.inputs) - 1)]
+    def places(self, step):
+        axes = {axis: self.axis(step, axis) for axis in range(len(step.inputs[0].shape))}
+        return [{axis: place for axis, place in axes.items() if place is not None}, *[{}] * (len(step.inputs) - 1)]
 
     def run(self, step, ex):
         x, layout, params = step.inputs[0], ex.plan.layout(step.outputs[0]), {}
-        source = self._source(step, layout)
+        source = Rule.want(self, step, ex.plan)[0]
         if step.name == "broadcast_in_dim" and (source is None) == (layout is None):
             array = jnp.asarray(ex.thin(x, source))
             result = lax.reshape(array, spread(step, array.shape))
@@ -120,28 +114,31 @@ class Reshape(PerChannel):
 
     def have(self, step, plan):
         layout = plan.have.get(step.inputs[0])
-        if layout is None or self.axis(step, layout.axis) is not None:
+        if layout is None or self.axis(step, layout.axis) is not None or not (merged := _merged(step, layout.axis)):
             return super().have(step, plan)
-        before, after, axis = step.inputs[0].shape, step.outputs[0].shape, layout.axis
-        for first, last in itertools.product(range(1, axis + 1), range(axis, len(before))):  # never the batch
-            if after == (*before[:first], math.prod(before[first : last + 1]), *before[last + 1 :]):
-                outer = math.prod(before[first:axis]) * layout.channels.outer
-                inner = math.prod(before[axis + 1 : last + 1]) * layout.channels.inner
-                return Layout(first, Channels(layout.channels.runs, outer, inner), layout.absent)
-        return None
+        first, outer, inner = merged
+        runs = [run._replace(copies=run.copies * inner) for run in layout.channels.runs]
+        return Layout(first, join(runs * outer), layout.absent)
 
     def run(self, step, ex):
         (x,), layout = step.inputs, ex.plan.layout(step.outputs[0])
         before = ex.plan.layout(x)
-        if layout is None or before is None or self._source(step, layout) is not None:
+        if layout is None or before is None or self.want(step, ex.plan)[0] is not None:
             return super().run(step, ex)
-        shape, fill = list(step.outputs[0].shape), ex.values[x].fill
+        shape, fill, (_, outer, inner) = list(step.outputs[0].shape), ex.values[x].fill, _merged(step, before.axis)
         shape[layout.axis] = layout.channels.count(ex.widths)
         if fill is not None:
-            inner = layout.channels.inner // before.channels.inner
-            tall = (layout.channels.size // (fill.size * inner), fill.size, inner)
-            fill = jnp.broadcast_to(fill[None, :, None], tall).reshape(-1)
+            fill = jnp.broadcast_to(fill[None, :, None], (outer, fill.size, inner)).reshape(-1)
         return [Value(ex.full(x, before).reshape(shape), fill)]
+
+
+def _merged(step: Step, axis: int) -> Any:
+    """Tells into which axis a reshape merges others and this one, and the sizes of those before and behind; or None."""
+    before, after = step.inputs[0].shape, step.outputs[0].shape
+    for first, last in itertools.product(range(1, axis + 1), range(axis, len(before))):  # never the batch
+        if after == (*before[:first], math.prod(before[first : last + 1]), *before[last + 1 :]):
+            return first, math.prod(before[first:axis]), math.prod(before[axis + 1 : last + 1])
+    return None
 
 
 class Slice(PerChannel):
@@ -165,10 +162,10 @@ class Slice(PerChannel):
 
     def want(self, step, plan):
         layout = plan.layout(step.outputs[0])
-        if (part := self._part(step, layout)) is None:
+        if layout is None or (part := self._part(step, layout)) is None:
             return super().want(step, plan)
         channels = layout.channels.within(part[0], step.inputs[0].shape[layout.axis] - part[1])
-        return [Layout(layout.axis, channels) if channels else None]
+        return [Layout(layout.axis, channels)]
 
     def run(self, step, ex):
         (x,), (output,) = step.inputs, step.outputs
@@ -195,7 +192,7 @@ class Concatenate(Rule):
         zero = all(layout.absent == "zero" for layout in there)
         if there[0].axis != axis and len({layout and layout[:2] for layout in layouts}) == 1:
             return there[0] if zero else None
-        if any(layout.axis != axis or layout.channels.outer * layout.channels.inner != 1 for layout in there):
+        if any(layout.axis != axis for layout in there):
             return None
         own = zip(step.inputs, layouts, strict=True)
         runs = [run for ref, layout in own for run in (layout.channels.runs if layout else [Run(ALL, ref.shape[axis])])]
@@ -218,7 +215,9 @@ class Concatenate(Rule):
         if layout is None:
             return super().run(step, ex)
         parts = self._parts(step, layout) if layout.axis == axis else [layout.channels] * len(step.inputs)
-        operands = [ex.cut(ref, {layout.axis: part}) for ref, part in zip(step.inputs, parts, strict=True) if part]
+        operands = [
+            ex.full(ref, Layout(layout.axis, part)) for ref, part in zip(step.inputs, parts, strict=True) if part
+        ]
         if len(operands) < len(parts):
             return super().run(step, ex)
         result = step.bind(operands)[0]

@@ -59,13 +59,9 @@ std) is part of the program.
 
 @dataclasses.dataclass(frozen=True)
 class Artifact:
-    """Holds an exported model; call it with images.
+    """Holds an exported model; call it with images."""
 
-    Attributes:
-        metadata: contents of metadata.json; see `describe`.
-    """
-
-    metadata: dict[str, Any]
+    metadata: dict[str, Any]  # contents of metadata.json; see `describe`
     _call: Callable[[Any], dict[str, jax.Array]] = dataclasses.field(repr=False)
 
     @property
@@ -74,10 +70,7 @@ class Artifact:
         return self.metadata["labels"]
 
     def __call__(self, images: Any) -> dict[str, jax.Array]:
-        """Classifies images; each new batch size is compiled once.
-
-        Args:
-            images: uint8 [B, H, W, C], NumPy or JAX, of the model's size; B at least 1.
+        """Classifies images, uint8 [B, H, W, C] of the model's size, at least one; each new B is compiled once.
 
         Returns:
             probabilities float32 [B, K]; labels int32 [B], the most probable; gates float32 [B, G], 0 or 1.
@@ -123,10 +116,9 @@ def inference_function(network: Network, config: DataConfig) -> Callable[[jax.Ar
 
 
 def describe(model: GaterNet, config: RunConfig, labels: list[str]) -> dict[str, Any]:
-    """Gives what metadata.json tells about any exported model; `config` is the whole config of its run.
+    """Gives what metadata.json tells about any exported model, of the config of its run.
 
-    Raises:
-        UserError: there are more or fewer labels than classes.
+    UserError: there are more or fewer labels than classes.
     """
     if len(labels) != config.model.num_classes:
         raise UserError(
@@ -160,10 +152,7 @@ def describe(model: GaterNet, config: RunConfig, labels: list[str]) -> dict[str,
 def export_stablehlo(model: GaterNet, config: RunConfig, labels: list[str], path: str | Path) -> None:
     """Writes an artefact: a model in evaluation mode, with the config of its run and the names of its classes.
 
-    A file that is there is replaced.
-
-    Raises:
-        UserError: the file cannot be written, labels do not fit, or flatbuffers is not installed.
+    A file that is there is replaced. UserError: it cannot be, labels do not fit, or flatbuffers is not installed.
     """
     metadata, size, channels = describe(model, config, labels), config.data.image_size, config.model.channels
     (batch,) = jax.export.symbolic_shape("batch")
@@ -222,11 +211,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def load_artifact(path: str | Path) -> Artifact:
-    """Reads what `export_stablehlo` wrote.
-
-    Raises:
-        UserError: no such file, no artefact, a damaged one, or one of a newer version.
-    """
+    """Reads what `export_stablehlo` wrote; UserError: no such file, no artefact, a damaged or a newer one."""
     try:
         with zipfile.ZipFile(path) as archive:
             metadata = json.loads(archive.read(METADATA))

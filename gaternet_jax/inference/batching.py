@@ -59,16 +59,15 @@ def choose_batching(
     Args:
         engine: one of ENGINES.
         images: a batch to measure with, [batch, size, size, channels].
-        program: what tells this program from others, for the memory.
-        make: what runs so many of the images.
+        program: tells this program from others, in the file.
+        make: gives what runs so many of the images.
     """
     found, path = candidates(engine, *images.shape[:2]), memory_path()
     if len(found) == 1:
         return found[0]
     version = importlib.metadata.version("onnxruntime" if engine == "onnxruntime" else "jax")
     digest = hashlib.sha256(program.encode()).hexdigest()[:16]
-    machine = platform.node(), _processor(), cores()
-    key = " ".join(map(str, (*machine, engine, version, *images.shape, digest)))
+    key = " ".join(map(str, (platform.node(), cores(), engine, version, *images.shape, digest)))
     remembered = _read(path).get(key)
     for batching in found:
         if remembered == list(batching):
@@ -104,11 +103,3 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()

@@ -16,13 +16,12 @@ def read_split(workdir: str | Path, config: RunConfig, split: str, limit: int) -
     """Reads the first images of a split of a run's dataset, as evaluation sees them, and the run's labels of them.
 
     Args:
-        workdir: of the run.
-        config: its config, perhaps with another data.data_dir.
+        workdir, config: of the run; data.data_dir may be another.
         split: a split's name, or part of one.
-        limit: how many images.
+        limit: how many images, N, at most.
 
     Returns:
-        uint8 [N, H, W, C]; int32 [N]; N is `limit`, or fewer if there are fewer.
+        uint8 [N, H, W, C]; int32 [N].
 
     Raises:
         UserError: no such dataset or split, other classes than the run's, or not one image.

@@ -26,7 +26,7 @@ from gaternet_jax.workdir import check_new_folder, save_config
 def plan_compaction(gates: Any, sites: Sequence[GateSite]) -> tuple[np.ndarray, np.ndarray]:
     """Chooses gates to fix, bool [G] each: closed, if never open; open, if always open in a site where no gate varies.
 
-    `gates` [N, G] are those of calibration images. UserError: no image, or gates of another model.
+    `gates` [N, G] are those of calibration images; see `check_gates`.
     """
     check_gates(gates, sites)
     closed, opened = ~(gates > 0).any(0), (gates > 0).all(0)
@@ -64,11 +64,7 @@ def check_gated(model: GaterNet) -> None:
 
 
 def save_compacted(out: Path, config: RunConfig, labels: list[str], compacted: GaterNet) -> None:
-    """Writes a folder that `load_model` takes.
-
-    Raises:
-        UserError: the folder is not empty.
-    """
+    """Writes a folder that `load_model` takes; UserError: it is not empty."""
     check_new_folder(out)
     save_config(config, labels, out)
     _, params, stats = split_model(compacted)
@@ -80,17 +76,13 @@ def describe_compaction(model: GaterNet, compacted: GaterNet, image_size: int) -
     """Tells what went: parameters that inference needs, macs, and filters by site."""
     (closed, opened), counter = fixed_gates(compacted), MacCounter(model, image_size)
     networks = [Network(each, image_size, "xla") for each in (model, compacted)]
-    sites = {
-        site.name: {
-            "filters": site.size,
-            "kept": int((~closed[site.gates]).sum()),
-            "always_open": int(opened[site.gates].sum()),
-        }
-        for site in model.gate_sites
-    }
+    sites = {}
+    for site in model.gate_sites:
+        kept, always_open = int((~closed[site.gates]).sum()), int(opened[site.gates].sum())
+        sites[site.name] = {"filters": site.size, "kept": kept, "always_open": always_open}
     return {
         "parameters": [network.count_parameters() for network in networks],
         "macs_backbone": [counter.dense, int(counter.count(jnp.asarray(~closed[None], jnp.float32))[0])],
-        "filters": [sum(site[key] for site in sites.values()) for key in ("filters", "kept", "always_open")],
+        "filters": [closed.size, int((~closed).sum()), int(opened.sum())],
         "sites": sites,
     }

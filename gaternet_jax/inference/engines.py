@@ -33,13 +33,9 @@ class Batching(NamedTuple):
 
 
 def choose_engine(engine: str) -> str:
-    """Chooses the engine for this machine.
+    """Chooses the engine for this machine: as given; for "auto" ONNX Runtime on CPUs where it is installed, else XLA.
 
-    Args:
-        engine: one of ENGINES; or "auto": ONNX Runtime on CPUs where it is installed, else XLA.
-
-    Raises:
-        UserError: an engine that there is not, or not here.
+    UserError: an engine that there is not, or not here.
     """
     installed = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
     if engine == "auto":
@@ -110,12 +106,7 @@ class Runner:
         self._threads = ThreadPoolExecutor(batching.at_once, "microbatch") if batching.at_once > 1 else None
 
     def __call__(self, jobs: Jobs, *arrays: Array) -> list[Array]:
-        """Computes the outputs of engines for their rows, in the order of the rows of all.
-
-        Args:
-            jobs: engines, and the rows that each is to compute; together all rows from 0 on, each once.
-            arrays: of the batch.
-        """
+        """Computes the outputs of `jobs`, which have each row of the batch's arrays once, in the order of the rows."""
         size = self.batching.microbatch
         if not self._sizes:  # as many for each thread
             size = min(size, -(-sum(len(rows) for _, rows in jobs) // self.batching.at_once))

@@ -26,13 +26,11 @@ CHECKED_IMAGES = 4
 def export_onnx(model: GaterNet, config: RunConfig, labels: list[str], path: str | Path) -> None:
     """Writes an ONNX file, once ONNX Runtime has computed from it what JAX computes.
 
-    Input: images, uint8 [batch, H, W, C]. Outputs: as of `Artifact`; a plain model has no output "gates". Convolutions
-    are float32, those of a bfloat16 model too: ONNX Runtime has no bfloat16 ones for CPUs. The metadata are
-    those of an artefact, each entry as JSON. Arguments as of `export_stablehlo`.
+    Arguments and outputs are those of an artefact (a plain model has no output "gates"), as are the metadata, each
+    entry as JSON. Convolutions are float32, also of a bfloat16 model: ONNX Runtime has no other ones for CPUs.
 
     Raises:
-        UserError: onnx or onnxruntime is missing, or does not do this model; the file cannot be written; labels do not
-            fit.
+        UserError: onnx or onnxruntime is missing, or does not do this model; as of `export_stablehlo`.
     """
     choose_engine("onnxruntime")
     from gaternet_jax.inference.onnx_writer import write_onnx

@@ -24,7 +24,7 @@ class Modes:
     """Makes the ways to run a network.
 
     Args:
-        network: see there.
+        network: the model's programs.
         example: a batch of normalised images, to measure with.
         tune: whether to measure how batches are best cut; a rule of thumb decides otherwise.
     """

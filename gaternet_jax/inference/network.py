@@ -22,7 +22,7 @@ from gaternet_jax.gating.semhash import binary_gates
 from gaternet_jax.inference.engines import ENGINES, XLA, Engine, Function, OnnxRuntime, by_rows
 from gaternet_jax.inference.fixed import fixed_gates
 from gaternet_jax.models.functional import merge_model, split_model
-from gaternet_jax.models.gaternet import GaterNet, Outputs
+from gaternet_jax.models.gaternet import GaterNet
 
 FEW = 2  # images that are traced where their number does not matter
 OUTPUTS = {"whole": ("logits", "gates", "gate_scores"), "gater": ("gates", "gate_scores"), "backbone": ("logits",)}
@@ -37,9 +37,6 @@ class Network:
         engine: one of `engines.ENGINES`.
         batch: how many images are traced; a symbolic size for a program of any number of them, which a network may
             trace to other operations. None: what suits the engine.
-
-    Attributes:
-        program: a kind of program, "whole", "gater" or "backbone", to what `skip_closed` makes of it.
     """
 
     def __init__(self, model: GaterNet, image_size: int, engine: str, batch: Any = None):
@@ -55,10 +52,10 @@ class Network:
         self._image, self._gates = (image_size, image_size, model.backbone.channels), (len(self._closed),)
 
     def make(self, kind: str, keep: np.ndarray | None = None, threads: int = 1) -> Engine:
-        """Makes the engine that runs a kind of program.
+        """Makes the engine that runs a kind of program, "whole", "gater" or "backbone".
 
         Args:
-            kind: "whole", "gater" or "backbone".
+            kind: see above.
             keep: of the backbone: bool [G], filters that are computed, which all open ones must be among; None: all.
             threads: of one call.
         """
@@ -71,11 +68,7 @@ class Network:
         return OnnxRuntime(write_onnx(lambda *arrays: program(prepared, *arrays), inputs, OUTPUTS[kind]), threads)
 
     def profile(self, widths: Sequence[int]) -> Engine:
-        """Makes the engine that runs the backbone by the filters that are open for any of the images.
-
-        Args:
-            widths: of each site, how many filters are computed; no more may be open.
-        """
+        """Makes the engine that runs the backbone by the filters that are open for any image: widths[k] of site k."""
         return XLA(self._by_rows("profile", tuple(widths)), self._folded[0])
 
     def prepare(self, kind: str, keep: np.ndarray | None = None) -> Prepared:
@@ -140,27 +133,23 @@ def functions_of(model: GaterNet) -> dict[str, Function]:
     """Gives a model's functions of (arrays, images) or (arrays, images, gates); arrays: parameters and statistics."""
     graphdef, *_ = split_model(model)
     closed, opened = fixed_gates(model)
-    decided = model.gater is not None and bool((closed | opened).all())  # for every image
+    decided = bool((closed | opened).all())  # for every image
+
+    def merged(arrays: Any) -> Any:
+        merged: Any = merge_model(graphdef, *arrays)
+        if merged.gater is not None and decided:
+            bias = merged.gater.head.scores.bias.get_value()
+            merged.gater = lambda images, key=None: jnp.broadcast_to(bias, (images.shape[0], bias.size))
+        return merged
 
     def gater(arrays: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        merged: Any = merge_model(graphdef, *arrays)
-        if decided:
-            bias = merged.gater.head.scores.bias.get_value()
-            scores = jnp.broadcast_to(bias, (images.shape[0], bias.size))
-        else:
-            scores = merged.gater(images)
+        scores = merged(arrays).gater(images)
         return binary_gates(scores), scores
 
     def backbone(arrays: Any, images: jax.Array, gates: jax.Array) -> tuple[jax.Array]:
-        return (merge_model(graphdef, *arrays).backbone(images, gates),)
+        return (merged(arrays).backbone(images, gates),)
 
-    def whole(arrays: Any, images: jax.Array) -> Outputs:
-        if not decided:
-            return merge_model(graphdef, *arrays)(images)
-        gates, scores = gater(arrays, images)
-        return Outputs(*backbone(arrays, images, gates), gates, scores)
-
-    return {"whole": whole, "gater": gater, "backbone": backbone}
+    return {"whole": lambda arrays, images: merged(arrays)(images), "gater": gater, "backbone": backbone}
 
 
 def first_open(opened: jax.Array, sites: Sequence[GateSite], widths: Sequence[int]) -> dict[str, jax.Array]:

@@ -109,8 +109,7 @@ class Predictor:
 
         Args:
             run: from `load_run`, or its folder.
-            mode: compact and specialists are calibrated on images of the run's training split, unless there is a
-                `calibration` among the options.
+            mode: compact and specialists are calibrated on images of the run's training split, if not by an option.
             options: other arguments of the class.
 
         Raises:
@@ -132,13 +131,10 @@ class Predictor:
         Args:
             images: [B, H, W, C], normalised floats; or, with `data`, uint8 pixels. An array of NumPy or JAX, a tensor
                 of PyTorch, or a list of images [H, W, C]. With `data` also image files and PIL images, one or a list,
-                of any size: they are read as the run's evaluation images are.
+                of any size: they are read as the run's evaluation images are. UserError: it is none of these.
 
         Returns:
             Arrays of NumPy, float32: logits [B, K], gates [B, G], gate_scores [B, G].
-
-        Raises:
-            UserError: images of another shape, size or type, or files that cannot be read.
         """
         return self._in_batches(self._checked(images, "images"), self._mode)
 

@@ -14,7 +14,7 @@ def test_indices_are_positions_among_all_channels():
 
 
 def test_merged_axes():
-    merged = Channels((Run(0, 3),), outer=2, inner=2)
+    merged = join([Run(0, 3, copies=2)] * 2)
     assert merged.size == 12 and merged.count([2]) == 8
     expected = np.arange(12).reshape(2, 3, 2)[:, KEEP[0]].reshape(-1)
     np.testing.assert_array_equal(merged.indices(KEEP, WIDTHS), expected)
