@@ -16,8 +16,8 @@ import jax
 import numpy as np
 
 from benchmarks.train_step import images
+from gaternet_jax import Predictor
 from gaternet_jax.config import default
-from gaternet_jax.inference import Predictor
 from gaternet_jax.inference.engines import ENGINES, choose_engine
 from gaternet_jax.inference.predictor import MODES
 from gaternet_jax.models.build import build_model

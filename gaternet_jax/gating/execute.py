@@ -18,10 +18,8 @@ _DISTINCT: dict[str, Any] = dict(unique_indices=True, mode="promise_in_bounds", 
 class Execution:
     """Runs a program once, in the layouts of its plan.
 
-    Args:
-        plan: of the program.
-        keep: of each site, the channels that are kept, int [n], distinct.
-        always_open: sites whose kept channels are not multiplied by their gates.
+    `keep` has the channels that are kept of each site, distinct int [n]; those of sites that are `always_open` are not
+    multiplied by their gates.
     """
 
     def __init__(self, plan: Plan, keep: Sequence[jax.Array], always_open: Collection[int] = ()):

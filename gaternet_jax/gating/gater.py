@@ -34,8 +34,8 @@ class Gater(nnx.Module):
     """Scores all gates of a network from a look at the whole image.
 
     Args:
-        extractor: a module with `num_features` and `features(images, key=key)`, which gives float32 [B, num_features];
-            the backbones of this package are such.
+        extractor: a module with `num_features` and `features(images, key=key)`, float32 [B, num_features], as the
+            backbones of this package are.
         num_gates: of the network, see `find_sites`.
         bottleneck: units between features and scores.
         batch_norm: before the bottleneck's ReLU.

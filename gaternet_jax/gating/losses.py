@@ -45,9 +45,6 @@ def gate_macs(gates: jax.Array, counter: Any, target: float) -> jax.Array:
         counter: of the network, from `count_macs`; counter.fraction(gates) is what counts.
         target: multiply-accumulates relative to those of the network with all gates open, 0 to 1.
 
-    Returns:
-        A scalar.
-
     Example:
         >>> def network(kernel, x, gates):
         ...     return gx.gate(x @ kernel, gates) @ kernel.T

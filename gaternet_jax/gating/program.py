@@ -189,7 +189,7 @@ def leaves_of(tree: Any) -> dict[str, Any]:
 
 
 def find_sites(function: Callable[..., Any], *args: Any) -> tuple[GateSite, ...]:
-    """Lists the gates of a function by tracing it: nothing is computed.
+    """Lists the gates of a function, in the order in which they are computed, by tracing it: nothing is computed.
 
     Gates within `jax.lax.scan`, `while_loop` and `cond`, or changed by `vmap`, are no sites: they are multiplications
     and nothing more.
@@ -197,9 +197,6 @@ def find_sites(function: Callable[..., Any], *args: Any) -> tuple[GateSite, ...]
     Args:
         function: any function that calls `gate`.
         *args: arrays, or `jax.ShapeDtypeStruct`s in their place.
-
-    Returns:
-        Sites in the order in which they are computed.
 
     Example:
         >>> gx.find_sites(lambda x, gates: gx.gate(x, gates, "input"), jnp.ones((1, 8, 8, 3)), jnp.ones((1, 3)))

@@ -50,15 +50,9 @@ Gates = jax.Array | LocalPass | None
 
 
 def apply_gates(maps: jax.Array, gates: Gates, site: GateSite | None) -> jax.Array:
-    """Computes O_i = maps_i * g_i: a gate of 0 replaces the feature map by zeros (GaterNet eq. 5).
+    """Computes O_i = maps_i * g_i, of maps [B, H, W, C] and those gates of this pass that `site` says.
 
-    Args:
-        maps: feature maps [B, H, W, C]; C is site.size.
-        gates: the gates of this pass.
-        site: which gates these maps have; None leaves them as they are.
-
-    Raises:
-        ValueError: the maps are gated and no gates were given.
+    Without a site the maps stay as they are. ValueError: there is one, and no gates were given.
     """
     if site is None:
         return maps

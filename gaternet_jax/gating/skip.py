@@ -31,25 +31,17 @@ Keep = Sequence[Any] | Mapping[str, Any] | None
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """Holds what a program needs besides its inputs: a pytree of arrays.
+    """Holds what a program needs besides its inputs: a pytree of arrays."""
 
-    Attributes:
-        arrays: kernels and constants without the channels that are not kept, and the positions of those that are.
-        widths: of each site, how many channels are kept; static.
-        always_open: numbers of the sites that need no gates; static.
-    """
-
-    arrays: list[Any]
-    widths: tuple[int, ...] = dataclasses.field(metadata=dict(static=True))
-    always_open: tuple[int, ...] = dataclasses.field(metadata=dict(static=True))
+    arrays: list[
+        Any
+    ]  # kernels and constants without the channels that are not kept, and the positions of those that are
+    widths: tuple[int, ...] = dataclasses.field(metadata=dict(static=True))  # of each site, how many channels are kept
+    always_open: tuple[int, ...] = dataclasses.field(metadata=dict(static=True))  # numbers of the sites without gates
 
 
 class SkipClosed:
-    """Computes a function without its closed channels; `skip_closed` makes one.
-
-    Attributes:
-        sites: its gates, in the order of the program.
-    """
+    """Computes a function without its closed channels; `skip_closed` makes one. Its `sites` are its gates, in order."""
 
     def __init__(self, function: Callable[..., Any], params: Any, *args: Any):
         self._params, self._args = shaped(params), _shapes(args)
@@ -81,21 +73,16 @@ class SkipClosed:
     def __call__(self, prepared: Prepared, *args: Any) -> Any:
         """Computes what the function computes where gates outside `keep` are closed.
 
-        Exact but for rounding. A gate outside `keep` counts as closed, whatever it is: the caller must know. Within
-        `keep`, gates are multiplied as ever. A closed channel that is infinite or NaN is NaN times zero in the
-        function and 0 here.
-
-        Args:
-            prepared: see `prepare`.
-            *args: the function's remaining arguments; batches of another size than the example's are traced anew.
+        Exact but for rounding, of what `prepare` gave and the function's remaining arguments; batches of another size
+        than the example's are traced anew. A gate outside `keep` counts as closed, whatever it is: the caller must know
+        that. A closed channel that is infinite or NaN is NaN times zero in the function and 0 here.
         """
         return self._run(prepared, *args)
 
     def explain(self, widths: Sequence[int] | None = None) -> Explanation:
         """Says of every convolution and product what is skipped, and of every gate whether it only masks, and why.
 
-        Args:
-            widths: of each site, how many channels are kept; half of them if not given.
+        `widths` says of each site how many channels are kept; half of them if not given.
         """
         halves = (-(-site.size // 2) for site in self.sites)
         return explain(self._plan(self._args), tuple(halves if widths is None else widths))

@@ -54,10 +54,9 @@ def candidates(engine: str, batch_size: int, image_size: int) -> list[Batching]:
 def choose_batching(
     engine: str, images: Any, program: str, make: Callable[[Batching], Callable[[Any, int], Any]]
 ) -> Batching:
-    """Chooses the fastest of the candidates.
+    """Chooses the fastest of the candidates for an engine.
 
     Args:
-        engine: one of ENGINES.
         images: a batch to measure with, [batch, size, size, channels].
         program: tells this program from others, in the file.
         make: gives what runs so many of the images.

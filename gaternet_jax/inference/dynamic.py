@@ -39,10 +39,9 @@ def plan_profiles(opened: np.ndarray, sites: Sequence[GateSite], work: Callable[
 
 
 class Dynamic:
-    """Decides which engine runs which images.
+    """Decides which engine runs which images of a network with a global gater.
 
     Args:
-        network: with a global gater.
         gates: like those to come, [N, G].
         batching: of the batches to come.
         seconds: of jobs for images with gates [B, G]: what is not faster than the whole network is left out.

@@ -94,11 +94,8 @@ class Runner:
     """Runs batches in microbatches, so many at once.
 
     On a CPU the maps of a large batch leave the cache between one layer and the next, and a small program does not keep
-    all cores busy: several small ones do better. Accelerators take the batch as it is.
-
-    Args:
-        batching: how.
-        sizes: to which microbatches are padded, ascending, because each is compiled; none: they are not.
+    all cores busy: several small ones do better. Accelerators take the batch as it is. Microbatches are padded to the
+    next of `sizes`, ascending, because each is compiled; if there are none, they are not.
     """
 
     def __init__(self, batching: Batching, sizes: Sequence[int] = ()):

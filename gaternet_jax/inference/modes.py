@@ -32,15 +32,18 @@ class Modes:
     def __init__(self, network: Network, example: Array, tune: bool = True):
         self.network, self.example, self._tune = network, example, tune
         if tune:
-            self.batching = choose_batching(network.engine, example, network.description, self._whole)
+            self.batching = choose_batching(network.engine, example, network.description, self.whole)
         else:
             self.batching = usual_batching(network.engine, *example.shape[:2])
         sizes = few_sizes(self.batching.microbatch) if network.engine == "xla" else ()
         self._groups = Runner(self.batching, sizes)
 
-    def whole(self) -> Mode:
-        """Makes the mode that runs all filters whose gates are not fixed closed."""
-        return self._whole(self.batching)
+    def whole(self, batching: Batching | None = None) -> Mode:
+        """Makes the mode that runs all filters whose gates are not fixed closed; of batches that are cut so."""
+        batching = batching or self.batching
+        run = Runner(batching, [batching.microbatch] if self.network.engine == "xla" else ())
+        engine = self.network.make("whole", threads=batching.threads)
+        return lambda images, count: Outputs(*run([(engine, np.arange(count))], images))
 
     def specialists(self, gates: np.ndarray) -> Mode:
         """Makes the mode of specialists.py, for gates like these, [N, G]."""
@@ -77,11 +80,6 @@ class Modes:
             return Outputs(*arrays)
 
         return routed
-
-    def _whole(self, batching: Batching) -> Mode:
-        run = Runner(batching, [batching.microbatch] if self.network.engine == "xla" else ())
-        engine = self.network.make("whole", threads=batching.threads)
-        return lambda images, count: Outputs(*run([(engine, np.arange(count))], images))
 
     def _seconds(self, jobs: Jobs, gates: np.ndarray) -> float:
         images = self.example[: len(gates)]

@@ -52,12 +52,9 @@ class Network:
         self._image, self._gates = (image_size, image_size, model.backbone.channels), (len(self._closed),)
 
     def make(self, kind: str, keep: np.ndarray | None = None, threads: int = 1) -> Engine:
-        """Makes the engine that runs a kind of program, "whole", "gater" or "backbone".
+        """Makes the engine that runs a kind of program, "whole", "gater" or "backbone", by some threads.
 
-        Args:
-            kind: see above.
-            keep: of the backbone: bool [G], filters that are computed, which all open ones must be among; None: all.
-            threads: of one call.
+        `keep` is for the backbone: filters that are computed, bool [G], which all open ones must be among; None: all.
         """
         prepared, program = self.prepare(kind, keep), self.program(kind)
         if self.engine == "xla":

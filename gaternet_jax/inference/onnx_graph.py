@@ -92,18 +92,12 @@ class Graph:
         return self.node("Unsqueeze", [name, self.integers(*axes)]) if axes else name
 
     def model(self, inputs: dict[str, Ref], outputs: dict[str, Ref]) -> Any:
-        """Makes the model of what the outputs depend on."""
-        wanted, nodes = set(outputs), []
-        for node in reversed(self.nodes):
-            if wanted.intersection(node.output):
-                wanted.update(node.input)
-                nodes.append(node)
-        tensors = [tensor for name, tensor in self._initializers.items() if name in wanted]
+        """Makes the model."""
         entries, results = (
             [helper.make_tensor_value_info(name, dtype_of(ref), sizes_of(ref.shape, "batch")) for name, ref in named]
             for named in (inputs.items(), outputs.items())
         )
-        graph = helper.make_graph(nodes[::-1], "function", entries, results, tensors)
+        graph = helper.make_graph(self.nodes, "function", entries, results, list(self._initializers.values()))
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
 
     def known(self, ref: Ref) -> np.ndarray | None:

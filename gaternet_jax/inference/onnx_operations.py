@@ -27,15 +27,12 @@ def _elementwise(graph: Graph, step: Step) -> Stored:
     output = step.outputs[0]
     orders = [graph.order(ref) for ref in step.inputs if len(ref.shape) == len(output.shape)]
     order = next((order for order in orders if order), natural(output))
-    names = [graph.read(ref, order if ref.shape else ()) for ref in step.inputs]
     zeros = [array is not None and array.shape == () and array == 0 for array in map(graph.known, step.inputs)]
     if step.name == "max" and any(zeros) and np.issubdtype(output.aval.dtype, np.floating):
-        name = graph.node("Relu", [names[zeros.index(False)]])
-    elif step.name in _PLAIN:
-        name = graph.node(_PLAIN[step.name], names)
-    else:
-        name = _COMPOSED[step.name](graph, step, names)
-    return Stored(name, order)
+        return Stored(graph.node("Relu", [graph.read(step.inputs[zeros.index(False)], order)]), order)
+    names = [graph.read(ref, order if ref.shape else ()) for ref in step.inputs]
+    composed = _COMPOSED.get(step.name)
+    return Stored(composed(graph, step, names) if composed else graph.node(_PLAIN[step.name], names), order)
 
 
 def write_gate(graph: Graph, step: Step) -> Stored:

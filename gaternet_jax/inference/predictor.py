@@ -105,15 +105,11 @@ class Predictor:
 
     @classmethod
     def from_run(cls, run: Run | str | Path, mode: str = "auto", **options: Any) -> "Predictor":
-        """Makes the predictor of a run, which takes files, PIL images and pixels.
+        """Makes the predictor of a run (from `load_run`, or its folder), which takes files, PIL images and pixels.
 
-        Args:
-            run: from `load_run`, or its folder.
-            mode: compact and specialists are calibrated on images of the run's training split, if not by an option.
-            options: other arguments of the class.
-
-        Raises:
-            UserError: as of `load_run` and of the class; or there are no images to calibrate on.
+        Without a `calibration` among the options, which are arguments of the class, compact and specialists are
+        calibrated on images of the run's training split. UserError: as of `load_run` and of the class; or there are no
+        such images.
 
         Example:
             predictor = Predictor.from_run("runs/cifar10")
@@ -170,13 +166,11 @@ class Predictor:
                 f"{what} must be {kinds}, square, of shape [batch, size, size, {channels}], channels last, "
                 f"at least one; got {images.dtype} {list(images.shape)}"
             )
-        size, calibration = images.shape[1], self._calibration
-        if self._data is not None and size != self._data.image_size:
-            raise UserError(f"{what} are {size} pixels wide, but the model's are {self._data.image_size}; resize them")
-        if calibration is not None and size != calibration.shape[1]:
-            raise UserError(
-                f"{what} are {size} pixels wide, but the calibration images are {calibration.shape[1]}; resize them"
-            )
+        calibration = None if self._calibration is None else self._calibration.shape[1]
+        known = {"the model's": self._data and self._data.image_size, "the calibration images": calibration}
+        for others, size in known.items():
+            if size and images.shape[1] != size:
+                raise UserError(f"{what} are {images.shape[1]} pixels wide, but {others} are {size}; resize them")
         return images
 
     def _normalized(self, images: np.ndarray) -> Array:

@@ -31,7 +31,7 @@ class MacCounter:
 
     def __init__(self, model: GaterNet, image_size: int):
         count = trace_macs(model, image_size)
-        self.layers, self._gate_sites = count.layers, model.gate_sites
+        self.layers = count.layers
         self.gater = sum(layer.macs for layer in count.layers if layer.name.startswith("gater."))
         in_backbone = [layer for layer in count.layers if not layer.name.startswith("gater.")]
         self._backbone = MacCount(count.sites, in_backbone)
@@ -44,8 +44,7 @@ class MacCounter:
 
     def evenly(self, fraction: float) -> float:
         """Counts the macs of the backbone with this fraction of the gates of each site open."""
-        gated = {site.name: site.size for site in self._gate_sites}
-        return self._backbone.left([site.size - (1 - fraction) * gated[site.name] for site in self._backbone.sites])
+        return self._backbone.left([fraction * site.size for site in self._backbone.sites])
 
     def fraction(self, gates: jax.Array) -> jax.Array:
         """Gives the macs of the backbone with these gates, relative to the dense backbone; differentiable.
@@ -56,22 +55,11 @@ class MacCounter:
         Returns:
             float32 [B].
         """
-        return self._backbone.fraction(self._with_ungated(gates))
+        return self._backbone.fraction(gates)
 
     def count(self, gates: jax.Array) -> jax.Array:
         """Counts the macs of the backbone with these gates [B, G], float32 [B]."""
         return float(self.dense) * self.fraction(gates)
-
-    def _with_ungated(self, gates: jax.Array) -> jax.Array:
-        """Adds the gates that a compacted model does not decide, those of filters that are always open: ones."""
-        sizes = {site.name: site.size for site in self._backbone.sites}
-        if all(sizes[site.name] == site.size for site in self._gate_sites):
-            return gates
-        parts = []
-        for site in self._gate_sites:
-            further = sizes[site.name] - site.size
-            parts.append(jnp.pad(gates[:, site.gates], ((0, 0), (0, further)), constant_values=1))
-        return jnp.concatenate(parts, -1)
 
 
 def trace_macs(model: GaterNet, image_size: int) -> MacCount:

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gaternet_jax import Predictor
 from gaternet_jax.errors import UserError
 from gaternet_jax.gating import GateSite
-from gaternet_jax.inference import Predictor
 from gaternet_jax.inference.compaction import compact_model, departures
 from gaternet_jax.inference.dynamic import Dynamic, plan_profiles
 from gaternet_jax.inference.engines import Batching

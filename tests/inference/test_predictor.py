@@ -9,9 +9,9 @@ import pytest
 from flax import nnx
 from PIL import Image
 
+from gaternet_jax import Predictor
 from gaternet_jax.data.inputs import PNG_MODES, to_array
 from gaternet_jax.errors import UserError
-from gaternet_jax.inference import Predictor
 from gaternet_jax.inference.specialists import assign, plan_specialists
 from tests.helpers import digits_config, model_config, random_model, run_model
 
