@@ -28,9 +28,13 @@ def number_sites(network: nnx.Module) -> tuple[GateSite, ...]:
     `LocalHead` is told which sites are its own: those of the module that has it, but for those of heads within.
     """
     sites: list[GateSite] = []
+    seen: set[int] = set()
 
     def walk(module: Any, path: tuple[str, ...]) -> list[GateSite]:
-        if site := getattr(module, "site", None):
+        if id(module) in seen:  # a layer that stands in two places has one set of gates
+            return []
+        seen.add(id(module))
+        if isinstance(site := getattr(module, "site", None), GateSite):
             module.site = GateSite(".".join(path), sites[-1].gates.stop if sites else 0, site.size)
             sites.append(module.site)
             return [module.site]

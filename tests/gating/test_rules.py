@@ -381,6 +381,15 @@ def test_sums_of_different_channels(sign):
     two_sites(lambda k, x, g: x - sign * gate(jnp.sin(x), g[:, :C]) - gate(x, g[:, C:]), (), (2, 4))
 
 
+def test_what_absent_channels_become_is_computed_without_a_stop_at_nan():
+    def function(kernel, x, gates):
+        return (0.0 / gate(x, gates)) @ kernel
+
+    with jax.debug_nans(True):
+        program = skip_closed(function, weights(C, 2), jnp.ones(MAPS), jnp.ones((B, C)))
+    assert program.explain([3]).layers[0].inputs.count([3]) == 3
+
+
 def test_products_of_different_channels():
     program = two_sites(lambda k, x, g: (gate(x, g[:, :C]) * gate(jnp.sin(x), g[:, C:])) @ k, weights(C, 2), (2, 4))
     assert program.explain([2, 4]).layers[-1].inputs.count([2, 4]) == 2

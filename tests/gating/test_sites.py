@@ -37,6 +37,19 @@ def test_names_are_paths_and_offsets_follow_one_another():
     assert (network.stem.site, network.blocks[1].last.site, network.blocks[1].first.site) == (sites[0], None, sites[3])
 
 
+def test_a_layer_in_two_places_has_one_set_of_gates():
+    network = Network()
+    network.again = network.stem
+    network.name = Layer(0)
+    network.name.site = "a site of another kind"
+    assert [site.name for site in number_sites(network)] == [
+        "stem",
+        "blocks.0.last",
+        "blocks.0.first",
+        "blocks.1.first",
+    ]
+
+
 def test_a_head_decides_the_sites_beside_it_that_no_other_one_decides():
     network = Network()
     sites = number_sites(network)

@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 from gaternet_jax.errors import UserError
-from gaternet_jax.gating import skip_closed
+from gaternet_jax.gating import gate, skip_closed
 from gaternet_jax.inference.onnx_writer import write_onnx
 from tests.gating.foreign import foreign
 from tests.gating.test_skip import SIZE, backbone, selection
@@ -112,6 +112,20 @@ def test_networks_without_their_closed_channels(network):
     serialized = write_onnx(lambda *args: program(prepared, *args), shapes_of(x=x, gates=gates), ["logits"])
     (out,) = run(serialized, x=x, gates=gates)
     np.testing.assert_allclose(out, jax.jit(function)(params, x, gates), atol=1e-4)
+
+
+def test_channels_are_added_to_wide_maps_without_a_constant_beside():
+    def function(kernel, x, gates):
+        maps = gate(x, gates)
+        return (maps @ kernel, x + maps)
+
+    kernel, x, gates = weights(6, 2), weights(2, 3, 3, 6), jnp.tile(jnp.array([[0, 1.0, 0, 0, 1, 0]]), (2, 1))
+    program = skip_closed(function, kernel, x, gates)
+    prepared = program.prepare(kernel, [[4, 1]])
+    serialized = write_onnx(lambda *args: program(prepared, *args), shapes_of(x=x, gates=gates), ["narrow", "wide"])
+    for out, wanted in zip(run(serialized, x=x, gates=gates), function(kernel, x, gates), strict=True):
+        np.testing.assert_allclose(out, wanted, atol=1e-5)
+    assert kinds(serialized).count("Add") == 1
 
 
 def test_relu_is_written_as_relu_and_maps_keep_their_layout():
