@@ -28,15 +28,15 @@ def read_split(workdir: str | Path, config: RunConfig, split: str, limit: int) -
     """
     from gaternet_jax.data.splits import open_run_split  # TFDS: whoever predicts does without
 
-    images, labels, read = [], [], 0
+    images: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
     batches = open_run_split(load_dataset(workdir), config, split, BatchShard(0, 1)).eval_batches(BATCH_SIZE)
     for batch in batches:
         mask = np.asarray(batch["mask"])
-        images.append(np.asarray(batch["image"])[mask])
-        labels.append(np.asarray(batch["label"])[mask])
-        read += int(mask.sum())
-        if read >= limit:
+        images.extend(np.asarray(batch["image"])[mask])
+        labels.extend(np.asarray(batch["label"])[mask])
+        if len(images) >= limit:
             break
-    if not read:
+    if not images:
         raise UserError(f"split '{split}' of {config.data.name} has no image; choose another one")
-    return np.concatenate(images)[:limit], np.concatenate(labels)[:limit]
+    return np.stack(images[:limit]), np.stack(labels[:limit])
