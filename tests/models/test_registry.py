@@ -1,12 +1,15 @@
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
 from gaternet_jax import build_model
 from gaternet_jax.errors import UserError
+from gaternet_jax.gating import GateSite
+from gaternet_jax.gating.sites import apply_gates
 from gaternet_jax.models import registry
-from gaternet_jax.models.backbone import Backbone
+from gaternet_jax.models.backbone import Backbone, conv
 from gaternet_jax.models.build import abstract_model, count_parameters, match_width
 from tests.helpers import model_config
 
@@ -115,7 +118,7 @@ class Pool(Backbone):
     """A backbone without anything to gate."""
 
     def __init__(self, options):
-        self.channels, self.num_features, self.gate_sites = options.channels, options.channels, ()
+        self.channels, self.num_features = options.channels, options.channels
         self.fc = nnx.Linear(options.channels, options.num_classes, rngs=options.rngs)
 
     def features(self, images, gates=None, key=None):
@@ -129,6 +132,28 @@ def test_gating_asked_of_a_backbone_without_gate_sites(monkeypatch):
         build_model(model_config(backbone="pool"))
     plain = build_model(model_config(backbone="pool", gating="none"))
     assert plain(jnp.zeros((2, 8, 8, 3))).logits.shape == (2, 10)
+
+
+class Own(Backbone):
+    """A backbone as anyone writes it, with one convolution to gate."""
+
+    def __init__(self, options):
+        self.conv = conv(options.channels, 5, 3, options, gated=options.gating != "none")
+        self.fc = nnx.Linear(5, options.num_classes, rngs=options.rngs)
+        self.channels, self.width, self.num_features = options.channels, 5, 5
+
+    def features(self, images, gates=None, key=None):
+        return apply_gates(jax.nn.relu(self.conv(images)), gates, self.conv.site).mean((1, 2))
+
+
+def test_gates_of_a_new_family_are_numbered_when_it_is_built(monkeypatch):
+    monkeypatch.setattr(registry, "_FAMILIES", list(registry._FAMILIES))
+    registry.register("own", ("own",))(lambda match, options: Own(options))
+    model = build_model(model_config(backbone="own", gating="all"))
+    assert model.gate_sites == (GateSite("conv", 0, 5),)
+    logits = model.backbone(jnp.ones((2, 8, 8, 3)), jnp.zeros((2, 5)))
+    np.testing.assert_array_equal(logits, np.tile(model.backbone.fc.bias.get_value(), (2, 1)))
+    assert build_model(model_config(backbone="own", gating="none")).gate_sites == ()
 
 
 def test_shapes_are_those_of_the_model_also_of_other_peoples_layers(monkeypatch):
