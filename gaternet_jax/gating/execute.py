@@ -51,9 +51,11 @@ class Execution:
         if own and cuts.get(own.axis) == own.channels:
             del cuts[own.axis]
         elif own and not own.channels.is_complete(self.widths):
-            others = along(self.constants(ref, own.axis), own.axis, array.ndim)
+            fill = self.values[ref].fill
             shape = [own.channels.size if axis == own.axis else size for axis, size in enumerate(array.shape)]
-            array = self._at(jnp.broadcast_to(others, shape), own.axis, own.channels).set(array, **_DISTINCT)
+            others = 0 if fill is None else along(fill, own.axis, array.ndim)
+            others = jnp.full(shape, others, ref.aval.dtype)
+            array = self._at(others, own.axis, own.channels).set(array, **_DISTINCT)
         for axis, channels in cuts.items():
             if array.shape[axis : axis + 1] == (channels.size,):
                 array = self._gather(array, axis, channels)
