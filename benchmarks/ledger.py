@@ -34,6 +34,7 @@ FOLDER = ROOT / "results"
 DEFAULTS = "defaults.json"
 NOT_RUNS = (DEFAULTS, "findings.json")
 IGNORED = set(MAY_CHANGE) - {"train.epochs"}  # fields that do not decide what a run computes
+OF_GATES = ("loss.gate", "model.gater.initial_bias", "model.gater.auxiliary_weight")  # nor these, of one without gates
 
 
 def run_and_enter(run: Run, workdir: Path, folder: Path = FOLDER, data_dir: str = "") -> dict | None:
@@ -162,7 +163,12 @@ def _plain(config: RunConfig) -> dict[str, object]:
 
 
 def _deciding(config: RunConfig) -> dict[str, object]:
-    return {field: value for field, value in _plain(config).items() if field not in IGNORED}
+    without_effect = OF_GATES if config.model.gating == "none" else ()
+    return {
+        field: value
+        for field, value in _plain(config).items()
+        if field not in IGNORED and not field.startswith(without_effect)
+    }
 
 
 def defaults(folder: Path = FOLDER) -> dict[str, object]:

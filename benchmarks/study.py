@@ -33,14 +33,18 @@ START = 60.0  # seconds: with less, no run is begun, because it would do little 
 SEEDS = (0, 1, 2)
 MODELS = ("plain", "gated", "aux", "wider", "se", "local")
 SMALL_IMAGES: dict[str, Any] = {"data.image_size": 16, "data.crop_padding": 2}
-HALF_OF_THE_MACS = {"loss.gate": "macs", "loss.gate_target": 0.5, "loss.gate_weight": 10.0}
+HALF_OPEN = {"model.gater.initial_bias": 0.0}  # gates at the start: what is to close them gets gradients
+FIELDS: dict[str, dict[str, Any]] = {  # of models that are no variant
+    "macs50": {"loss.gate": "macs", "loss.gate_target": 0.5, "loss.gate_weight": 10.0, **HALF_OPEN},
+    "lambda0.1": {"loss.gate_weight": 0.1, **HALF_OPEN},  # the defaults of the first runs
+}
 
 
 def one(card: str, backbone: str, model: str, recipe: str, epochs: float, seed: int = 0, **settings: Any) -> Run:
-    """A run of a model: one of MODELS, "all" or "macs50"."""
-    word = {"gated": "", "macs50": ""}.get(model, model)
+    """A run of a model: one of MODELS, "all", or one of FIELDS."""
+    word = "" if model == "gated" or model in FIELDS else model
     variant = "-".join(part for part in (backbone, word, recipe) if part)
-    fields = {"train.epochs": epochs, "seed": seed} | (HALF_OF_THE_MACS if model == "macs50" else {})
+    fields = {"train.epochs": epochs, "seed": seed} | FIELDS.get(model, {})
     pixels = f"{settings['data.image_size']}px" if "data.image_size" in settings else ""
     label = "-".join(part for part in (pixels, backbone, model, recipe) if part)
     return Run(f"configs/{card}.py", variant, fields | settings, label)

@@ -6,6 +6,7 @@ What stands between `<!-- ledger: NAME -->` and `<!-- end -->` in those pages is
 published.py; the rest of a page is written by hand. A test fails when they differ.
 """
 
+import itertools
 import json
 import re
 import statistics
@@ -28,10 +29,12 @@ NAMES = {"resnet20": "ResNet-20", "resnet56": "ResNet-56", "resnet164_paper": "R
 SUFFIXES = {
     "plain": "", "wider": "-Wider", "se": "-SE", "gated": "-Gated", "aux": "-Gated, auxiliary classifier",
     "local": ", gated block by block", "all": "-Gated, all convolutions", "macs50": "-Gated, 50% of the MACs",
+    "lambda0.1": "-Gated, lambda 0.1, bias 0",
 }  # fmt: skip
 GATES = {"open": "open", "input_dependent": "input-dependent", "always_on": "always on", "always_off": "always off"}
 DENSE = "MACs, gater included, of the dense backbone"
-EXTRA = {("cifar10", "resnet20"): ("all", "macs50")}
+GATED = {"gated": "", "lambda0.1": ", lambda 0.1 and bias 0"}  # those of the summary
+EXTRA = {("cifar10", "resnet20"): ("lambda0.1", "all", "macs50")}
 
 
 class Results:
@@ -76,13 +79,13 @@ def summary(results: Results) -> str:
     sentences = []
     for data, epochs, settings in tiers:
         parts = []
-        for recipe in ("he", "strong"):
+        for recipe, (kind, said) in itertools.product(("he", "strong"), GATED.items()):
             plain, gated = (
                 cell(results.of("cifar10", "resnet20", kind, recipe, epochs=epochs, **settings))
-                for kind in ("plain", "gated")
+                for kind in ("plain", kind)
             )
             if plain and gated:
-                parts.append(f"{gated} against {plain} (recipe `{recipe}`)")
+                parts.append(f"{gated} against {plain} (recipe `{recipe}`{said})")
         if parts:
             sentences.append(
                 f"ResNet-20-Gated against ResNet-20 {data}, test error in percent after {epochs:g} epochs: "

@@ -7,7 +7,7 @@ Sources: [P] the paper (arXiv 1811.11205), [C] the authors' released evaluation 
 prints (docs/paper_to_code.md), [He] He et al. 2016 (arXiv 1512.03385) section 4.2; "assumed" marks what none tells. The
 paper's learning rate, batch size, epochs, weight decay, schedule and lambda are not known. The default is the recipe of
 He et al. (variants.py: `he`): under it others' plain ResNets come near the paper's plain rows, under `strong` they are
-better than those (docs/results.md).
+better than those (docs/results.md). Lambda, and how the gater's head begins, are by experiment.
 """
 
 import operator
@@ -35,9 +35,17 @@ class GaterConfig(Section):
         start=True,
         run=True,
     )
-    batch_norm: bool = field(False, "before the bottleneck's ReLU: False [C], True [P]")
+    batch_norm: bool = field(
+        False,
+        "before the bottleneck's ReLU: False [C], True [P]",
+        source="by experiment (docs/gating_study.md): True makes gates depend on the image, which pays with a gater "
+        "that is taught (pretrained, auxiliary_weight)",
+    )
     initial_bias: float = field(
-        0.0, "of the gate scores, before training: 3.0 opens all gates", source="assumed, paper silent", start=True
+        3.0,
+        "of the gate scores, before training: 3.0 opens all gates, 0.0 half of them in training [C]",
+        source="by experiment (docs/gating_study.md): from 0.0 on, gates close before anything is learnt",
+        start=True,
     )
     auxiliary_weight: float = field(
         0.0,
@@ -159,7 +167,10 @@ class LossConfig(Section):
         "l1", "l1: mean(gates) [P] | target: (open fraction - t)^2 | macs: (fraction of dense MACs - t)^2"
     )
     gate_weight: float = field(
-        0.1, "lambda, the weight of that term [P has it for l1]", source="value assumed", at_least=0
+        0.01,
+        "lambda, the weight of that term [P has it for l1]; target and macs need more, 1 to 10",
+        source="value by experiment (docs/gating_study.md); [P]'s is not known",
+        at_least=0,
     )
     gate_target: float = field(0.5, "t, for target and macs", source="assumed", above=0, at_most=1)
     gate_target_scope: Literal["overall", "site"] = field(

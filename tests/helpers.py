@@ -51,10 +51,13 @@ def digits_config(**overrides):
 
 
 def model_config(**overrides):
-    """The `model` part of a config: a small gated ResNet for 3-channel images; of DenseNets, all layers are gated."""
+    """The `model` part of a config: a small gated ResNet for 3-channel images; of DenseNets, all layers are gated.
+
+    Before training about half of the gates are open.
+    """
     config = default().model
     small = {"backbone": "resnet8", "width": 4, "gater.extractor": "resnet8", "gater.width": 4, "dense_ungated": "none"}
-    config.update_from_flattened_dict(small | overrides)
+    config.update_from_flattened_dict(small | {"gater.initial_bias": 0.0} | overrides)
     return config
 
 

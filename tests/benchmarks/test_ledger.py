@@ -120,15 +120,24 @@ def test_a_default_that_changes_changes_no_entry(tmp_path, monkeypatch):
     folder = tmp_path / "ledger"
     ledger.write(ledger.make_entry(RUN, fake(tmp_path / "run"), folder), folder)
     today = ledger.default()
-    today.loss.gate_weight = 0.01
+    today.loss.gate_weight = 0.3
     today.new = 5
     monkeypatch.setattr(ledger, "default", lambda: today)
     assert ledger.find(RUN.config(), folder), "the run card still has the old value"
     config = RUN.config()
-    config.loss.gate_weight = 0.01
+    config.loss.gate_weight = 0.3
     assert ledger.find(config, folder) is None
-    assert ledger.difference(config, folder)["loss.gate_weight"] == 0.01
+    assert ledger.difference(config, folder)["loss.gate_weight"] == 0.3
     assert ledger.defaults(folder)["new"] == 5, "of a new field, the default"
+
+
+def test_what_only_gates_depend_on_makes_no_other_run_of_a_plain_network(tmp_path):
+    folder = tmp_path / "ledger"
+    fields = {"loss.gate_weight": 0.3, "model.gater.initial_bias": 1.0}
+    for card, other in (("resnet20-plain-strong", False), ("resnet20-strong", True)):
+        run = Run(RUN.card, card, RUN.settings | fields)
+        assert (fields.items() <= ledger.difference(run.config(), folder).items()) == other
+        assert bool(fields.keys() & ledger.difference(run.config(), folder).keys()) == other
 
 
 @pytest.mark.parametrize(("text", "message"), [("{", "is no entry"), ('{"name": "other"}', "its name is not that")])

@@ -73,6 +73,8 @@ def test_runs_stand_where_they_belong(tmp_path):
         "ResNet-20-Gated against ResNet-20 on CIFAR-10, test error in percent after 200 epochs: 7.25 (1 diverged) "
         "against 8.50 ± 0.50 (3 seeds) (recipe `he`). The paper: ResNet-20-Gated 6.88%, ResNet-20 8.06% on CIFAR-10."
     )
+    results = make(tmp_path, entry(("cifar10", "resnet20", "lambda0.1", "he", 200.0), 9.25, 0, tmp_path))
+    assert "; 9.25 against 8.50 ± 0.50 (3 seeds) (recipe `he`, lambda 0.1 and bias 0)." in tables.summary(results)
 
 
 def test_the_summary_owns_up_to_short_schedules(tmp_path):

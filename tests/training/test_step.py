@@ -28,6 +28,7 @@ def setup(devices=1, ema_decay=0.0, on_nonfinite="stop", size=16, **model_fields
     """A small model, its step, its state and a batch."""
     config = default()
     config.model = model_config(**model_fields)
+    config.loss.gate_weight = 0.1  # so that the gate loss tells in the golden values
     config.train.ema_decay, config.train.on_nonfinite = ema_decay, on_nonfinite
     mesh = make_mesh(jax.devices()[:devices])
     config.data.image_size = size
