@@ -81,8 +81,8 @@ def summary(results: Results) -> str:
         parts = []
         for recipe, (kind, said) in itertools.product(("he", "strong"), GATED.items()):
             plain, gated = (
-                cell(results.of("cifar10", "resnet20", kind, recipe, epochs=epochs, **settings))
-                for kind in ("plain", kind)
+                cell(results.of("cifar10", "resnet20", model, recipe, epochs=epochs, **settings))
+                for model in ("plain", kind)
             )
             if plain and gated:
                 parts.append(f"{gated} against {plain} (recipe `{recipe}`{said})")

@@ -328,6 +328,8 @@ def _combinations(config: RunConfig, num_devices: int) -> list[str]:
         problems.append(f"optimizer.warmup_epochs={config.optimizer.warmup_epochs} must be less than {name}={epochs}")
     if config.model.gater.batch_norm and config.train.batch_size == 1:
         problems.append("model.gater.batch_norm=True needs train.batch_size of at least 2: it compares images")
+    if config.model.gater.auxiliary_weight and config.model.gater.scope == "local":
+        problems.append("model.gater.auxiliary_weight needs model.gater.scope=global: no block sees the whole image")
     if config.init_from and config.init_parts != "backbone" and config.model.gater.pretrained:
         problems.append("init_from and model.gater.pretrained are both for the gater; give one, or init_parts=backbone")
     return problems

@@ -256,6 +256,13 @@ def test_fields_that_are_missing_unknown_or_of_another_type_are_named():
     ]
 
 
+def test_blocks_that_gate_themselves_have_no_auxiliary_classifier():
+    config = cifar10.get_config("resnet20-local").unlock()
+    config.model.gater.auxiliary_weight = 1.0
+    with pytest.raises(UserError, match=r"auxiliary_weight needs model\.gater\.scope=global: no block sees the whole"):
+        validate(config, 1)
+
+
 def test_batches_of_one_and_a_batch_norm_over_them():
     config = default()
     config.update_from_flattened_dict({"model.gater.batch_norm": True, "train.batch_size": 1})

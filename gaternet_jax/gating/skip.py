@@ -33,9 +33,7 @@ Keep = Sequence[Any] | Mapping[str, Any] | None
 class Prepared:
     """Holds what a program needs besides its inputs: a pytree of arrays."""
 
-    arrays: list[
-        Any
-    ]  # kernels and constants without the channels that are not kept, and the positions of those that are
+    arrays: list[Any]  # kernels and constants without the channels that are not kept; positions of those that are
     widths: tuple[int, ...] = dataclasses.field(metadata=dict(static=True))  # of each site, how many channels are kept
     always_open: tuple[int, ...] = dataclasses.field(metadata=dict(static=True))  # numbers of the sites without gates
 
