@@ -56,33 +56,37 @@ class Channels(NamedTuple):
 
     def indices(self, keep: Sequence[jax.Array], widths: Sequence[int]) -> jax.Array:
         """Gives the positions of the kept channels among all, int32 [count]."""
-        kept: dict[Run, Any] = {}  # the positions within a run
-        for run in dict.fromkeys(self.runs):
-            kept[run] = np.arange(run.length if run.count(widths) else 0, dtype=np.int32)
-            if run.site >= 0 and run.count(widths) < run.length:
-                index = jnp.asarray(keep[run.site], jnp.int32)
-                kept[run] = (
-                    index if run.copies == 1 else jnp.add.outer(index * run.copies, np.arange(run.copies)).ravel()
-                )
-        starts = [
-            np.full(len(kept[run]), start, np.int32) for run, start in zip(self.runs, self._edges(), strict=False)
-        ]
-        return jnp.concatenate([kept[run] for run in self.runs]) + np.concatenate(starts)
 
-    def between(self, start: int, stop: int) -> "Channels | None":
-        """Gives the channels of a slice; None where it cuts a site in two."""
-        runs = []
+        def kept(run: Run) -> Any:  # the positions within it
+            if run.site < 0 or run.count(widths) == run.length:
+                return np.arange(run.count(widths), dtype=np.int32)
+            index = jnp.asarray(keep[run.site], jnp.int32)
+            return index if run.copies == 1 else jnp.add.outer(index * run.copies, np.arange(run.copies)).ravel()
+
+        within = {run: kept(run) for run in dict.fromkeys(self.runs)}
+        starts = np.repeat(self._edges()[:-1], [run.count(widths) for run in self.runs])
+        return jnp.concatenate([within[run] for run in self.runs]) + starts.astype(np.int32)
+
+    def window(self, start: int, size: int) -> "Channels | None":
+        """Gives `size` channels from `start` on, NONE where there are no such; None where an edge cuts a site in two."""
+        runs = [Run(NONE, max(-start, 0))]
         for run, position in zip(self.runs, self._edges(), strict=False):
-            size = min(stop, position + run.length) - max(start, position)
-            if run.site >= 0 and 0 < size < run.length:
+            inside = min(start + size, position + run.length) - max(start, position)
+            if run.site >= 0 and 0 < inside < run.length:
                 return None
-            if size > 0:
-                runs.append(run if size == run.length else Run(run.site, size))
-        return join(runs)
+            if inside > 0:
+                runs.append(run if inside == run.length else Run(run.site, inside))
+        return join([*runs, Run(NONE, max(start + size - max(start, self.size), 0))])
 
-    def within(self, before: int, after: int) -> "Channels":
-        """Gives these channels as a part of a longer axis of which nothing else is wanted."""
-        return join([Run(NONE, before), *self.runs, Run(NONE, after)])
+    def find(self, part: "Channels | None", widths: Sequence[int]) -> int | None:
+        """Finds where among the kept channels those of a part begin, of which neighbours are neighbours here, too."""
+        if part is None or not part.sites:
+            return None
+        start, stop = (run.size if run.site == NONE else 0 for run in (part.runs[0], part.runs[-1]))
+        size = part.size - start - stop
+        if self.window(start, size) != part.window(start, size) or (before := self.window(0, start)) is None:
+            return None
+        return before.count(widths)
 
     def union(self, other: "Channels") -> "Channels | None":
         """Gives the channels that are wanted by the one or the other; None where that is no sequence of runs."""
@@ -90,7 +94,7 @@ class Channels(NamedTuple):
             return None
         runs = []
         for edge in itertools.pairwise(sorted({*self._edges(), *other._edges()})):
-            parts = [channels.between(*edge) for channels in (self, other)]
+            parts = [channels.window(edge[0], edge[1] - edge[0]) for channels in (self, other)]
             either = {run for part in parts if part for run in part.runs if run.site != NONE}
             if None in parts or len(either) > 1:
                 return None

@@ -1,15 +1,17 @@
 """Computes a program in the layouts of its plan."""
 
+import functools
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from gaternet_jax.gating.channels import Channels, Layout, along
 from gaternet_jax.gating.plan import Plan, rule_of
 from gaternet_jax.gating.program import Ref
-from gaternet_jax.gating.rules import Scaled, Value
+from gaternet_jax.gating.rules import Value
 
 # What kept channels are, as indices.
 _DISTINCT: dict[str, Any] = dict(unique_indices=True, mode="promise_in_bounds", wrap_negative_indices=False)
@@ -50,6 +52,9 @@ class Execution:
         cuts = {layout.axis: layout.channels for layout in layouts if layout}
         if own and cuts.get(own.axis) == own.channels:
             del cuts[own.axis]
+        elif own and (start := own.channels.find(cuts.get(own.axis), self.widths)) is not None:
+            stop = start + cuts.pop(own.axis).count(self.widths)
+            array = lax.slice_in_dim(array, start, stop, axis=own.axis)
         elif own and not own.channels.is_complete(self.widths):
             fill = self.values[ref].fill
             shape = [own.channels.size if axis == own.axis else size for axis, size in enumerate(array.shape)]
@@ -57,9 +62,19 @@ class Execution:
             others = jnp.full(shape, others, ref.aval.dtype)
             array = self._at(others, own.axis, own.channels).set(array, **_DISTINCT)
         for axis, channels in cuts.items():
-            if array.shape[axis : axis + 1] == (channels.size,):
-                array = self._gather(array, axis, channels)
+            array = self._gather(array, axis, channels)
         return array
+
+    def folded(self, ref: Ref) -> Any:
+        """Computes a product together with what follows it up to this value; None where that is not one."""
+        if ref not in self.plan.chains:
+            return None
+        product, steps = self.plan.chains[ref]
+
+        def follow(maps: Any) -> Any:
+            return functools.reduce(lambda maps, step: rule_of(step).follow(step, maps, self), steps, maps)
+
+        return rule_of(product).run(product, self, follow)[0].array
 
     def constants(self, ref: Ref, axis: int) -> jax.Array:
         """Gives what the absent channels of a value are, [C]."""
@@ -84,17 +99,17 @@ class Execution:
             mask = self._gather(mask, 0, layout.channels)
         return along(mask, own.axis, own.axis + 1)
 
-    def held(
-        self, ref: Ref, array: Any, channels: Channels | None = None, fill: Any = None, scaled: Scaled | None = None
-    ) -> Value:
+    def held(self, ref: Ref, array: Any, channels: Channels | None = None, fill: Any = None) -> Value:
         """Holds a result that has the given channels, or all, in the layout of the plan."""
         layout = self.plan.layout(ref)
         if layout is None or layout.channels == channels:
-            return Value(array, fill, scaled)
+            return Value(array, fill)
         return Value(self._gather(array, layout.axis, layout.channels), fill)
 
     def _gather(self, array: Any, axis: int, channels: Channels) -> Any:
-        return array if channels.is_complete(self.widths) else self._at(array, axis, channels).get(**_DISTINCT)
+        if channels.is_complete(self.widths) or array.shape[axis : axis + 1] != (channels.size,):
+            return array  # the latter: of size 1, where it was broadcast
+        return self._at(array, axis, channels).get(**_DISTINCT)
 
     def _at(self, array: Any, axis: int, channels: Channels) -> Any:
         if channels not in self._indices:

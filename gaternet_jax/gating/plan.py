@@ -9,24 +9,25 @@ import collections
 from collections.abc import Callable, Collection
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
-from gaternet_jax.gating.channels import ALL, Layout
+from gaternet_jax.gating.channels import ALL, Channels, Layout
 from gaternet_jax.gating.products import Convolution, DotGeneral, Product
 from gaternet_jax.gating.program import Program, Ref, Step, flatten, leaves_of
 from gaternet_jax.gating.rules import ELEMENTWISE, Elementwise, Gate, Rule
-from gaternet_jax.gating.shapes import PER_CHANNEL, Concatenate, PerChannel, Reshape, Slice
+from gaternet_jax.gating.shapes import PER_CHANNEL, Concatenate, PerChannel, Reshape
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(ELEMENTWISE, Elementwise()),
     **dict.fromkeys(PER_CHANNEL, PerChannel()),
     "reshape": Reshape(),
-    "slice": Slice(),
     "concatenate": Concatenate(),
     "conv_general_dilated": Convolution(),
     "dot_general": DotGeneral(),
 }
 GATE, WHOLE = Gate(), Rule()
+AFFINE = frozenset(["add", "add_any", "convert_element_type", "mul", "neg", "sub"])
 
 
 def rule_of(step: Step) -> Rule:
@@ -54,6 +55,8 @@ class Plan:
         self._known = {*parameters, *program.constants}
         self._numbers: dict[Ref, Any] = {}
         self._varying: dict[Ref, frozenset[int]] = {}
+        # Of values that are a product and affine operations behind it, which nothing else reads: all of these steps.
+        self.chains: dict[Ref, tuple[Step, list[Step]]] = {}
         late = []
         for step in program.steps:
             if all(self.is_known(ref) for ref in step.inputs):
@@ -62,6 +65,7 @@ class Plan:
             late.append(step)
             if layout := rule_of(step).have(step, self):
                 self.have[step.outputs[0]] = layout
+            self._chain(step)
         for step in reversed(late):
             for ref, layout in zip(step.inputs, rule_of(step).want(step, self), strict=True):
                 if not self.is_known(ref):
@@ -70,6 +74,10 @@ class Plan:
     def layout(self, ref: Ref) -> Layout | None:
         """Tells how a value is held; None: all channels are there."""
         return self.have.get(ref) or self.want.get(ref)
+
+    def held(self, ref: Ref) -> tuple[int, Channels] | None:
+        """Tells which channels, along which axis, there are for closed gates."""
+        return self.have[ref][:2] if ref in self.have else None
 
     def is_known(self, ref: Ref) -> bool:
         """Tells whether a value depends on parameters and numbers only."""
@@ -110,9 +118,28 @@ class Plan:
             elif step.name == "convert_element_type":
                 self._varying[output] = self._varying_axes(first)
 
+    def _chain(self, step: Step) -> None:
+        """Notes what can be computed by another kernel and a shift: BatchNorm, or a bias, behind a product."""
+        rule, output = rule_of(step), step.outputs[0]
+        if not jnp.issubdtype(output.aval.dtype, jnp.floating):
+            return
+        if isinstance(rule, Product) and self.is_known(step.inputs[1]) and len(rule.places(step)[1]) == 1:
+            self.chains[output] = step, []
+        maps, *others = sorted(step.inputs, key=self.is_known)  # what is not known comes first
+        if maps not in self.chains or self.uses[maps] > 1 or self.held(maps) != self.held(output):
+            return
+        product, steps = self.chains[maps]
+        (axis,) = rule_of(product).places(product)[1].values()
+        if step.site in self.whole_sites or (
+            (step.name in AFFINE or (step.name == "div" and maps is step.inputs[0]))
+            and all(self.is_per_channel(ref, axis) for ref in others)
+        ):
+            del self.chains[maps]
+            self.chains[output] = product, [*steps, step]
+
     def _demand(self, ref: Ref, layout: Layout | None, step: Step) -> None:
         """Notes what one more reader wants: a value is held so that all find what they want."""
-        if layout is None:
+        if layout is None or not layout.channels.sites:
             self.reasons.setdefault(ref, f"read whole by {step}")
             self.want[ref] = None
         elif ref not in self.want:

@@ -5,14 +5,15 @@ ahead: f(x) = f(x where it is there, else 0) + f(0 where x is there, else the co
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 
 from gaternet_jax.gating.channels import Channels, Layout, along
 from gaternet_jax.gating.program import Step
-from gaternet_jax.gating.rules import Rule, Scaled
+from gaternet_jax.gating.rules import Rule
 
 if TYPE_CHECKING:
     from gaternet_jax.gating.plan import Plan
@@ -56,7 +57,8 @@ class Product(Rule):
                     return number, [Layout(axis, layout.channels) for axis in axes]
         return 0, [None, None]
 
-    def run(self, step, ex):
+    def run(self, step, ex, follow: Callable[[Any], Any] | None = None):
+        """Computes the product; with `follow`, which is affine and elementwise, of it."""
         (x, kernel), (output,), wanted = step.inputs, step.outputs, self.want(step, ex.plan)
         (number, present), fill, extra = self._present(step, ex.plan), None, None
         if (inputs := present[number]) and ex.plan.have[step.inputs[number]].absent == "constant":
@@ -67,34 +69,24 @@ class Product(Rule):
         if own and own.absent == "constant":  # each channel has its own kernel
             axis = ex.plan.have[x].axis
             fill = step.bind([self._constants(step, 0, axis, ex.constants(x, axis)), ex.full(kernel)])[0].reshape(-1)
-        operands = list(map(ex.full, step.inputs, wanted, present))
-        result, scaled = self._scalable(step, operands, extra, *self.places(step)[1].items())
-        outputs = self.cuts(step, ex.plan)[1]
-        return [ex.held(output, result, outputs, fill, scaled if ex.plan.is_known(kernel) else None)]
+        operands, dtype = list(map(ex.full, step.inputs, wanted, present)), output.aval.dtype
+        if follow is not None:  # a scale, which goes into the kernel, and a shift
+            ((axis, place),) = self.places(step)[1].items()
+            zeros = along(jnp.zeros(operands[1].shape[axis], dtype), place, len(output.shape))
+            shift, scale = jax.jvp(follow, (zeros,), (jnp.ones_like(zeros),))
+            scaled = operands[1] * along(scale, axis, len(kernel.shape))
+            operands[1], dtype = scaled.astype(kernel.aval.dtype), shift.dtype
+            extra = shift if extra is None else extra * scale + shift
+        result = self.bind(step, operands, wanted).astype(dtype)
+        result = result if extra is None else result + extra.astype(dtype)
+        return [ex.held(output, result, self.cuts(step, ex.plan)[1], fill)]
 
-    def bind(self, step: Step, operands: list[Any]) -> Any:
-        """Computes the product, of all channels or fewer."""
+    def bind(self, step, operands, wanted):
         return step.bind(operands)[0]
 
     def _constants(self, step: Step, number: int, axis: int, constants: Any) -> Any:
         shape = self.shape_of_constants(step, number)
         return jnp.broadcast_to(along(constants, axis, len(shape)), shape)
-
-    def _scalable(
-        self, step: Step, operands: list[Any], extra: Any, *places: tuple[int, int]
-    ) -> tuple[Any, Scaled | None]:
-        """Computes it, and says how to scale it along an axis of the kernel, the only one that stays in the result."""
-        x, kernel = operands
-
-        def product(kernel: Any, extra: Any) -> Any:
-            result = self.bind(step, [x, kernel])
-            return result if extra is None else result + extra.astype(result.dtype)
-
-        def by(scale: Any) -> Any:
-            scaled = (kernel * along(scale, places[0][0], kernel.ndim)).astype(kernel.dtype)
-            return product(scaled, None if extra is None else extra * scale)
-
-        return product(kernel, extra), Scaled(places[0][1], by) if len(places) == 1 else None
 
 
 class Convolution(Product):
@@ -139,7 +131,7 @@ class Convolution(Product):
         dilated = any(size != 1 for size in step.params["lhs_dilation"])
         return not dilated and all(tuple(padding) == (0, 0) for padding in step.params["padding"])
 
-    def bind(self, step, operands):
+    def bind(self, step, operands, wanted):
         axis = step.params["dimension_numbers"].lhs_spec[1]
         groups = operands[0].shape[axis] if self._is_depthwise(step) else step.params["feature_group_count"]
         return step.bind(operands, feature_group_count=groups)[0]

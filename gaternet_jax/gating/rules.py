@@ -5,7 +5,7 @@ its result is wanted of them (`want`); what its result has, given what its opera
 so (`run`). An operation without a rule computes whole arrays from whole arrays.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -22,41 +22,53 @@ if TYPE_CHECKING:
     from gaternet_jax.gating.plan import Plan
 
 
-class Scaled(NamedTuple):
-    """Says how to compute a product times a constant per output channel: by scaling its kernel."""
-
-    axis: int  # of the output channels
-    by: Callable[[Any], Any]  # from the constants, a number or an array that varies along `axis`, to the array
-
-
 class Value(NamedTuple):
     """Holds a value, in the layout of the plan."""
 
     array: Any  # the channels that are there, in the layout of the plan; of size 1 along axes that it was broadcast to
     fill: jax.Array | None = None  # where absent channels are constants: those, [C], and anything for the others
-    scaled: Scaled | None = None  # where BatchNorm can be folded into it
 
 
 class Rule:
     """Computes whole arrays: for what has no rule."""
 
-    def have(self, step: Step, plan: "Plan") -> Layout | None:
-        """Gives the layout of the result; None: whole."""
-
     def places(self, step: Step) -> Sequence[dict[int, int]]:
         """Says of each operand which of its axes are, channel by channel, which axes of the result."""
         return [{} for _ in step.inputs]
 
+    def shift(self, step: Step, number: int, axis: int) -> int:
+        """Says where a channel of an operand is in the result: so much further along the axis."""
+        return 0
+
+    def have(self, step: Step, plan: "Plan") -> Layout | None:
+        """Gives the layout of the result that follows from those of the operands; None: whole."""
+
     def want(self, step: Step, plan: "Plan") -> Sequence[Layout | None]:
-        """Says what is wanted of each operand; None: all."""
-        layout = plan.layout(step.outputs[0])
-        axes = [[axis for axis, place in own.items() if layout and place == layout.axis] for own in self.places(step)]
-        return [Layout(own[0], layout.channels) if own and layout else None for own in axes]
+        """Says what is wanted of each operand for what is wanted of the result; None: all."""
+        wanted: list[Layout | None] = [None] * len(step.inputs)
+        if layout := plan.layout(step.outputs[0]):
+            for number, places in enumerate(self.places(step)):
+                for axis in [axis for axis, place in places.items() if place == layout.axis][:1]:
+                    start, size = self.shift(step, number, axis), step.inputs[number].shape[axis]
+                    if (channels := layout.channels.window(start, size)) is None:
+                        return [None] * len(step.inputs)
+                    wanted[number] = Layout(axis, channels)
+        return wanted
+
+    def bind(self, step: Step, operands: list[Any], wanted: Sequence[Layout | None]) -> Any:
+        """Computes the operation, of operands that have what is wanted."""
+        return step.bind(operands)
+
+    def fill(self, step: Step, ex: "Execution", layout: Layout) -> Any:
+        """Gives what the absent channels of the result are, [C], where they are constants."""
 
     def run(self, step: Step, ex: "Execution") -> list[Value]:
         """Computes the results in the layouts of the plan."""
-        results = step.bind([ex.full(ref) for ref in step.inputs])
-        return [ex.held(ref, result) for ref, result in zip(step.outputs, results, strict=True)]
+        wanted, layout = self.want(step, ex.plan), ex.plan.layout(step.outputs[0])
+        results = self.bind(step, list(map(ex.full, step.inputs, wanted)), wanted)
+        channels = layout.channels if layout and any(wanted) else None
+        fill = self.fill(step, ex, layout) if layout and layout.absent == "constant" else None
+        return [ex.held(ref, result, channels, fill) for ref, result in zip(step.outputs, results, strict=True)]
 
 
 class Gate(Rule):
@@ -76,19 +88,23 @@ class Gate(Rule):
 
     def run(self, step, ex):
         maps, gates = map(ex.thin, step.inputs, self.want(step, ex.plan))
-        if step.site in ex.plan.whole_sites and not self._own(step).channels.is_complete(ex.widths):
-            maps = self._masked(step, maps, ex)
+        if step.site in ex.plan.whole_sites:
+            folded = ex.folded(step.outputs[0])
+            maps = self.follow(step, maps, ex) if folded is None else folded
         if step.site in ex.always_open:
             return [Value(maps)]
         if step.site is not None and maps.shape[:: maps.ndim - 1] == gates.shape:  # a gate for further transforms, too
             return [Value(gate(maps, gates, ex.plan.program.sites[step.site].name))]
         return [Value(maps * lax.expand_dims(gates, range(1, maps.ndim - 1)).astype(maps.dtype))]
 
-    def _masked(self, step: Step, maps: Any, ex: "Execution") -> Any:
-        """Puts zeros into the maps for channels that are not kept; into the kernel before, where there is one."""
-        layout, scaled = ex.plan.layout(step.outputs[0]), ex.values[step.inputs[0]].scaled
-        mask = ex.mask(self._own(step), layout, maps.dtype)
-        return scaled.by(mask) if scaled and ex.plan.uses[step.inputs[0]] == 1 else maps * mask
+    def follow(self, step: Step, maps: Any, ex: "Execution") -> Any:
+        """Puts zeros into maps for channels that are not kept."""
+        own = self._own(step)
+        return (
+            maps
+            if own.channels.is_complete(ex.widths)
+            else maps * ex.mask(own, ex.plan.layout(step.outputs[0]), maps.dtype)
+        )
 
 
 _NAMES = """abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type copy cos
@@ -137,14 +153,14 @@ class Elementwise(Rule):
         return [{axis: axis for axis, size in enumerate(ref.shape) if size == sizes[axis]} for ref in step.inputs]
 
     def run(self, step, ex):
-        layout = ex.plan.layout(step.outputs[0])
-        operands = [ex.thin(ref, layout) for ref in step.inputs]
-        scaled, fill = self._scaled(step, operands, ex), None
-        result = scaled.by(1) if scaled and step.name in ("mul", "div") else self._bind(step, operands)
+        output, wanted = step.outputs[0], self.want(step, ex.plan)
+        layout, array, fill = ex.plan.layout(output), ex.folded(output), None
+        if array is None:
+            array = self._bind(step, list(map(ex.thin, step.inputs, wanted)))
         if layout is not None and layout.absent == "constant":
             constants = self._bind(step, [ex.fill(ref, layout) for ref in step.inputs])
             fill = jnp.broadcast_to(jnp.reshape(constants, -1), (layout.channels.size,))
-        return [Value(result, fill, scaled)]
+        return [Value(array, fill)]
 
     @staticmethod
     def _bind(step: Step, operands: list[Any]) -> Any:
@@ -153,26 +169,7 @@ class Elementwise(Rule):
             operands = [x if np.ndim(x) == 0 else jnp.broadcast_to(x, shape) for x in operands]
         return step.bind(operands)[0]
 
-    @staticmethod
-    def _scaled(step: Step, operands: list[Any], ex: "Execution") -> Scaled | None:
-        """Says how to compute the result times a constant per channel; None where it takes more than another kernel."""
-        products = ((i, ex.values[ref].scaled) for i, ref in enumerate(step.inputs) if ref.literal is None)
-        at, scaled = next((pair for pair in products if pair[1]), (0, None))
-        if scaled is None or ex.plan.uses[step.inputs[at]] > 1 or len(operands) > 2:
-            return None
-        axis, by = scaled
-        if not all(ex.plan.is_per_channel(ref, axis) for i, ref in enumerate(step.inputs) if i != at):
-            return None
-        other, dtype = operands[1 - at] if len(operands) == 2 else None, step.outputs[0].aval.dtype
-        match step.name, at:
-            case "mul", _:
-                return Scaled(axis, lambda scale: by(scale * other))
-            case "div", 0:
-                return Scaled(axis, lambda scale: by(scale / other))
-            case "add", _:
-                return Scaled(axis, lambda scale: by(scale) + scale * other)
-            case "sub", 0:
-                return Scaled(axis, lambda scale: by(scale) - scale * other)
-            case "convert_element_type", _ if jnp.issubdtype(dtype, jnp.floating):
-                return Scaled(axis, lambda scale: by(scale).astype(dtype))
-        return None
+    def follow(self, step: Step, maps: Any, ex: "Execution") -> Any:
+        """Computes the operation of maps in place of its operand that is not known."""
+        known = zip(step.inputs, map(ex.thin, step.inputs, self.want(step, ex.plan)), strict=True)
+        return self._bind(step, [x if ex.plan.is_known(ref) else maps for ref, x in known])

@@ -8,17 +8,17 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from gaternet_jax.gating.channels import ALL, Channels, Layout, Run, join
+from gaternet_jax.gating.channels import ALL, Layout, Run, join
 from gaternet_jax.gating.program import Step
-from gaternet_jax.gating.rules import Rule, Value
+from gaternet_jax.gating.rules import Rule
 
-_NAMES = """broadcast_in_dim squeeze expand_dims transpose rev pad reduce_sum reduce_max reduce_min reduce_and reduce_or
-reduce_prod reduce_window_sum reduce_window_max reduce_window_min cumsum cummax cummin cumprod"""
+_NAMES = """broadcast_in_dim squeeze expand_dims transpose rev pad slice reduce_sum reduce_max reduce_min reduce_and
+reduce_or reduce_prod reduce_window_sum reduce_window_max reduce_window_min cumsum cummax cummin cumprod"""
 PER_CHANNEL = frozenset(_NAMES.split())
 
 
 class PerChannel(Rule):
-    """Works on each channel by itself, and may move the axis: shapes, windows and reductions over other axes."""
+    """Works on each channel by itself, and may move the axis: shapes, slices, windows and reductions over other axes."""
 
     def axis(self, step: Step, axis: int) -> int | None:
         """Says where an axis of the operand goes; None where its channels do not stay what they are."""
@@ -38,7 +38,7 @@ class PerChannel(Rule):
             case "pad":
                 stays = tuple(params["padding_config"][axis]) == (0, 0, 0)
             case "slice":
-                stays = after[axis] == before[axis]
+                stays = params["strides"] is None or params["strides"][axis] == 1
             case "cumsum" | "cummax" | "cummin" | "cumprod":
                 stays = axis != params["axis"]
             case "reduce_window_sum" | "reduce_window_max" | "reduce_window_min":
@@ -66,32 +66,39 @@ class PerChannel(Rule):
                 return layout.absent if sees_more and dilations == {1} else None
         return layout.absent
 
-    def have(self, step, plan):
-        layout = plan.have.get(step.inputs[0])
-        if layout is None or (axis := self.axis(step, layout.axis)) is None:
-            return None
-        absent = self.absent(step, layout, plan)
-        return Layout(axis, layout.channels, absent) if absent else None
-
     def places(self, step):
         axes = {axis: self.axis(step, axis) for axis in range(len(step.inputs[0].shape))}
         return [{axis: place for axis, place in axes.items() if place is not None}, *[{}] * (len(step.inputs) - 1)]
 
-    def run(self, step, ex):
-        x, layout, params = step.inputs[0], ex.plan.layout(step.outputs[0]), {}
-        source = Rule.want(self, step, ex.plan)[0]
-        if step.name == "broadcast_in_dim" and (source is None) == (layout is None):
-            array = jnp.asarray(ex.thin(x, source))
-            result = lax.reshape(array, spread(step, array.shape))
-        elif source is None or layout is None:
-            return super().run(step, ex)
-        else:
-            for name, axis in {"new_sizes": layout.axis, "limit_indices": source.axis}.items():
-                if sizes := step.params.get(name):  # of a reshape, of a slice
-                    params[name] = (*sizes[:axis], layout.channels.count(ex.widths), *sizes[axis + 1 :])
-            result = step.bind([ex.full(x, source), *map(ex.full, step.inputs[1:])], **params)[0]
-        fill = ex.values[x].fill if layout and layout.absent == "constant" else None
-        return [Value(result, None if fill is None else fill * _repeats(step))]
+    def shift(self, step, number, axis):
+        return -step.params["start_indices"][axis] if step.name == "slice" else 0
+
+    def have(self, step, plan):
+        layout = plan.have.get(step.inputs[0])
+        if layout is None or (axis := self.axis(step, layout.axis)) is None:
+            return None
+        channels = layout.channels.window(-self.shift(step, 0, layout.axis), step.outputs[0].shape[axis])
+        absent = self.absent(step, layout, plan)
+        return Layout(axis, channels, absent) if absent and channels and channels.sites else None
+
+    def bind(self, step, operands, wanted):
+        x, params = operands[0], step.params
+        if step.name == "broadcast_in_dim":
+            return [lax.reshape(x, spread(step, x.shape))]
+        if step.name == "slice" and wanted[0]:  # it has the channels of the slice already
+            starts, limits = list(params["start_indices"]), list(params["limit_indices"])
+            starts[wanted[0].axis], limits[wanted[0].axis] = 0, x.shape[wanted[0].axis]
+            return step.bind(operands, start_indices=tuple(starts), limit_indices=tuple(limits))
+        return step.bind(operands)
+
+    def fill(self, step, ex, layout):
+        (x, *_), axis, repeats = step.inputs, ex.plan.have[step.inputs[0]].axis, 1  # how many equal numbers a sum adds
+        if step.name == "reduce_sum":
+            repeats = math.prod(x.shape[axis] for axis in step.params["axes"])
+        if step.name == "reduce_window_sum":
+            repeats = math.prod(step.params["window_dimensions"])
+        start = -self.shift(step, 0, axis)
+        return ex.constants(x, axis)[start : start + layout.channels.size] * repeats
 
 
 def spread(step: Step, shape: Sequence[int]) -> list[int]:
@@ -102,87 +109,53 @@ def spread(step: Step, shape: Sequence[int]) -> list[int]:
     return spread
 
 
-def _repeats(step: Step) -> Any:
-    """Counts how many equal numbers a sum adds."""
-    if step.name == "reduce_sum":
-        return math.prod(step.inputs[0].shape[axis] for axis in step.params["axes"])
-    return math.prod(step.params["window_dimensions"]) if step.name == "reduce_window_sum" else 1
-
-
 class Reshape(PerChannel):
     """Keeps the axis of the channels, or merges others into it: [B, H, W, C] to [B, H * W * C]."""
 
+    def _moved(self, step: Step, axis: int) -> Any:
+        """Tells where an axis goes, and the sizes of those before and behind that are merged into it; None: nowhere."""
+        if (place := self.axis(step, axis)) is not None:
+            return place, 1, 1
+        before, after = step.inputs[0].shape, step.outputs[0].shape
+        for first, last in itertools.product(range(1, axis + 1), range(axis, len(before))):  # never the batch
+            if after == (*before[:first], math.prod(before[first : last + 1]), *before[last + 1 :]):
+                return first, math.prod(before[first:axis]), math.prod(before[axis + 1 : last + 1])
+        return None
+
     def have(self, step, plan):
         layout = plan.have.get(step.inputs[0])
-        if layout is None or self.axis(step, layout.axis) is not None or not (merged := _merged(step, layout.axis)):
-            return super().have(step, plan)
-        first, outer, inner = merged
-        runs = [run._replace(copies=run.copies * inner) for run in layout.channels.runs]
-        return Layout(first, join(runs * outer), layout.absent)
-
-    def run(self, step, ex):
-        (x,), layout = step.inputs, ex.plan.layout(step.outputs[0])
-        before = ex.plan.layout(x)
-        if layout is None or before is None or self.want(step, ex.plan)[0] is not None:
-            return super().run(step, ex)
-        shape, fill, (_, outer, inner) = list(step.outputs[0].shape), ex.values[x].fill, _merged(step, before.axis)
-        shape[layout.axis] = layout.channels.count(ex.widths)
-        if fill is not None:
-            fill = jnp.broadcast_to(fill[None, :, None], (outer, fill.size, inner)).reshape(-1)
-        return [Value(ex.full(x, before).reshape(shape), fill)]
-
-
-def _merged(step: Step, axis: int) -> Any:
-    """Tells into which axis a reshape merges others and this one, and the sizes of those before and behind; or None."""
-    before, after = step.inputs[0].shape, step.outputs[0].shape
-    for first, last in itertools.product(range(1, axis + 1), range(axis, len(before))):  # never the batch
-        if after == (*before[:first], math.prod(before[first : last + 1]), *before[last + 1 :]):
-            return first, math.prod(before[first:axis]), math.prod(before[axis + 1 : last + 1])
-    return None
-
-
-class Slice(PerChannel):
-    """Leaves the channels, or takes a part of them where that cuts no site in two."""
-
-    @staticmethod
-    def _part(step: Step, layout: Layout | None) -> tuple[int, int] | None:
-        """Gives start and stop of a slice of the channels only."""
-        params, shape = step.params, step.inputs[0].shape
-        cut = [axis for axis, size in enumerate(shape) if size != step.outputs[0].shape[axis]]
-        if layout is None or cut != [layout.axis] or (params["strides"] or (1,) * len(shape))[layout.axis] != 1:
+        if layout is None or (moved := self._moved(step, layout.axis)) is None:
             return None
-        return params["start_indices"][layout.axis], params["limit_indices"][layout.axis]
-
-    def have(self, step, plan):
-        layout = plan.have.get(step.inputs[0])
-        if (part := self._part(step, layout)) is None:
-            return super().have(step, plan)
-        channels = layout.channels.between(*part)
-        return Layout(layout.axis, channels, layout.absent) if channels and channels.sites else None
+        place, outer, inner = moved
+        runs = [run._replace(copies=run.copies * inner) for run in layout.channels.runs]
+        return Layout(place, join(runs * outer), layout.absent)
 
     def want(self, step, plan):
-        layout = plan.layout(step.outputs[0])
-        if layout is None or (part := self._part(step, layout)) is None:
-            return super().want(step, plan)
-        channels = layout.channels.within(part[0], step.inputs[0].shape[layout.axis] - part[1])
-        return [Layout(layout.axis, channels)]
+        layout = plan.have.get(step.inputs[0])
+        return [layout] if layout and step.outputs[0] in plan.have else super().want(step, plan)
 
-    def run(self, step, ex):
-        (x,), (output,) = step.inputs, step.outputs
-        source, layout = ex.plan.layout(x), ex.plan.layout(output)
-        if (part := self._part(step, source or layout)) is None:
-            return super().run(step, ex)
-        before, channels = (source.channels.between(*edge) if source else None for edge in ((0, part[0]), part))
-        if before is None or channels is None or (layout and layout.channels != channels):
-            return [ex.held(output, step.bind([ex.full(x)])[0])]
-        start, fill = before.count(ex.widths), ex.values[x].fill
-        stop = start + channels.count(ex.widths)
-        result = lax.slice_in_dim(ex.full(x, source), start, stop, axis=source.axis)
-        return [Value(result, None if fill is None else fill[slice(*part)])]
+    def bind(self, step, operands, wanted):
+        (x,), sizes = operands, list(step.params["new_sizes"])
+        if wanted[0]:
+            place, outer, inner = self._moved(step, wanted[0].axis)
+            sizes[place] = outer * x.shape[wanted[0].axis] * inner
+        return step.bind(operands, new_sizes=tuple(sizes))
+
+    def fill(self, step, ex, layout):
+        axis = ex.plan.have[step.inputs[0]].axis
+        constants, (_, outer, inner) = ex.constants(step.inputs[0], axis), self._moved(step, axis)
+        return jnp.broadcast_to(constants[None, :, None], (outer, constants.size, inner)).reshape(-1)
 
 
 class Concatenate(Rule):
     """Joins channels; along another axis, joins arrays of the same channels."""
+
+    def places(self, step):
+        return [{axis: axis for axis in range(len(ref.shape))} for ref in step.inputs]
+
+    def shift(self, step, number, axis):
+        joined = step.params["dimension"]
+        return sum(ref.shape[axis] for ref in step.inputs[:number]) if axis == joined else 0
 
     def have(self, step, plan):
         axis, layouts = step.params["dimension"], [plan.have.get(ref) for ref in step.inputs]
@@ -198,29 +171,5 @@ class Concatenate(Rule):
         runs = [run for ref, layout in own for run in (layout.channels.runs if layout else [Run(ALL, ref.shape[axis])])]
         return Layout(axis, join(runs), "zero" if zero else "constant")
 
-    def want(self, step, plan):
-        layout = plan.layout(step.outputs[0])
-        if layout is None or layout.axis != step.params["dimension"]:
-            return [layout] * len(step.inputs)
-        return [Layout(layout.axis, part) if part and part.sites else None for part in self._parts(step, layout)]
-
-    @staticmethod
-    def _parts(step: Step, layout: Layout) -> list[Channels | None]:
-        """Gives the channels of each operand."""
-        edges = itertools.accumulate((ref.shape[layout.axis] for ref in step.inputs), initial=0)
-        return [layout.channels.between(*edge) for edge in itertools.pairwise(edges)]
-
-    def run(self, step, ex):
-        axis, layout = step.params["dimension"], ex.plan.layout(step.outputs[0])
-        if layout is None:
-            return super().run(step, ex)
-        parts = self._parts(step, layout) if layout.axis == axis else [layout.channels] * len(step.inputs)
-        operands = [
-            ex.full(ref, Layout(layout.axis, part)) for ref, part in zip(step.inputs, parts, strict=True) if part
-        ]
-        if len(operands) < len(parts):
-            return super().run(step, ex)
-        result = step.bind(operands)[0]
-        if layout.absent != "constant":
-            return [Value(result)]
-        return [Value(result, jnp.concatenate([ex.constants(ref, axis) for ref in step.inputs]))]
+    def fill(self, step, ex, layout):
+        return jnp.concatenate([ex.constants(ref, layout.axis) for ref in step.inputs])
