@@ -1,16 +1,17 @@
 """Computes a program in the layouts of its plan."""
 
-import functools
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from gaternet_jax.gating.channels import Channels, Layout, along
 from gaternet_jax.gating.plan import Plan, rule_of
-from gaternet_jax.gating.program import Ref
+from gaternet_jax.gating.products import Product
+from gaternet_jax.gating.program import Ref, Step
 from gaternet_jax.gating.rules import Value
 
 # What kept channels are, as indices.
@@ -48,7 +49,7 @@ class Execution:
         """Does as `full`, but leaves axes that it was broadcast to of size 1."""
         if ref.literal is not None:
             return ref.literal
-        array, own = self.values[ref].array, self.plan.layout(ref)
+        (array, fill), own = self.values[ref], self.plan.layout(ref)
         cuts = {layout.axis: layout.channels for layout in layouts if layout}
         if own and cuts.get(own.axis) == own.channels:
             del cuts[own.axis]
@@ -56,41 +57,61 @@ class Execution:
             stop = start + cuts.pop(own.axis).count(self.widths)
             array = lax.slice_in_dim(array, start, stop, axis=own.axis)
         elif own and not own.channels.is_complete(self.widths):
-            fill = self.values[ref].fill
-            shape = [own.channels.size if axis == own.axis else size for axis, size in enumerate(array.shape)]
-            others = 0 if fill is None else along(fill, own.axis, array.ndim)
-            others = jnp.full(shape, others, ref.aval.dtype)
+            whole = [own.channels.size if axis == own.axis else size for axis, size in enumerate(array.shape)]
+            shape = jnp.broadcast_shapes(whole, np.shape(fill))
+            others = jnp.full(shape, 0 if fill is None else fill, ref.aval.dtype)
             array = self._at(others, own.axis, own.channels).set(array, **_DISTINCT)
         for axis, channels in cuts.items():
             array = self._gather(array, axis, channels)
         return array
 
-    def folded(self, ref: Ref) -> Any:
-        """Computes a product together with what follows it up to this value; None where that is not one."""
-        if ref not in self.plan.chains:
+    def constants(self, ref: Ref, least: Sequence[Any], absent_only: bool = False) -> Any:
+        """Gives what the absent channels of a value are, in an array of all channels, spread to the least shape.
+
+        Those that are there may be anything in it, or else zero; of a known value, all are what they are.
+        """
+        if ref.literal is not None:
+            return ref.literal
+        array, own = self.values[ref].fill, self.plan.have.get(ref)
+        if array is None and self.plan.is_known(ref):
+            array = self.values[ref].array
+        elif array is None:
+            axis = own.axis if own else 0
+            array = along(jnp.zeros(ref.shape[axis] if own else 1, ref.aval.dtype), axis, len(ref.shape))
+        if absent_only:
+            array = self._at(array, own.axis, own.channels).set(0, **_DISTINCT)
+        return jnp.broadcast_to(array, jnp.broadcast_shapes(array.shape, tuple(least)))
+
+    def folded(self, step: Step) -> Any:
+        """Computes an affine operation by the product that it, and others, stand behind: with another kernel, and a
+        shift. None where there is no such product."""
+        steps: list[Step] = []
+        while not isinstance(rule := rule_of(step), Product):
+            ref = rule.affine(step, self)
+            if ref is None or self.plan.uses[ref] > 1 or self.plan.held(ref) != self.plan.held(step.outputs[0]):
+                return None
+            steps.insert(0, step)
+            if (step := self.plan.makers.get(ref)) is None:
+                return None
+        (_, kernel), (output,), places = step.inputs, step.outputs, rule.places(step)[1]
+        if not self.plan.is_known(kernel) or len(places) != 1 or not jnp.issubdtype(output.aval.dtype, jnp.floating):
             return None
-        product, steps = self.plan.chains[ref]
+        ((axis, place),) = places.items()
+        for ref in (ref for other in steps if other.site is None for ref in other.inputs if self.plan.is_known(ref)):
+            if any(size != 1 for other, size in enumerate(np.shape(self.thin(ref))) if other != place):
+                return None
 
         def follow(maps: Any) -> Any:
-            return functools.reduce(lambda maps, step: rule_of(step).follow(step, maps, self), steps, maps)
+            for step in steps:
+                maps = rule_of(step).follow(step, maps, self)
+            return maps
 
-        return rule_of(product).run(product, self, follow)[0].array
-
-    def constants(self, ref: Ref, axis: int) -> jax.Array:
-        """Gives what the absent channels of a value are, [C]."""
-        fill = self.values[ref].fill
-        return jnp.zeros(ref.shape[axis], ref.aval.dtype) if fill is None else fill
-
-    def absent(self, ref: Ref) -> jax.Array:
-        """Gives what the absent channels of a value are, and zeros for those that are there, [C]."""
-        layout = self.plan.have[ref]
-        return self._at(self.constants(ref, layout.axis), 0, layout.channels).set(0, **_DISTINCT)
-
-    def fill(self, ref: Ref, layout: Layout) -> Any:
-        """Gives what absent channels of an operand are, as an array that varies along the layout's axis only."""
-        if ref in self.plan.have:
-            return along(self.constants(ref, layout.axis), layout.axis, len(ref.shape))
-        return self.thin(ref)
+        kept = rule.want(step, self.plan)[1]
+        size = kept.channels.count(self.widths) if kept else kernel.shape[axis]
+        zeros = along(jnp.zeros(size, output.aval.dtype), place, len(output.shape))
+        shift, scale = jax.jvp(follow, (zeros,), (jnp.ones_like(zeros),))
+        result, extra = rule.product(step, self, along(scale, axis, len(kernel.shape)))
+        return result.astype(shift.dtype) + (shift if extra is None else extra.astype(shift.dtype) * scale + shift)
 
     def mask(self, own: Layout, layout: Layout | None, dtype: Any) -> jax.Array:
         """Gives 1 for channels of `own` and 0 for others, along the last axis of maps; cut to those of `layout`."""
@@ -99,12 +120,16 @@ class Execution:
             mask = self._gather(mask, 0, layout.channels)
         return along(mask, own.axis, own.axis + 1)
 
-    def held(self, ref: Ref, array: Any, channels: Channels | None = None, fill: Any = None) -> Value:
+    def held(self, ref: Ref, array: Any, channels: Channels | None = None) -> Value:
         """Holds a result that has the given channels, or all, in the layout of the plan."""
-        layout = self.plan.layout(ref)
-        if layout is None or layout.channels == channels:
-            return Value(array, fill)
-        return Value(self._gather(array, layout.axis, layout.channels), fill)
+        layout, fill = self.plan.layout(ref), None
+        if layout and layout.absent == "constant":
+            step = self.plan.makers[ref]
+            operands = map(self.constants, step.inputs, rule_of(step).least(step))
+            fill = rule_of(step).bind(step, list(operands))[0]
+        if layout and layout.channels != channels:
+            array = self._gather(array, layout.axis, layout.channels)
+        return Value(array, fill)
 
     def _gather(self, array: Any, axis: int, channels: Channels) -> Any:
         if channels.is_complete(self.widths) or array.shape[axis : axis + 1] != (channels.size,):

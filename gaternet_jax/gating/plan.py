@@ -9,7 +9,6 @@ import collections
 from collections.abc import Callable, Collection
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from gaternet_jax.gating.channels import ALL, Channels, Layout
@@ -27,7 +26,6 @@ RULES: dict[str, Rule] = {
     "dot_general": DotGeneral(),
 }
 GATE, WHOLE = Gate(), Rule()
-AFFINE = frozenset(["add", "add_any", "convert_element_type", "mul", "neg", "sub"])
 
 
 def rule_of(step: Step) -> Rule:
@@ -47,6 +45,7 @@ class Plan:
     def __init__(self, program: Program, parameters: dict[Ref, str], whole_sites: Collection[int] = ()):
         self.program, self.parameters, self.whole_sites = program, parameters, whole_sites
         self.names = dict(parameters)  # of known values that are parameters, or made of one: its path
+        self.makers = {ref: step for step in program.steps for ref in step.outputs}
         self.uses = collections.Counter(ref for step in program.steps for ref in step.inputs)
         self.uses.update(program.outputs)
         self.have: dict[Ref, Layout] = {}  # what follows from closed gates
@@ -54,9 +53,6 @@ class Plan:
         self.reasons: dict[Ref, str] = dict.fromkeys(program.outputs, "read whole: it is a result")
         self._known = {*parameters, *program.constants}
         self._numbers: dict[Ref, Any] = {}
-        self._varying: dict[Ref, frozenset[int]] = {}
-        # Of values that are a product and affine operations behind it, which nothing else reads: all of these steps.
-        self.chains: dict[Ref, tuple[Step, list[Step]]] = {}
         late = []
         for step in program.steps:
             if all(self.is_known(ref) for ref in step.inputs):
@@ -65,7 +61,6 @@ class Plan:
             late.append(step)
             if layout := rule_of(step).have(step, self):
                 self.have[step.outputs[0]] = layout
-            self._chain(step)
         for step in reversed(late):
             for ref, layout in zip(step.inputs, rule_of(step).want(step, self), strict=True):
                 if not self.is_known(ref):
@@ -76,8 +71,9 @@ class Plan:
         return self.have.get(ref) or self.want.get(ref)
 
     def held(self, ref: Ref) -> tuple[int, Channels] | None:
-        """Tells which channels, along which axis, there are for closed gates."""
-        return self.have[ref][:2] if ref in self.have else None
+        """Tells which channels of a value there are, along which axis; None: all are."""
+        layout = self.layout(ref)
+        return layout and layout[:2]
 
     def is_known(self, ref: Ref) -> bool:
         """Tells whether a value depends on parameters and numbers only."""
@@ -94,48 +90,14 @@ class Plan:
         number = self.number(ref)
         return number is not None and number == 0
 
-    def is_per_channel(self, ref: Ref, axis: int) -> bool:
-        """Tells whether a value is a known constant for each channel."""
-        return self.is_known(ref) and self._varying_axes(ref) <= {axis}
-
-    def _varying_axes(self, ref: Ref) -> frozenset[int]:
-        """Gives the axes along which a known value may vary."""
-        return self._varying.get(ref, frozenset(axis for axis, size in enumerate(ref.shape) if size != 1))
-
     def _learn(self, step: Step) -> None:
-        """Learns of a known value its name, its number, and along which axes it varies."""
+        """Learns of a known value its name and its number."""
         self._known.update(step.outputs)
         output, named = step.outputs[0], [self.names[ref] for ref in step.inputs if ref in self.names]
         if len(named) == 1:
             self.names[output] = named[0]
         if step.name in ("reshape", "broadcast_in_dim", "convert_element_type"):
-            first, *_ = step.inputs
-            if (number := self.number(first)) is not None:
-                self._numbers[output], self._varying[output] = number, frozenset()
-            elif step.name == "broadcast_in_dim":
-                places = step.params["broadcast_dimensions"]
-                self._varying[output] = frozenset(places[axis] for axis in self._varying_axes(first))
-            elif step.name == "convert_element_type":
-                self._varying[output] = self._varying_axes(first)
-
-    def _chain(self, step: Step) -> None:
-        """Notes what can be computed by another kernel and a shift: BatchNorm, or a bias, behind a product."""
-        rule, output = rule_of(step), step.outputs[0]
-        if not jnp.issubdtype(output.aval.dtype, jnp.floating):
-            return
-        if isinstance(rule, Product) and self.is_known(step.inputs[1]) and len(rule.places(step)[1]) == 1:
-            self.chains[output] = step, []
-        maps, *others = sorted(step.inputs, key=self.is_known)  # what is not known comes first
-        if maps not in self.chains or self.uses[maps] > 1 or self.held(maps) != self.held(output):
-            return
-        product, steps = self.chains[maps]
-        (axis,) = rule_of(product).places(product)[1].values()
-        if step.site in self.whole_sites or (
-            (step.name in AFFINE or (step.name == "div" and maps is step.inputs[0]))
-            and all(self.is_per_channel(ref, axis) for ref in others)
-        ):
-            del self.chains[maps]
-            self.chains[output] = product, [*steps, step]
+            self._numbers[output] = self.number(step.inputs[0])
 
     def _demand(self, ref: Ref, layout: Layout | None, step: Step) -> None:
         """Notes what one more reader wants: a value is held so that all find what they want."""

@@ -5,17 +5,15 @@ ahead: f(x) = f(x where it is there, else 0) + f(0 where x is there, else the co
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
-
-from gaternet_jax.gating.channels import Channels, Layout, along
+from gaternet_jax.gating.channels import Channels, Layout
 from gaternet_jax.gating.program import Step
 from gaternet_jax.gating.rules import Rule
 
 if TYPE_CHECKING:
+    from gaternet_jax.gating.execute import Execution
     from gaternet_jax.gating.plan import Plan
 
 
@@ -30,15 +28,11 @@ class Product(Rule):
         """Gives the axes of both operands over which it sums."""
         raise NotImplementedError
 
-    def shape_of_constants(self, step: Step, number: int) -> list[int]:
-        """Gives the least shape of an operand that varies by channel only, for which the result can be broadcast."""
-        raise NotImplementedError
-
     def have(self, step, plan):
-        for operand, places in zip(step.inputs, self.places(step), strict=True):
-            layout = plan.have.get(operand)
-            if layout and layout.axis in places and layout.absent == "zero":
-                return Layout(places[layout.axis], layout.channels, "zero")
+        for number, places in enumerate(self.places(step)):
+            layout, other = plan.have.get(step.inputs[number]), step.inputs[1 - number]
+            if layout and layout.axis in places and (layout.absent == "zero" or plan.is_known(other)):
+                return layout._replace(axis=places[layout.axis])
         return None
 
     def cuts(self, step: Step, plan: "Plan") -> tuple[Channels | None, Channels | None]:
@@ -57,36 +51,23 @@ class Product(Rule):
                     return number, [Layout(axis, layout.channels) for axis in axes]
         return 0, [None, None]
 
-    def run(self, step, ex, follow: Callable[[Any], Any] | None = None):
-        """Computes the product; with `follow`, which is affine and elementwise, of it."""
-        (x, kernel), (output,), wanted = step.inputs, step.outputs, self.want(step, ex.plan)
-        (number, present), fill, extra = self._present(step, ex.plan), None, None
-        if (inputs := present[number]) and ex.plan.have[step.inputs[number]].absent == "constant":
+    def run(self, step, ex):
+        result, extra = self.product(step, ex)
+        result = result if extra is None else result + extra.astype(result.dtype)
+        return [ex.held(step.outputs[0], result, self.cuts(step, ex.plan)[1])]
+
+    def product(self, step: Step, ex: "Execution", scale: Any = None) -> tuple[Any, Any]:
+        """Computes the product of what is there, and what comes of absent inputs: constants, or None."""
+        wanted, (number, present), extra = self.want(step, ex.plan), self._present(step, ex.plan), None
+        ref = step.inputs[number]
+        if present[number] and ex.plan.have[ref].absent == "constant":
             pair = list(map(ex.full, step.inputs, wanted))
-            pair[number] = self._constants(step, number, inputs.axis, ex.absent(step.inputs[number]))
-            extra = step.bind(pair)[0]
-        own = ex.plan.have.get(output)
-        if own and own.absent == "constant":  # each channel has its own kernel
-            axis = ex.plan.have[x].axis
-            fill = step.bind([self._constants(step, 0, axis, ex.constants(x, axis)), ex.full(kernel)])[0].reshape(-1)
-        operands, dtype = list(map(ex.full, step.inputs, wanted, present)), output.aval.dtype
-        if follow is not None:  # a scale, which goes into the kernel, and a shift
-            ((axis, place),) = self.places(step)[1].items()
-            zeros = along(jnp.zeros(operands[1].shape[axis], dtype), place, len(output.shape))
-            shift, scale = jax.jvp(follow, (zeros,), (jnp.ones_like(zeros),))
-            scaled = operands[1] * along(scale, axis, len(kernel.shape))
-            operands[1], dtype = scaled.astype(kernel.aval.dtype), shift.dtype
-            extra = shift if extra is None else extra * scale + shift
-        result = self.bind(step, operands, wanted).astype(dtype)
-        result = result if extra is None else result + extra.astype(dtype)
-        return [ex.held(output, result, self.cuts(step, ex.plan)[1], fill)]
-
-    def bind(self, step, operands, wanted):
-        return step.bind(operands)[0]
-
-    def _constants(self, step: Step, number: int, axis: int, constants: Any) -> Any:
-        shape = self.shape_of_constants(step, number)
-        return jnp.broadcast_to(along(constants, axis, len(shape)), shape)
+            pair[number] = ex.constants(ref, self.least(step)[number], absent_only=True)
+            (extra,) = self.bind(step, pair)
+        x, kernel = map(ex.full, step.inputs, wanted, present)
+        if scale is not None:
+            kernel = (kernel * scale).astype(kernel.dtype)
+        return self.bind(step, [x, kernel])[0], extra
 
 
 class Convolution(Product):
@@ -112,40 +93,30 @@ class Convolution(Product):
         return [] if self._is_grouped(step) else [(inputs, rows)]
 
     def places(self, step):
-        (_, inputs, *_), (features, *_), (_, outputs, *_) = step.params["dimension_numbers"]
+        (images, inputs, *_), (features, *_), (batch, outputs, *_) = step.params["dimension_numbers"]
+        images = {images: batch} if step.params["batch_group_count"] == 1 else {}
         if self._is_depthwise(step):
-            return [{inputs: outputs}, {features: outputs}]
-        return [{}, {} if self._is_grouped(step) else {features: outputs}]
-
-    def have(self, step, plan):
-        (x, kernel), specs = step.inputs, step.params["dimension_numbers"]
-        layout = plan.have.get(x)
-        if not layout or layout.axis != specs.lhs_spec[1] or layout.absent != "constant":
-            return super().have(step, plan)
-        if self._is_depthwise(step) and plan.is_known(kernel) and self._is_unpadded(step):
-            return Layout(specs.out_spec[1], layout.channels, "constant")
-        return None
+            return [images | {inputs: outputs}, {features: outputs}]
+        return [images, {} if self._is_grouped(step) else {features: outputs}]
 
     @staticmethod
     def _is_unpadded(step: Step) -> bool:
         dilated = any(size != 1 for size in step.params["lhs_dilation"])
         return not dilated and all(tuple(padding) == (0, 0) for padding in step.params["padding"])
 
-    def bind(self, step, operands, wanted):
+    def bind(self, step, operands):
         axis = step.params["dimension_numbers"].lhs_spec[1]
         groups = operands[0].shape[axis] if self._is_depthwise(step) else step.params["feature_group_count"]
-        return step.bind(operands, feature_group_count=groups)[0]
+        return step.bind(operands, feature_group_count=groups)
 
-    def shape_of_constants(self, step, number):
-        """Gives the shape for one image; for one position where all outputs are equal."""
-        specs, shape = step.params["dimension_numbers"], list(step.inputs[number].shape)
-        if number == 0:
-            shape[specs.lhs_spec[0]] = 1
-        if number == 0 and self._is_unpadded(step):
+    def least(self, step):
+        """Asks of maps for one position only, where nothing is padded: all outputs are equal."""
+        specs, shapes = step.params["dimension_numbers"], super().least(step)
+        if self._is_unpadded(step):
             dilations = step.params["rhs_dilation"]
             for axis, own, dilation in zip(specs.lhs_spec[2:], specs.rhs_spec[2:], dilations, strict=True):
-                shape[axis] = (step.inputs[1].shape[own] - 1) * dilation + 1
-        return shape
+                shapes[0][axis] = (step.inputs[1].shape[own] - 1) * dilation + 1
+        return shapes
 
 
 class DotGeneral(Product):
@@ -168,7 +139,10 @@ class DotGeneral(Product):
             start += len(free)
         return places
 
-    def shape_of_constants(self, step, number):
-        contracted, batch = step.params["dimension_numbers"]
-        shared = (*contracted[number], *batch[number])
-        return [size if axis in shared else 1 for axis, size in enumerate(step.inputs[number].shape)]
+    def least(self, step):
+        _, batch = step.params["dimension_numbers"]
+        own = zip(step.inputs, batch, super().least(step), strict=True)
+        return [
+            [ref.shape[axis] if axis in shared else size for axis, size in enumerate(least)]
+            for ref, shared, least in own
+        ]

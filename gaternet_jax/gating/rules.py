@@ -15,7 +15,7 @@ from jax import lax
 
 from gaternet_jax.gating.channels import Layout, Run, join
 from gaternet_jax.gating.gate import gate
-from gaternet_jax.gating.program import Step
+from gaternet_jax.gating.program import Ref, Step
 
 if TYPE_CHECKING:
     from gaternet_jax.gating.execute import Execution
@@ -23,10 +23,14 @@ if TYPE_CHECKING:
 
 
 class Value(NamedTuple):
-    """Holds a value, in the layout of the plan."""
+    """Holds a value: the channels that are there, in the layout of the plan, and constants in place of the others.
 
-    array: Any  # the channels that are there, in the layout of the plan; of size 1 along axes that it was broadcast to
-    fill: jax.Array | None = None  # where absent channels are constants: those, [C], and anything for the others
+    Both are of size 1 along axes that they were broadcast to. `fill`, if any, has all channels: those that are there
+    may be anything in it.
+    """
+
+    array: Any
+    fill: Any = None
 
 
 class Rule:
@@ -39,6 +43,11 @@ class Rule:
     def shift(self, step: Step, number: int, axis: int) -> int:
         """Says where a channel of an operand is in the result: so much further along the axis."""
         return 0
+
+    def least(self, step: Step) -> list[list[Any]]:
+        """Gives of each operand the least shape, for a result of size 1 along the same axes."""
+        own = zip(step.inputs, self.places(step), strict=True)
+        return [[1 if axis in places else size for axis, size in enumerate(ref.shape)] for ref, places in own]
 
     def have(self, step: Step, plan: "Plan") -> Layout | None:
         """Gives the layout of the result that follows from those of the operands; None: whole."""
@@ -55,20 +64,22 @@ class Rule:
                     wanted[number] = Layout(axis, channels)
         return wanted
 
-    def bind(self, step: Step, operands: list[Any], wanted: Sequence[Layout | None]) -> Any:
-        """Computes the operation, of operands that have what is wanted."""
+    def bind(self, step: Step, operands: list[Any]) -> Any:
+        """Computes the operation, of operands of which some channels are there."""
         return step.bind(operands)
-
-    def fill(self, step: Step, ex: "Execution", layout: Layout) -> Any:
-        """Gives what the absent channels of the result are, [C], where they are constants."""
 
     def run(self, step: Step, ex: "Execution") -> list[Value]:
         """Computes the results in the layouts of the plan."""
         wanted, layout = self.want(step, ex.plan), ex.plan.layout(step.outputs[0])
-        results = self.bind(step, list(map(ex.full, step.inputs, wanted)), wanted)
+        results = self.bind(step, list(map(ex.full, step.inputs, wanted)))
         channels = layout.channels if layout and any(wanted) else None
-        fill = self.fill(step, ex, layout) if layout and layout.absent == "constant" else None
-        return [ex.held(ref, result, channels, fill) for ref, result in zip(step.outputs, results, strict=True)]
+        return [ex.held(ref, result, channels) for ref, result in zip(step.outputs, results, strict=True)]
+
+    def affine(self, step: Step, ex: "Execution") -> Ref | None:
+        """Gives the operand of which the operation is an affine function, by `follow`; None: there is none."""
+
+    def follow(self, step: Step, maps: Any, ex: "Execution") -> Any:
+        """Computes the operation of other maps in place of that operand."""
 
 
 class Gate(Rule):
@@ -89,7 +100,7 @@ class Gate(Rule):
     def run(self, step, ex):
         maps, gates = map(ex.thin, step.inputs, self.want(step, ex.plan))
         if step.site in ex.plan.whole_sites:
-            folded = ex.folded(step.outputs[0])
+            folded = ex.folded(step)
             maps = self.follow(step, maps, ex) if folded is None else folded
         if step.site in ex.always_open:
             return [Value(maps)]
@@ -97,20 +108,21 @@ class Gate(Rule):
             return [Value(gate(maps, gates, ex.plan.program.sites[step.site].name))]
         return [Value(maps * lax.expand_dims(gates, range(1, maps.ndim - 1)).astype(maps.dtype))]
 
-    def follow(self, step: Step, maps: Any, ex: "Execution") -> Any:
-        """Puts zeros into maps for channels that are not kept."""
+    def affine(self, step, ex):
+        return step.inputs[0] if step.site in ex.plan.whole_sites else None
+
+    def follow(self, step, maps, ex):
         own = self._own(step)
-        return (
-            maps
-            if own.channels.is_complete(ex.widths)
-            else maps * ex.mask(own, ex.plan.layout(step.outputs[0]), maps.dtype)
-        )
+        if own.channels.is_complete(ex.widths):
+            return maps
+        return maps * ex.mask(own, ex.plan.layout(step.outputs[0]), maps.dtype)
 
 
 _NAMES = """abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type copy cos
 cosh div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le log log1p logistic lt max min mul ne
 neg not or pow reduce_precision rem round rsqrt select_n sign sin sinh sqrt square stop_gradient sub tan tanh xor"""
 ELEMENTWISE = frozenset(_NAMES.split())
+_AFFINE = frozenset(["add", "add_any", "convert_element_type", "div", "mul", "neg", "sub"])
 
 
 class Elementwise(Rule):
@@ -125,7 +137,7 @@ class Elementwise(Rule):
         (axis, channels, _), *others = operands
         if any(other[:2] != (axis, channels) for other in others):
             return None
-        if not all(ref in plan.have or plan.is_per_channel(ref, axis) for ref in step.inputs):
+        if not all(ref in plan.have or plan.is_known(ref) for ref in step.inputs):
             return None
         numbers = [0.0 if plan.is_zero(ref) else plan.number(ref) for ref in step.inputs]
         return Layout(axis, channels, "zero" if self._is_zero(step, numbers) else "constant")
@@ -152,24 +164,24 @@ class Elementwise(Rule):
         sizes = step.outputs[0].shape
         return [{axis: axis for axis, size in enumerate(ref.shape) if size == sizes[axis]} for ref in step.inputs]
 
-    def run(self, step, ex):
-        output, wanted = step.outputs[0], self.want(step, ex.plan)
-        layout, array, fill = ex.plan.layout(output), ex.folded(output), None
-        if array is None:
-            array = self._bind(step, list(map(ex.thin, step.inputs, wanted)))
-        if layout is not None and layout.absent == "constant":
-            constants = self._bind(step, [ex.fill(ref, layout) for ref in step.inputs])
-            fill = jnp.broadcast_to(jnp.reshape(constants, -1), (layout.channels.size,))
-        return [Value(array, fill)]
-
-    @staticmethod
-    def _bind(step: Step, operands: list[Any]) -> Any:
+    def bind(self, step, operands):
         if step.name in ("select_n", "clamp"):  # others broadcast axes of size 1 by themselves
             shape = jnp.broadcast_shapes(*map(np.shape, operands))
             operands = [x if np.ndim(x) == 0 else jnp.broadcast_to(x, shape) for x in operands]
-        return step.bind(operands)[0]
+        return step.bind(operands)
 
-    def follow(self, step: Step, maps: Any, ex: "Execution") -> Any:
-        """Computes the operation of maps in place of its operand that is not known."""
+    def run(self, step, ex):
+        layout, array = ex.plan.layout(step.outputs[0]), ex.folded(step)
+        if array is None:
+            (array,) = self.bind(step, list(map(ex.thin, step.inputs, self.want(step, ex.plan))))
+        return [ex.held(step.outputs[0], array, layout and layout.channels)]
+
+    def affine(self, step, ex):
+        unknown = [ref for ref in step.inputs if not ex.plan.is_known(ref)]
+        if step.name not in _AFFINE or len(unknown) != 1 or not jnp.issubdtype(step.outputs[0].aval.dtype, jnp.floating):
+            return None
+        return unknown[0] if step.name != "div" or unknown[0] is step.inputs[0] else None
+
+    def follow(self, step, maps, ex):
         known = zip(step.inputs, map(ex.thin, step.inputs, self.want(step, ex.plan)), strict=True)
-        return self._bind(step, [x if ex.plan.is_known(ref) else maps for ref, x in known])
+        return self.bind(step, [x if ex.plan.is_known(ref) else maps for ref, x in known])[0]

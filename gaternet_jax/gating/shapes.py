@@ -49,23 +49,6 @@ class PerChannel(Rule):
                 return None if axis in axes else axis - sum(other < axis for other in axes)
         return axis if stays else None
 
-    def absent(self, step: Step, layout: Layout, plan: Any) -> str | None:
-        """Says what the absent channels of the result are; None: no constants."""
-        name, params, only_zero = step.name, step.params, "zero" if layout.absent == "zero" else None
-        if name == "pad":
-            return only_zero if plan.is_zero(step.inputs[1]) else None
-        if name.startswith("cum") or name == "reduce_prod":
-            return only_zero
-        if name.startswith("reduce_window"):
-            pads, dilations = [max(pad) for pad in params["padding"]], {*params["base_dilation"]}
-            if any(pads) or dilations != {1}:  # a window also sees padding
-                if name == "reduce_window_sum":
-                    return only_zero
-                dilations |= {*params["window_dilation"]}
-                sees_more = all(pad < size for pad, size in zip(pads, params["window_dimensions"], strict=True))
-                return layout.absent if sees_more and dilations == {1} else None
-        return layout.absent
-
     def places(self, step):
         axes = {axis: self.axis(step, axis) for axis in range(len(step.inputs[0].shape))}
         return [{axis: place for axis, place in axes.items() if place is not None}, *[{}] * (len(step.inputs) - 1)]
@@ -78,27 +61,25 @@ class PerChannel(Rule):
         if layout is None or (axis := self.axis(step, layout.axis)) is None:
             return None
         channels = layout.channels.window(-self.shift(step, 0, layout.axis), step.outputs[0].shape[axis])
-        absent = self.absent(step, layout, plan)
-        return Layout(axis, channels, absent) if absent and channels and channels.sites else None
+        if channels is None or not channels.sites:
+            return None
+        stays = layout.absent == "zero" and all(map(plan.is_zero, step.inputs[1:]))  # what it is padded with
+        if step.name in ("reduce_window_max", "reduce_window_min"):  # a window of padding only is infinite
+            params = step.params
+            seen = [max(pad) < size for pad, size in zip(params["padding"], params["window_dimensions"], strict=True)]
+            stays = stays and all(seen) and {*params["base_dilation"], *params["window_dilation"]} == {1}
+        return Layout(axis, channels, "zero" if stays else "constant")
 
-    def bind(self, step, operands, wanted):
+    def bind(self, step, operands):
         x, params = operands[0], step.params
         if step.name == "broadcast_in_dim":
             return [lax.reshape(x, spread(step, x.shape))]
-        if step.name == "slice" and wanted[0]:  # it has the channels of the slice already
-            starts, limits = list(params["start_indices"]), list(params["limit_indices"])
-            starts[wanted[0].axis], limits[wanted[0].axis] = 0, x.shape[wanted[0].axis]
-            return step.bind(operands, start_indices=tuple(starts), limit_indices=tuple(limits))
+        if step.name == "slice":  # not along an axis of which it has what is wanted already
+            own = zip(params["start_indices"], params["limit_indices"], x.shape, step.inputs[0].shape, strict=True)
+            bounds = [(start, stop) if size == whole else (0, size) for start, stop, size, whole in own]
+            starts, limits = zip(*bounds, strict=True)
+            return step.bind(operands, start_indices=starts, limit_indices=limits)
         return step.bind(operands)
-
-    def fill(self, step, ex, layout):
-        (x, *_), axis, repeats = step.inputs, ex.plan.have[step.inputs[0]].axis, 1  # how many equal numbers a sum adds
-        if step.name == "reduce_sum":
-            repeats = math.prod(x.shape[axis] for axis in step.params["axes"])
-        if step.name == "reduce_window_sum":
-            repeats = math.prod(step.params["window_dimensions"])
-        start = -self.shift(step, 0, axis)
-        return ex.constants(x, axis)[start : start + layout.channels.size] * repeats
 
 
 def spread(step: Step, shape: Sequence[int]) -> list[int]:
@@ -134,17 +115,13 @@ class Reshape(PerChannel):
         layout = plan.have.get(step.inputs[0])
         return [layout] if layout and step.outputs[0] in plan.have else super().want(step, plan)
 
-    def bind(self, step, operands, wanted):
+    def bind(self, step, operands):
         (x,), sizes = operands, list(step.params["new_sizes"])
-        if wanted[0]:
-            place, outer, inner = self._moved(step, wanted[0].axis)
-            sizes[place] = outer * x.shape[wanted[0].axis] * inner
+        for axis, size in enumerate(step.inputs[0].shape):
+            if x.shape[axis] != size and (moved := self._moved(step, axis)):
+                place, outer, inner = moved
+                sizes[place] = outer * x.shape[axis] * inner
         return step.bind(operands, new_sizes=tuple(sizes))
-
-    def fill(self, step, ex, layout):
-        axis = ex.plan.have[step.inputs[0]].axis
-        constants, (_, outer, inner) = ex.constants(step.inputs[0], axis), self._moved(step, axis)
-        return jnp.broadcast_to(constants[None, :, None], (outer, constants.size, inner)).reshape(-1)
 
 
 class Concatenate(Rule):
@@ -157,19 +134,26 @@ class Concatenate(Rule):
         joined = step.params["dimension"]
         return sum(ref.shape[axis] for ref in step.inputs[:number]) if axis == joined else 0
 
+    def least(self, step):
+        axis = step.params["dimension"]
+        return [[size if axis == own else 1 for own, size in enumerate(ref.shape)] for ref in step.inputs]
+
+    def bind(self, step, operands):
+        axis = step.params["dimension"]
+        others = [(*x.shape[:axis], 1, *x.shape[axis + 1 :]) for x in operands]
+        others = jnp.broadcast_shapes(*others)
+        return step.bind([jnp.broadcast_to(x, (*others[:axis], x.shape[axis], *others[axis + 1 :])) for x in operands])
+
     def have(self, step, plan):
         axis, layouts = step.params["dimension"], [plan.have.get(ref) for ref in step.inputs]
         there = [layout for layout in layouts if layout]
         if not there:
             return None
-        zero = all(layout.absent == "zero" for layout in there)
+        absent = "zero" if all(layout.absent == "zero" for layout in there) else "constant"
         if there[0].axis != axis and len({layout and layout[:2] for layout in layouts}) == 1:
-            return there[0] if zero else None
+            return there[0]._replace(absent=absent)
         if any(layout.axis != axis for layout in there):
             return None
         own = zip(step.inputs, layouts, strict=True)
         runs = [run for ref, layout in own for run in (layout.channels.runs if layout else [Run(ALL, ref.shape[axis])])]
-        return Layout(axis, join(runs), "zero" if zero else "constant")
-
-    def fill(self, step, ex, layout):
-        return jnp.concatenate([ex.constants(ref, layout.axis) for ref in step.inputs])
+        return Layout(axis, join(runs), absent)
