@@ -1,8 +1,8 @@
 """Gates on any network: one operation, and what follows from where it stands."""
 
 from gaternet_jax.gating import losses
+from gaternet_jax.gating.explain import MacCount, count_macs
 from gaternet_jax.gating.gate import GateSite, gate
-from gaternet_jax.gating.macs import MacCount, count_macs
 from gaternet_jax.gating.program import find_sites
 from gaternet_jax.gating.skip import Prepared, SkipClosed, skip_closed
 

@@ -68,7 +68,7 @@ class Channels(NamedTuple):
         return jnp.concatenate([within[run] for run in self.runs]) + starts.astype(np.int32)
 
     def window(self, start: int, size: int) -> "Channels | None":
-        """Gives `size` channels from `start` on, NONE where there are no such; None where an edge cuts a site in two."""
+        """Gives `size` channels from `start` on, NONE where there are none; None where an edge cuts a site in two."""
         runs = [Run(NONE, max(-start, 0))]
         for run, position in zip(self.runs, self._edges(), strict=False):
             inside = min(start + size, position + run.length) - max(start, position)

@@ -75,10 +75,10 @@ class Execution:
         array, own = self.values[ref].fill, self.plan.have.get(ref)
         if array is None and self.plan.is_known(ref):
             array = self.values[ref].array
-        elif array is None:
-            axis = own.axis if own else 0
-            array = along(jnp.zeros(ref.shape[axis] if own else 1, ref.aval.dtype), axis, len(ref.shape))
-        if absent_only:
+        elif array is None:  # zeros, in which nothing is read of what is whole
+            size, axis = (ref.shape[own.axis], own.axis) if own else (1, 0)
+            array = along(jnp.zeros(size, ref.aval.dtype), axis, len(ref.shape))
+        if absent_only and own:
             array = self._at(array, own.axis, own.channels).set(0, **_DISTINCT)
         return jnp.broadcast_to(array, jnp.broadcast_shapes(array.shape, tuple(least)))
 
@@ -90,9 +90,10 @@ class Execution:
             ref = rule.affine(step, self)
             if ref is None or self.plan.uses[ref] > 1 or self.plan.held(ref) != self.plan.held(step.outputs[0]):
                 return None
-            steps.insert(0, step)
-            if (step := self.plan.makers.get(ref)) is None:
+            if ref not in self.plan.makers:
                 return None
+            steps.insert(0, step)
+            step = self.plan.makers[ref]
         (_, kernel), (output,), places = step.inputs, step.outputs, rule.places(step)[1]
         if not self.plan.is_known(kernel) or len(places) != 1 or not jnp.issubdtype(output.aval.dtype, jnp.floating):
             return None

@@ -1,10 +1,21 @@
-"""What is skipped, and what is not, in words."""
+"""What is left of each convolution and matrix product without closed channels: counted, and in words.
 
-from collections.abc import Sequence
-from typing import NamedTuple
+Counted: convolutions and matrix products of what depends on the inputs, one multiply-accumulate per weight and output
+position, padding included. Not counted: additions, normalisation, activations, pooling, gates. A closed gate saves
+what `skip_closed` skips for it: the channel itself where it is computed for that gate only, and its share of every
+layer that reads it, also where it comes as a constant (through BatchNorm and ReLU, in a DenseNet).
+"""
 
-from gaternet_jax.gating.channels import Channels
-from gaternet_jax.gating.plan import WHOLE, Plan, rule_of
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gaternet_jax.gating.channels import ALL, Channels, Run
+from gaternet_jax.gating.gate import GateSite
+from gaternet_jax.gating.plan import WHOLE, Plan, plan_of, rule_of
 from gaternet_jax.gating.products import Product
 from gaternet_jax.gating.program import Ref, Step
 
@@ -21,6 +32,85 @@ class Layer(NamedTuple):
         """Gives the fraction of multiply-accumulates that is left when site k keeps widths[k] channels."""
         inputs, outputs = (cut.count(widths) / cut.size if cut else 1.0 for cut in (self.inputs, self.outputs))
         return inputs * outputs
+
+
+def layers_of(plan: Plan) -> tuple[Layer, ...]:
+    """Lists the convolutions and products of a program, but for those of parameters only."""
+    layers = []
+    for step in plan.program.steps:
+        rule = rule_of(step)
+        if isinstance(rule, Product) and not plan.is_known(step.outputs[0]):
+            name = next((plan.names[ref] for ref in step.inputs[::-1] if ref in plan.names), "") or str(step)
+            name = name.removesuffix(".value").removesuffix(".kernel")
+            layers.append(Layer(name, rule.macs(step), *rule.cuts(step, plan)))
+    return tuple(layers)
+
+
+class MacCount:
+    """Counts multiply-accumulates; `count_macs` makes one.
+
+    Attributes:
+        sites: the gates, in order.
+        layers: the convolutions and products that are counted.
+        dense: multiply-accumulates with all gates open.
+    """
+
+    def __init__(self, sites: Sequence[GateSite], layers: Sequence[Layer]):
+        self.sites, self.layers = tuple(sites), tuple(layers)
+        self.dense = sum(layer.macs for layer in layers)
+
+    def fraction(self, gates: jax.Array) -> jax.Array:
+        """Gives the multiply-accumulates with these gates relative to the dense ones, float32 [B]; differentiable.
+
+        `gates` are those of all sites, one behind the other, [B, G] in [0, 1]: an expected number of open gates counts.
+        """
+        total = sum(site.size for site in self.sites)
+        if gates.ndim != 2 or gates.shape[1] != total:
+            expected = f"the network has {total} gates, so that gates are [batch, {total}]"
+            raise ValueError(f"{expected}; got {list(gates.shape)}")
+        if not total:
+            return jnp.ones(gates.shape[0], jnp.float32)
+        cuts = [(layer.inputs, layer.outputs) for layer in self.layers]
+        opened = jnp.stack([gates[:, site.gates].astype(jnp.float32).sum(-1) for site in self.sites], -1)
+        inputs, outputs = (self._present(own, opened) for own in zip(*cuts, strict=True))
+        share = np.array([[layer.macs / self.dense for layer in self.layers]], np.float32)
+        return 1 - (share * (1 - inputs * outputs)).sum(-1)
+
+    @staticmethod
+    def _present(cuts: Sequence[Channels | None], opened: jax.Array) -> jax.Array:
+        """Gives the fraction of each layer's channels that there is, [B, layers], of open gates counted, [B, sites]."""
+        channels, none = [cut or Channels((Run(ALL, 1),)) for cut in cuts], np.zeros(opened.shape[1], np.float32)
+        always = np.array([cut.count(none) for cut in channels], np.float32)
+        of_gate = np.stack([cut.count(np.eye(len(none))) + none for cut in channels], -1) - always  # [sites, layers]
+        there = always[None] + jnp.matmul(opened, of_gate, precision=jax.lax.Precision.HIGHEST)  # whole numbers
+        return jnp.divide(there, np.array([[cut.size for cut in channels]], np.float32))
+
+    def count(self, gates: jax.Array) -> jax.Array:
+        """Gives the multiply-accumulates with these gates [B, G], float32 [B]."""
+        return float(self.dense) * self.fraction(gates)
+
+    def left(self, widths: Sequence[float]) -> float:
+        """Gives the multiply-accumulates when site k keeps widths[k] channels; as `count`, of numbers."""
+        return sum(layer.macs * layer.left(widths) for layer in self.layers)
+
+
+def count_macs(function: Callable[..., Any], params: Any, *args: Any) -> MacCount:
+    """Counts the multiply-accumulates of a function by tracing it; nothing is computed.
+
+    Args:
+        function: of (params, *args); see `skip_closed`.
+        params: arrays or `jax.ShapeDtypeStruct`s.
+        *args: examples of the other arguments, arrays or shapes. The count is of the whole batch: give one image.
+
+    Example:
+        >>> def network(kernel, x, gates):
+        ...     return gx.gate(x @ kernel, gates) @ kernel.T
+        >>> macs = gx.count_macs(network, jnp.ones((2, 4)), jnp.ones((1, 2)), jnp.ones((1, 4)))
+        >>> macs.dense, macs.count(jnp.array([[1.0, 0.0, 0.0, 0.0]]))
+        (16, Array([4.], dtype=float32))
+    """
+    plan = plan_of(function, params, *args)
+    return MacCount(plan.program.sites, layers_of(plan))
 
 
 class Explanation(NamedTuple):
@@ -43,18 +133,6 @@ class Explanation(NamedTuple):
         lines += [f"gate {name}: {text}" for name, text in self.gates]
         lines += [f"no rule: {text}" for text in self.whole]
         return "\n".join(lines)
-
-
-def layers_of(plan: Plan) -> tuple[Layer, ...]:
-    """Lists the convolutions and products of a program, but for those of parameters only."""
-    layers = []
-    for step in plan.program.steps:
-        rule = rule_of(step)
-        if isinstance(rule, Product) and not plan.is_known(step.outputs[0]):
-            name = next((plan.names[ref] for ref in step.inputs[::-1] if ref in plan.names), "") or str(step)
-            name = name.removesuffix(".value").removesuffix(".kernel")
-            layers.append(Layer(name, rule.macs(step), *rule.cuts(step, plan)))
-    return tuple(layers)
 
 
 def explain(plan: Plan, widths: tuple[int, ...]) -> Explanation:

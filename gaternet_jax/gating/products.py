@@ -141,8 +141,8 @@ class DotGeneral(Product):
 
     def least(self, step):
         _, batch = step.params["dimension_numbers"]
-        own = zip(step.inputs, batch, super().least(step), strict=True)
-        return [
-            [ref.shape[axis] if axis in shared else size for axis, size in enumerate(least)]
-            for ref, shared, least in own
-        ]
+        shapes = super().least(step)
+        for ref, shape, shared in zip(step.inputs, shapes, batch, strict=True):
+            for axis in shared:
+                shape[axis] = ref.shape[axis]
+        return shapes

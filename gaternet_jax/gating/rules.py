@@ -178,7 +178,11 @@ class Elementwise(Rule):
 
     def affine(self, step, ex):
         unknown = [ref for ref in step.inputs if not ex.plan.is_known(ref)]
-        if step.name not in _AFFINE or len(unknown) != 1 or not jnp.issubdtype(step.outputs[0].aval.dtype, jnp.floating):
+        if (
+            step.name not in _AFFINE
+            or len(unknown) != 1
+            or not jnp.issubdtype(step.outputs[0].aval.dtype, jnp.floating)
+        ):
             return None
         return unknown[0] if step.name != "div" or unknown[0] is step.inputs[0] else None
 

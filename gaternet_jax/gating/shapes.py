@@ -18,7 +18,7 @@ PER_CHANNEL = frozenset(_NAMES.split())
 
 
 class PerChannel(Rule):
-    """Works on each channel by itself, and may move the axis: shapes, slices, windows and reductions over other axes."""
+    """Works on each channel by itself, and may move the axis: shapes, slices, windows, reductions over other axes."""
 
     def axis(self, step: Step, axis: int) -> int | None:
         """Says where an axis of the operand goes; None where its channels do not stay what they are."""

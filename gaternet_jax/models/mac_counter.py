@@ -1,7 +1,7 @@
 """Multiply-accumulates of a model: what `gaternet_jax.gating` counts of its traced program, backbone and gater apart.
 
 The one source of truth for the `macs` loss, evaluation, `tools.models`, reports and benchmarks. What is counted, and
-what a closed gate saves: gating/macs.py. Deciding the gates is never saved, whoever decides.
+what a closed gate saves: gating/explain.py. Deciding the gates is never saved, whoever decides.
 """
 
 import functools

@@ -21,18 +21,27 @@ def test_merged_axes():
 
 
 def test_parts_follow_the_edges_of_sites():
-    assert MIXED.between(0, 4) == join([Run(0, 3), Run(ALL, 1)])
-    assert MIXED.between(4, 7) == join([Run(ALL, 1), Run(NONE, 2)])
-    assert MIXED.between(0, 2) is None
-    assert MIXED.between(3, 3) == Channels(())
-    assert join([Run(0, 3)]).within(2, 1) == join([Run(NONE, 2), Run(0, 3), Run(NONE, 1)])
+    assert MIXED.window(0, 4) == join([Run(0, 3), Run(ALL, 1)])
+    assert MIXED.window(4, 3) == join([Run(ALL, 1), Run(NONE, 2)])
+    assert MIXED.window(0, 2) is None
+    assert MIXED.window(-1, 4) == join([Run(NONE, 1), Run(0, 3)])
+    assert MIXED.window(7, 5) == join([Run(1, 4), Run(NONE, 1)])
+    assert MIXED.window(3, 0) == Channels(())
+    assert join([Run(0, 3)]).window(-2, 6) == join([Run(NONE, 2), Run(0, 3), Run(NONE, 1)])
 
 
 def test_union_is_what_either_wants():
-    first, second = join([Run(0, 3)]).within(0, 4), join([Run(1, 4)]).within(3, 0)
+    first, second = join([Run(0, 3)]).window(0, 7), join([Run(1, 4)]).window(-3, 7)
     assert first.union(second) == second.union(first) == join([Run(0, 3), Run(1, 4)])
     assert first.union(first) == first
     assert first.union(join([Run(NONE, 1), Run(ALL, 6)])) is None, "a part of a site and all of another part"
     assert first.union(join([Run(NONE, 3), Run(ALL, 4)])) == join([Run(0, 3), Run(ALL, 4)])
     assert join([Run(0, 3)]).union(join([Run(1, 3)])) is None
     assert join([Run(0, 3)]).union(join([Run(NONE, 4)])) is None
+
+
+def test_parts_that_stand_side_by_side_are_found():
+    assert MIXED.find(MIXED.window(7, 4).window(-7, 11), WIDTHS) == 4  # two of the first site and two others before
+    assert MIXED.find(join([Run(0, 3), Run(NONE, 4), Run(1, 4)]), WIDTHS) is None, "not side by side"
+    assert MIXED.find(join([Run(NONE, 7), Run(2, 4)]), WIDTHS) is None, "of another site"
+    assert MIXED.find(None, WIDTHS) is None
