@@ -84,18 +84,21 @@ class Execution:
 
     def folded(self, step: Step) -> Any:
         """Computes an affine operation by the product that it, and others, stand behind: with another kernel, and a
-        shift. None where there is no such product."""
-        steps: list[Step] = []
+        shift. None where there is no such product, or where the next operation is computed so, and this is not."""
+        steps, output = [], step.outputs[0]
+        reader = self.plan.readers.get(output)
+        if reader and self.plan.uses[output] == 1 and rule_of(reader).affine(reader, self) is output:
+            return None
         while not isinstance(rule := rule_of(step), Product):
             ref = rule.affine(step, self)
-            if ref is None or self.plan.uses[ref] > 1 or self.plan.held(ref) != self.plan.held(step.outputs[0]):
+            if ref is None or self.plan.uses[ref] > 1 or self.plan.held(ref) != self.plan.held(output):
                 return None
             if ref not in self.plan.makers:
                 return None
             steps.insert(0, step)
             step = self.plan.makers[ref]
-        (_, kernel), (output,), places = step.inputs, step.outputs, rule.places(step)[1]
-        if not self.plan.is_known(kernel) or len(places) != 1 or not jnp.issubdtype(output.aval.dtype, jnp.floating):
+        (_, kernel), dtype, places = step.inputs, step.outputs[0].aval.dtype, rule.places(step)[1]
+        if not self.plan.is_known(kernel) or len(places) != 1 or not jnp.issubdtype(dtype, jnp.floating):
             return None
         ((axis, place),) = places.items()
         for ref in (ref for other in steps if other.site is None for ref in other.inputs if self.plan.is_known(ref)):
@@ -109,10 +112,14 @@ class Execution:
 
         kept = rule.want(step, self.plan)[1]
         size = kept.channels.count(self.widths) if kept else kernel.shape[axis]
-        zeros = along(jnp.zeros(size, output.aval.dtype), place, len(output.shape))
+        zeros = along(jnp.zeros(size, dtype), place, len(output.shape))
         shift, scale = jax.jvp(follow, (zeros,), (jnp.ones_like(zeros),))
         result, extra = rule.product(step, self, along(scale, axis, len(kernel.shape)))
-        return result.astype(shift.dtype) + (shift if extra is None else extra.astype(shift.dtype) * scale + shift)
+        if extra is not None:
+            shift = extra.astype(shift.dtype) * scale + shift
+        elif not any(other.name in ("add", "add_any", "sub") for other in steps):
+            return result.astype(shift.dtype)
+        return result.astype(shift.dtype) + shift
 
     def mask(self, own: Layout, layout: Layout | None, dtype: Any) -> jax.Array:
         """Gives 1 for channels of `own` and 0 for others, along the last axis of maps; cut to those of `layout`."""

@@ -46,6 +46,7 @@ class Plan:
         self.program, self.parameters, self.whole_sites = program, parameters, whole_sites
         self.names = dict(parameters)  # of known values that are parameters, or made of one: its path
         self.makers = {ref: step for step in program.steps for ref in step.outputs}
+        self.readers = {ref: step for step in program.steps for ref in step.inputs}  # one of them
         self.uses = collections.Counter(ref for step in program.steps for ref in step.inputs)
         self.uses.update(program.outputs)
         self.have: dict[Ref, Layout] = {}  # what follows from closed gates

@@ -78,6 +78,8 @@ class PerChannel(Rule):
             own = zip(params["start_indices"], params["limit_indices"], x.shape, step.inputs[0].shape, strict=True)
             bounds = [(start, stop) if size == whole else (0, size) for start, stop, size, whole in own]
             starts, limits = zip(*bounds, strict=True)
+            if limits == x.shape and not any(starts) and not params["strides"]:
+                return operands
             return step.bind(operands, start_indices=starts, limit_indices=limits)
         return step.bind(operands)
 
