@@ -82,7 +82,7 @@ class Execution:
             array = self._at(array, own.axis, own.channels).set(0, **_DISTINCT)
         return jnp.broadcast_to(array, jnp.broadcast_shapes(array.shape, tuple(least)))
 
-    def folded(self, step: Step) -> Any:
+    def folded(self, step: Step) -> list[Any] | None:
         """Computes an affine operation by the product that it, and others, stand behind: with another kernel, and a
         shift. None where there is no such product, or where the next operation is computed so, and this is not."""
         steps, output = [], step.outputs[0]
@@ -118,8 +118,8 @@ class Execution:
         if extra is not None:
             shift = extra.astype(shift.dtype) * scale + shift
         elif not any(other.name in ("add", "add_any", "sub") for other in steps):
-            return result.astype(shift.dtype)
-        return result.astype(shift.dtype) + shift
+            return [result.astype(shift.dtype)]
+        return [result.astype(shift.dtype) + shift]
 
     def mask(self, own: Layout, layout: Layout | None, dtype: Any) -> jax.Array:
         """Gives 1 for channels of `own` and 0 for others, along the last axis of maps; cut to those of `layout`."""

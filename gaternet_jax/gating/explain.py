@@ -156,14 +156,13 @@ def _of_gate(plan: Plan, step: Step, layers: Sequence[Layer]) -> str:
 
 def _before(plan: Plan, ref: Ref) -> str:
     """Says why what is gated is computed whole: where the demand for a few channels ends."""
-    producers = {output: step for step in plan.program.steps for output in step.outputs}
-    while (step := producers.get(ref)) is not None:
+    while (step := plan.makers.get(ref)) is not None:
         if ref in plan.have:
             return "what is gated has the channels that another gate leaves"
         if plan.layout(ref) is None or rule_of(step) is WHOLE:
             return f"what is gated comes from {step}" + (f", {plan.reasons[ref]}" if ref in plan.reasons else "")
         ref = next((operand for operand in step.inputs if not plan.is_known(operand)), step.inputs[0])
-    return "what is gated is an input" if plan.layout(ref) is None or ref not in producers else ""
+    return "what is gated is an input" if plan.layout(ref) is None or ref not in plan.makers else ""
 
 
 def _after(plan: Plan, ref: Ref) -> str:

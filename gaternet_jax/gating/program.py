@@ -140,24 +140,13 @@ def needed(steps: Iterable[Step], outputs: Iterable[Ref]) -> list[Step]:
     return kept[::-1]
 
 
-def evaluate(steps: Iterable[Step], values: dict[Ref, Any], outputs: Sequence[Ref]) -> list[Any]:
-    """Computes the outputs from the values of what the steps need; adds to `values`."""
-
-    def read(ref: Ref) -> Any:
-        return values[ref] if ref.literal is None else ref.literal
-
-    for step in steps:
-        values.update(zip(step.outputs, step.bind([read(ref) for ref in step.inputs]), strict=True))
-    return [read(ref) for ref in outputs]
-
-
-def split(program: Program, known: Iterable[Ref]) -> tuple[list[Step], list[Ref], list[Step]]:
-    """Cuts a program in two: the steps that need known inputs and constants only; what they hand over; the rest.
+def split(program: Program, count: int) -> tuple[Callable[..., list[Any]], Callable[..., list[Any]]]:
+    """Cuts a program in two functions of lists of arrays: of so many inputs; of what that gives, and the other inputs.
 
     Broadcasts, and what depends on nothing, are computed where they are used: they cost nothing there, have no place in
     memory, and may depend on the size of the batch.
     """
-    ready, ahead, late, cheap = {*known, *program.constants}, [], [], []
+    ready, ahead, late, cheap = {*program.inputs[:count], *program.constants}, [], [], []
     for step in program.steps:
         if not all(ref in ready or ref.literal is not None for ref in step.inputs):
             late.append(step)
@@ -167,10 +156,25 @@ def split(program: Program, known: Iterable[Ref]) -> tuple[list[Step], list[Ref]
         if step.name == "broadcast_in_dim" or not ready.intersection(step.inputs):
             cheap.append(step)
     late = [*needed(cheap, [*_read_by(late), *program.outputs]), *late]
-    made = {ref for step in late for ref in step.outputs}
-    ready -= made
+    ready -= {ref for step in late for ref in step.outputs}
     handed_over = [ref for ref in dict.fromkeys([*_read_by(late), *program.outputs]) if ref in ready]
-    return needed(ahead, handed_over), handed_over, late
+    ahead = needed(ahead, handed_over)
+
+    def evaluate(steps: list[Step], outputs: list[Ref], given: dict[Ref, Any]) -> list[Any]:
+        values = program.constants | given
+        read = lambda ref: values[ref] if ref.literal is None else ref.literal  # noqa: E731
+        for step in steps:
+            values.update(zip(step.outputs, step.bind(list(map(read, step.inputs))), strict=True))
+        return list(map(read, outputs))
+
+    def prepare(first: Sequence[Any]) -> list[Any]:
+        return evaluate(ahead, handed_over, dict(zip(program.inputs, first, strict=False)))
+
+    def run(prepared: Sequence[Any], rest: Sequence[Any]) -> list[Any]:
+        given = zip((*handed_over, *program.inputs[count:]), (*prepared, *rest), strict=True)
+        return evaluate(late, program.outputs, dict(given))
+
+    return prepare, run
 
 
 def _read_by(steps: Iterable[Step]) -> list[Ref]:

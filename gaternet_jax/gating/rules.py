@@ -36,6 +36,8 @@ class Value(NamedTuple):
 class Rule:
     """Computes whole arrays: for what has no rule."""
 
+    broadcasts = False  # whether operands may be of size 1 where others are not
+
     def places(self, step: Step) -> Sequence[dict[int, int]]:
         """Says of each operand which of its axes are, channel by channel, which axes of the result."""
         return [{} for _ in step.inputs]
@@ -70,8 +72,9 @@ class Rule:
 
     def run(self, step: Step, ex: "Execution") -> list[Value]:
         """Computes the results in the layouts of the plan."""
-        wanted, layout = self.want(step, ex.plan), ex.plan.layout(step.outputs[0])
-        results = self.bind(step, list(map(ex.full, step.inputs, wanted)))
+        wanted, layout, results = self.want(step, ex.plan), ex.plan.layout(step.outputs[0]), ex.folded(step)
+        if results is None:
+            results = self.bind(step, list(map(ex.thin if self.broadcasts else ex.full, step.inputs, wanted)))
         channels = layout.channels if layout and any(wanted) else None
         return [ex.held(ref, result, channels) for ref, result in zip(step.outputs, results, strict=True)]
 
@@ -100,8 +103,7 @@ class Gate(Rule):
     def run(self, step, ex):
         maps, gates = map(ex.thin, step.inputs, self.want(step, ex.plan))
         if step.site in ex.plan.whole_sites:
-            folded = ex.folded(step)
-            maps = self.follow(step, maps, ex) if folded is None else folded
+            (maps,) = ex.folded(step) or [self.follow(step, maps, ex)]
         if step.site in ex.always_open:
             return [Value(maps)]
         if step.site is not None and maps.shape[:: maps.ndim - 1] == gates.shape:  # a gate for further transforms, too
@@ -127,6 +129,8 @@ _AFFINE = frozenset(["add", "add_any", "convert_element_type", "div", "mul", "ne
 
 class Elementwise(Rule):
     """Works on the channels that are there; zero times anything stays zero."""
+
+    broadcasts = True
 
     def have(self, step, plan):
         operands = [plan.have[ref] for ref in step.inputs if ref in plan.have]
@@ -169,12 +173,6 @@ class Elementwise(Rule):
             shape = jnp.broadcast_shapes(*map(np.shape, operands))
             operands = [x if np.ndim(x) == 0 else jnp.broadcast_to(x, shape) for x in operands]
         return step.bind(operands)
-
-    def run(self, step, ex):
-        layout, array = ex.plan.layout(step.outputs[0]), ex.folded(step)
-        if array is None:
-            (array,) = self.bind(step, list(map(ex.thin, step.inputs, self.want(step, ex.plan))))
-        return [ex.held(step.outputs[0], array, layout and layout.channels)]
 
     def affine(self, step, ex):
         unknown = [ref for ref in step.inputs if not ex.plan.is_known(ref)]

@@ -23,7 +23,7 @@ from gaternet_jax.gating.execute import Execution
 from gaternet_jax.gating.explain import Explanation, explain
 from gaternet_jax.gating.gate import GateSite
 from gaternet_jax.gating.plan import plan_of, with_whole_sums
-from gaternet_jax.gating.program import evaluate, flatten, leaves_of, shaped, split
+from gaternet_jax.gating.program import flatten, leaves_of, shaped, split
 
 Keep = Sequence[Any] | Mapping[str, Any] | None
 
@@ -86,40 +86,32 @@ class SkipClosed:
         return explain(self._plan(self._args), tuple(halves if widths is None else widths))
 
     def _split_plan(self, args: Any, widths: tuple[int, ...], always_open: tuple[int, ...]) -> Any:
-        """Makes the program that skips, its inputs that come first, and its halves: what is prepared, and the rest."""
-        plan = self._plan(args)
-        keep = [jax.ShapeDtypeStruct((width,), np.int32) for width in widths]
+        """Makes the functions that prepare, of parameters and kept channels, and that run what was prepared."""
+        plan, keep = self._plan(args), [jax.ShapeDtypeStruct((width,), np.int32) for width in widths]
 
         def run(params: Any, keep: list[Any], *args: Any) -> list[Any]:
             return Execution(plan, keep, always_open).run(jax.tree.leaves((params, args)))
 
         program = flatten(run, self._params, keep, *_example(args))
-        ahead = program.inputs[: len(jax.tree.leaves((self._params, keep)))]
-        return program._replace(tree=plan.program.tree), ahead, *split(program, ahead)
+        return split(program, len(jax.tree.leaves((self._params, keep))))
 
     def _prepare_now(self, params: Any, keep: list[Any], always_open: tuple[int, ...]) -> Prepared:
         choice = tuple(index.shape[0] for index in keep), always_open
-        return Prepared(self._ahead(self._args, *choice)(jax.tree.leaves((params, keep))), *choice)
-
-    def _ahead(self, args: Any, *choice: tuple[int, ...]) -> Callable[[Sequence[Any]], list[Any]]:
-        """Makes the function of parameters and kept channels that gives what is handed over."""
-        program, ahead, steps, handed_over, _ = self._split(args, *choice)
-        return lambda given: evaluate(steps, program.constants | dict(zip(ahead, given, strict=True)), handed_over)
+        prepare, _ = self._split(self._args, *choice)
+        return Prepared(prepare(jax.tree.leaves((params, keep))), *choice)
 
     def _run_now(self, prepared: Prepared, *args: Any) -> Any:
         shapes, choice = _shapes(args), (prepared.widths, prepared.always_open)
-        program, ahead, _, handed_over, steps = self._split(shapes, *choice)
+        prepare, run = self._split(shapes, *choice)
         if shapes != self._args:
-            given = [jax.ShapeDtypeStruct(ref.shape, ref.aval.dtype) for ref in ahead]
-            needed, own = (str(jax.make_jaxpr(self._ahead(of, *choice))(given)) for of in (shapes, self._args))
+            given = jax.tree.leaves((self._params, [jax.ShapeDtypeStruct((width,), np.int32) for width in choice[0]]))
+            needed, own = (str(jax.make_jaxpr(each)(given)) for each in (prepare, self._split(self._args, *choice)[0]))
             if needed != own:
                 raise ValueError(
                     f"for inputs of the shapes {[leaf.shape for leaf in shapes[0]]} other constants are needed than "
                     "were prepared; call skip_closed with an example of these shapes"
                 )
-        values = program.constants | dict(zip(handed_over, prepared.arrays, strict=True))
-        values |= dict(zip(program.inputs[len(ahead) :], jax.tree.leaves(args), strict=True))
-        return jax.tree.unflatten(program.tree, evaluate(steps, values, program.outputs))
+        return jax.tree.unflatten(self._plan(shapes).program.tree, run(prepared.arrays, jax.tree.leaves(args)))
 
 
 def skip_closed(function: Callable[..., Any], params: Any, *args: Any) -> SkipClosed:
