@@ -90,7 +90,7 @@ class Execution:
         if reader and self.plan.uses[output] == 1 and rule_of(reader).affine(reader, self) is output:
             return None
         while not isinstance(rule := rule_of(step), Product):
-            ref = rule.affine(step, self)
+            ref = None if steps and step.site is not None else rule.affine(step, self)  # gates are not constants
             if ref is None or self.plan.uses[ref] > 1 or self.plan.held(ref) != self.plan.held(output):
                 return None
             if ref not in self.plan.makers:

@@ -82,12 +82,12 @@ def test_sums_of_whole_maps_are_exact():
 def test_sums_of_whole_maps_leave_out_what_is_not_kept(fold):
     def function(params, x, gates):
         maps = x @ params if fold else jnp.sin(x)
-        return x + gate(maps, gates, "sum")
+        return x + gate(maps, gates, "sum") / 2
 
-    params, x, gates = jnp.arange(9.0).reshape(3, 3), jnp.ones((1, 3)), jnp.ones((1, 3))
+    params, x, gates = jnp.arange(9.0).reshape(3, 3), jnp.ones((1, 3)), jnp.array([[1, 0.5, 0]])
     program = skip_closed(function, params, x, gates)
-    wanted = function(params, x, jnp.array([[0, 1.0, 0]]))
-    for always_open in ([], ["sum"]):
+    for always_open, opened in ([], 0.5), (["sum"], 1):
+        wanted = function(params, x, jnp.array([[0, opened, 0]]))
         np.testing.assert_allclose(program(program.prepare(params, [[1]], always_open), x, gates), wanted)
 
 
