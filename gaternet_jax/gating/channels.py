@@ -120,8 +120,7 @@ def join(runs: Iterable[Run]) -> Channels:
 class Layout(NamedTuple):
     """Tells how an array is held of which only some channels, along an axis, are there.
 
-    The absent ones are "zero", or "constant", one value for each channel that depends on parameters only; or nothing
-    reads them.
+    The absent ones are "zero", or "constant", what depends on parameters only; or nothing reads them.
     """
 
     axis: int

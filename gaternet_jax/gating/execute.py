@@ -83,43 +83,55 @@ class Execution:
         return jnp.broadcast_to(array, jnp.broadcast_shapes(array.shape, tuple(least)))
 
     def folded(self, step: Step) -> list[Any] | None:
-        """Computes an affine operation by the product that it, and others, stand behind: with another kernel, and a
-        shift. None where there is no such product, or where the next operation is computed so, and this is not."""
-        steps, output = [], step.outputs[0]
-        reader = self.plan.readers.get(output)
-        if reader and self.plan.uses[output] == 1 and rule_of(reader).affine(reader, self) is output:
+        """Computes affine operations by the product that they stand behind: with another kernel, and a shift.
+
+        None where this is not the last of such operations. What they make of 0 is the shift, their derivative the scale.
+        """
+        if (found := self._product_before(step)) is None:
             return None
-        while not isinstance(rule := rule_of(step), Product):
-            ref = None if steps and step.site is not None else rule.affine(step, self)  # gates are not constants
-            if ref is None or self.plan.uses[ref] > 1 or self.plan.held(ref) != self.plan.held(output):
-                return None
-            if ref not in self.plan.makers:
-                return None
-            steps.insert(0, step)
-            step = self.plan.makers[ref]
-        (_, kernel), dtype, places = step.inputs, step.outputs[0].aval.dtype, rule.places(step)[1]
-        if not self.plan.is_known(kernel) or len(places) != 1 or not jnp.issubdtype(dtype, jnp.floating):
-            return None
-        ((axis, place),) = places.items()
-        for ref in (ref for other in steps if other.site is None for ref in other.inputs if self.plan.is_known(ref)):
-            if any(size != 1 for other, size in enumerate(np.shape(self.thin(ref))) if other != place):
-                return None
+        product, axis, place, steps = found
+        rule, kernel, dtype = rule_of(product), product.inputs[1], product.outputs[0].aval.dtype
+        assert isinstance(rule, Product)
+        kept = rule.want(product, self.plan)[1]
 
         def follow(maps: Any) -> Any:
             for step in steps:
                 maps = rule_of(step).follow(step, maps, self)
             return maps
 
-        kept = rule.want(step, self.plan)[1]
         size = kept.channels.count(self.widths) if kept else kernel.shape[axis]
-        zeros = along(jnp.zeros(size, dtype), place, len(output.shape))
+        zeros = along(jnp.zeros(size, dtype), place, len(step.outputs[0].shape))
         shift, scale = jax.jvp(follow, (zeros,), (jnp.ones_like(zeros),))
-        result, extra = rule.product(step, self, along(scale, axis, len(kernel.shape)))
+        result, extra = rule.product(product, self, along(scale, axis, len(kernel.shape)))
         if extra is not None:
             shift = extra.astype(shift.dtype) * scale + shift
         elif not any(other.name in ("add", "add_any", "sub") for other in steps):
             return [result.astype(shift.dtype)]
         return [result.astype(shift.dtype) + shift]
+
+    def _product_before(self, last: Step) -> tuple[Step, int, int, list[Step]] | None:
+        """Finds the product behind which affine operations stand, of which this is the last; along which axis of its
+        kernel, and of the result, they vary; and the operations."""
+        plan, output, step, steps = self.plan, last.outputs[0], last, []
+        reader = plan.readers.get(output)
+        if reader and plan.uses[output] == 1 and rule_of(reader).affine(reader, self) is output:
+            return None  # it is not the last
+        while not isinstance(rule := rule_of(step), Product):
+            ref = None if steps and step.site is not None else rule.affine(step, self)  # gates are not constants
+            if ref not in plan.makers or plan.uses[ref] > 1 or plan.held(ref) != plan.held(output):
+                return None
+            steps.insert(0, step)
+            step = plan.makers[ref]
+        places = list(rule.places(step)[1].items())
+        is_float = jnp.issubdtype(step.outputs[0].aval.dtype, jnp.floating)
+        if not plan.is_known(step.inputs[1]) or len(places) != 1 or not is_float:
+            return None
+        ((axis, place),) = places
+        others = [ref for other in steps if other.site is None for ref in other.inputs if plan.is_known(ref)]
+        shapes = [np.shape(self.thin(ref)) for ref in others]
+        if any(size != 1 for shape in shapes for other, size in enumerate(shape) if other != place):
+            return None
+        return step, axis, place, steps
 
     def mask(self, own: Layout, layout: Layout | None, dtype: Any) -> jax.Array:
         """Gives 1 for channels of `own` and 0 for others, along the last axis of maps; cut to those of `layout`."""
