@@ -85,7 +85,7 @@ class Execution:
     def folded(self, step: Step) -> list[Any] | None:
         """Computes affine operations by the product that they stand behind: with another kernel, and a shift.
 
-        None where this is not the last of such operations. What they make of 0 is the shift, their derivative the scale.
+        None where this is not the last of them. What they make of 0 is the shift; their derivative is the scale.
         """
         if (found := self._product_before(step)) is None:
             return None

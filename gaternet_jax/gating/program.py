@@ -146,18 +146,19 @@ def split(program: Program, count: int) -> tuple[Callable[..., list[Any]], Calla
     Broadcasts, and what depends on nothing, are computed where they are used: they cost nothing there, have no place in
     memory, and may depend on the size of the batch.
     """
-    ready, ahead, late, cheap = {*program.inputs[:count], *program.constants}, [], [], []
+    ready = dict.fromkeys([*program.inputs[:count], *program.constants])  # in order
+    ahead, late, cheap = [], [], []
     for step in program.steps:
         if not all(ref in ready or ref.literal is not None for ref in step.inputs):
             late.append(step)
             continue
         ahead.append(step)
-        ready.update(step.outputs)
-        if step.name == "broadcast_in_dim" or not ready.intersection(step.inputs):
+        if step.name == "broadcast_in_dim" or not any(ref in ready for ref in step.inputs):
             cheap.append(step)
+        ready |= dict.fromkeys(step.outputs)
     late = [*needed(cheap, [*_read_by(late), *program.outputs]), *late]
-    ready -= {ref for step in late for ref in step.outputs}
-    handed_over = [ref for ref in dict.fromkeys([*_read_by(late), *program.outputs]) if ref in ready]
+    wanted = {*_read_by(late), *program.outputs} - {ref for step in late for ref in step.outputs}
+    handed_over = [ref for ref in ready if ref in wanted]
     ahead = needed(ahead, handed_over)
 
     def evaluate(steps: list[Step], outputs: list[Ref], given: dict[Ref, Any]) -> list[Any]:

@@ -180,6 +180,21 @@ def test_batches_of_other_sizes_take_what_was_prepared():
     np.testing.assert_allclose(program(program.prepare(AFFINE), x, gates), affine(AFFINE, x, gates))
 
 
+@pytest.mark.parametrize("change", [jnp.cos, jnp.sin, lambda x: jnp.cos(x) + jnp.arange(3.0)[None, :, None]])
+def test_a_single_image_takes_what_was_prepared_for_several(change):
+    """Where absent channels are put back among those that are there, zeros or constants, and of one position, too."""
+
+    def function(kernel, x, gates):
+        return jnp.sort(change(gate(x @ kernel, gates)), -1)
+
+    kernel, gates = jnp.arange(9.0).reshape(3, 3), jnp.array([[1.0, 0, 1]])
+    program = skip_closed(function, kernel, jnp.ones((2, 3, 3)), jnp.ones((2, 3)))
+    prepared = program.prepare(kernel, [np.array([2, 0])])
+    for batch in (1, 2, 3):
+        x, own = jnp.arange(9.0 * batch).reshape(batch, 3, 3), jnp.tile(gates, (batch, 1))
+        np.testing.assert_allclose(program(prepared, x, own), function(kernel, x, own), rtol=1e-5)
+
+
 def test_inputs_that_need_other_constants_are_refused():
     """The positional table of each image size is made of the parameters."""
 
