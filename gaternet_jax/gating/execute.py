@@ -80,7 +80,8 @@ class Execution:
             array = along(jnp.zeros(size, ref.aval.dtype), axis, len(ref.shape))
         if absent_only and own:
             array = self._at(array, own.axis, own.channels).set(0, **_DISTINCT)
-        return jnp.broadcast_to(array, jnp.broadcast_shapes(array.shape, tuple(least)))
+        sizes = zip(array.shape, least, strict=True)
+        return jnp.broadcast_to(array, [more if size == 1 else size for size, more in sizes])
 
     def folded(self, step: Step) -> list[Any] | None:
         """Computes affine operations by the product that they stand behind: with another kernel, and a shift.

@@ -197,7 +197,12 @@ CONVOLUTIONS = {
 }
 
 
-@pytest.mark.parametrize("activation", [jax.nn.relu, jnp.cos], ids=["zeros", "constants"])
+def varying(x):
+    """Constants that differ from place to place."""
+    return jnp.cos(x) * (1 + jnp.arange(x.shape[1])).reshape(1, -1, *[1] * (x.ndim - 2))
+
+
+@pytest.mark.parametrize("activation", [jax.nn.relu, jnp.cos, varying], ids=["zeros", "constants", "varying"])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolution_loses_absent_inputs(name, activation):
     options = dict(window_strides=(1, 1), padding="SAME", dimension_numbers=CONV) | CONVOLUTIONS[name]
@@ -245,10 +250,11 @@ def test_depthwise_convolution_keeps_the_channel():
     assert inputs_of_last(program) == 3 and outputs_of_first(program) == 3
 
 
+@pytest.mark.parametrize("activation", [jnp.cos, varying])
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
-def test_depthwise_convolution_of_constants(padding):
+def test_depthwise_convolution_of_constants(padding, activation):
     def function(kernels, x, gates):
-        y = jnp.cos(gate(x, gates))
+        y = activation(gate(x, gates))
         return (
             lax.conv_general_dilated(y, kernels[0], (1, 1), padding, feature_group_count=C, dimension_numbers=CONV)
             @ kernels[1]
