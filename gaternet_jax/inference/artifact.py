@@ -12,10 +12,11 @@ The parameters are constants of the program, B is any number. An artefact is a z
 import contextlib
 import dataclasses
 import importlib.metadata
+import importlib.util
 import io
 import json
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,21 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
-from gaternet_jax.config import DataConfig, RunConfig
+from gaternet_jax.config import RunConfig
 from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.errors import UserError
 from gaternet_jax.files import whole_file
+from gaternet_jax.inference.engines import OnnxRuntime, choose_engine
 from gaternet_jax.inference.network import Network
 from gaternet_jax.models.gaternet import GaterNet
 
 FORMAT = 1  # of the artefact; higher where an older load_artifact would misread it
-PLATFORMS = ("cpu", "cuda", "tpu")
 MODEL, METADATA, README = "model.stablehlo", "metadata.json", "README.txt"
+NO_FOLDERS = {"jax_hlo_source_file_canonicalization_regex": r".*[\\/]", "jax_traceback_in_locations_limit": 1}
+TOLERANCE = 1e-4  # of probabilities, between ONNX Runtime and JAX
+MAX_GATES_DIFFERING = 1e-3  # fraction; a score within rounding of the threshold may fall on either side
 
 README_TEXT = """An image classifier as a JAX program (StableHLO), made by gaternet-jax.
 To load it: pip install jax flatbuffers numpy
@@ -78,41 +83,21 @@ class Artifact:
         Raises:
             UserError: images of another size, type or number of channels.
         """
-        _check_images(images, self.metadata["preprocessing"])
+        shape, dtype = tuple(getattr(images, "shape", ())), getattr(images, "dtype", None)
+        size, channels = (self.metadata["preprocessing"][name] for name in ("image_size", "channels"))
+        fits = {
+            "give a NumPy or JAX array": dtype is not None,
+            "give a batch, of one image as images[None]": len(shape) == 4,
+            "give at least one image": shape[:1] != (0,),
+            f"convert them to {'grayscale' if channels == 1 else 'RGB'}": shape[3:] == (channels,),
+            f"resize them to {size} x {size} pixels": shape[1:3] == (size, size),
+            "give pixels from 0 to 255, not normalised ones": dtype == np.uint8,
+        }
+        if advice := [advice for advice, fit in fits.items() if not fit]:
+            given = f"a {type(images).__name__}" if dtype is None else f"{dtype} {list(shape)}"
+            expected = f"this model takes uint8 [batch, {size}, {size}, {channels}]"
+            raise UserError(f"images are {given}; {expected}: {advice[0]}")
         return self._call(images)
-
-
-def _check_images(images: Any, preprocessing: dict[str, Any]) -> None:
-    size, channels = preprocessing["image_size"], preprocessing["channels"]
-    shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", None)
-    expected = f"this model takes uint8 [batch, {size}, {size}, {channels}]"
-    if shape is None or dtype is None:
-        raise UserError(f"images are a {type(images).__name__}; {expected}: give a NumPy or JAX array")
-    if len(shape) != 4:
-        advice = "give a batch, of one image as images[None]"
-    elif shape[0] < 1:
-        advice = "give at least one image"
-    elif shape[3] != channels:
-        advice = f"convert them to {'grayscale' if channels == 1 else 'RGB'}"
-    elif tuple(shape[1:3]) != (size, size):
-        advice = f"resize them to {size} x {size} pixels"
-    elif dtype != np.uint8:
-        advice = "give pixels from 0 to 255, not normalised ones"
-    else:
-        return
-    raise UserError(f"images are {dtype} {list(shape)}; {expected}: {advice}")
-
-
-def inference_function(network: Network, config: DataConfig) -> Callable[[jax.Array], dict[str, jax.Array]]:
-    """Makes what is exported: uint8 [B, H, W, C] to outputs of `Artifact`; `config` is the `data` part of the run's."""
-    program, prepared = network.program("whole"), jax.device_get(network.prepare("whole"))
-
-    def infer(images: jax.Array) -> dict[str, jax.Array]:
-        logits, gates, _ = program(prepared, normalize(images, config))
-        labels = jnp.argmax(logits, -1).astype(jnp.int32)
-        return {"probabilities": jax.nn.softmax(logits), "labels": labels, "gates": gates}
-
-    return infer
 
 
 def describe(model: GaterNet, config: RunConfig, labels: list[str]) -> dict[str, Any]:
@@ -120,12 +105,11 @@ def describe(model: GaterNet, config: RunConfig, labels: list[str]) -> dict[str,
 
     UserError: there are more or fewer labels than classes.
     """
-    if len(labels) != config.model.num_classes:
+    data, classes = config.data, config.model.num_classes
+    if len(labels) != classes:
         raise UserError(
-            f"{len(labels)} names were given for {config.model.num_classes} classes; labels.txt of the workdir needs "
-            "one line for each class"
+            f"{len(labels)} names were given for {classes} classes; labels.txt needs one line for each class"
         )
-    data = config.data
     return {
         "format": FORMAT,
         "made_by": {name: importlib.metadata.version(name) for name in ("gaternet-jax", "jax")},
@@ -145,8 +129,23 @@ def describe(model: GaterNet, config: RunConfig, labels: list[str]) -> dict[str,
             "scope": config.model.gater.scope,
             "dtype": config.model.dtype,
         },
-        "gate_sites": [{"name": site.name, "offset": site.offset, "size": site.size} for site in model.gate_sites],
+        "gate_sites": [site._asdict() for site in model.gate_sites],
     }
+
+
+def _inference_function(
+    model: GaterNet, config: RunConfig, engine: str, batch: Any = None
+) -> Callable[[jax.Array], dict[str, jax.Array]]:
+    """Makes what is exported: uint8 [B, H, W, C] to outputs of `Artifact`."""
+    network = Network(model, config.data.image_size, engine, batch)
+    program, prepared = network.program("whole"), jax.device_get(network.prepare("whole"))
+
+    def infer(images: jax.Array) -> dict[str, jax.Array]:
+        logits, gates, _ = program(prepared, normalize(images, config.data))
+        labels = jnp.argmax(logits, -1).astype(jnp.int32)
+        return {"probabilities": jax.nn.softmax(logits), "labels": labels, "gates": gates}
+
+    return infer
 
 
 def export_stablehlo(model: GaterNet, config: RunConfig, labels: list[str], path: str | Path) -> None:
@@ -154,54 +153,81 @@ def export_stablehlo(model: GaterNet, config: RunConfig, labels: list[str], path
 
     A file that is there is replaced. UserError: it cannot be, labels do not fit, or flatbuffers is not installed.
     """
-    metadata, size, channels = describe(model, config, labels), config.data.image_size, config.model.channels
-    (batch,) = jax.export.symbolic_shape("batch")
-    program = jax.jit(inference_function(Network(model, size, "xla", batch), config.data))
-    with _without_paths():
+    _check_flatbuffers("writing")
+    metadata, (batch,) = describe(model, config, labels), jax.export.symbolic_shape("batch")
+    size, channels = config.data.image_size, config.model.channels
+    program = jax.jit(_inference_function(model, config, "xla", batch))
+    with contextlib.ExitStack() as stack:  # JAX notes for each operation where it was called from: without the folder
+        for name, value in NO_FOLDERS.items():
+            stack.callback(jax.config.update, name, getattr(jax.config, name))
+            jax.config.update(name, value)
         images = jax.ShapeDtypeStruct((batch, size, size, channels), jnp.uint8)
-        exported = jax.export.export(program, platforms=PLATFORMS)(images)
+        exported = jax.export.export(program, platforms=("cpu", "cuda", "tpu"))(images)
     metadata["calling_convention"] = exported.calling_convention_version
     metadata["platforms"] = list(exported.platforms)
-    readme = README_TEXT.format(
-        name=Path(path).name,
-        size=size,
-        channels=channels,
-        classes=config.model.num_classes,
-        gates=sum(site.size for site in model.gate_sites),
-    )
-    try:
-        serialized = bytes(exported.serialize())
-    except ImportError:
-        raise UserError(_NO_FLATBUFFERS.format("writing")) from None
-
+    gates = sum(site.size for site in model.gate_sites)
+    files = {
+        MODEL: bytes(exported.serialize()),
+        METADATA: json.dumps(metadata, indent=1, ensure_ascii=False) + "\n",
+        README: README_TEXT.format(
+            name=Path(path).name, size=size, channels=channels, classes=len(labels), gates=gates
+        ),
+    }
     whole = io.BytesIO()
     with zipfile.ZipFile(whole, "w") as archive:
-        # ZipInfo has a fixed date: the same model gives the same bytes. Parameters hardly compress.
-        archive.writestr(zipfile.ZipInfo(MODEL), serialized)
-        archive.writestr(zipfile.ZipInfo(METADATA), json.dumps(metadata, indent=1, ensure_ascii=False) + "\n")
-        archive.writestr(zipfile.ZipInfo(README), readme)
-    write_whole(Path(path), whole.getvalue())
+        for name, content in files.items():  # ZipInfo has a fixed date: the same model gives the same bytes
+            archive.writestr(zipfile.ZipInfo(name), content)
+    _write(Path(path), whole.getvalue())
 
 
-@contextlib.contextmanager
-def _without_paths() -> Iterator[None]:
-    """Keeps folders, and the caller, out of what is exported: JAX notes for each operation where it was called from."""
-    settings = {"jax_hlo_source_file_canonicalization_regex": r".*[\\/]", "jax_traceback_in_locations_limit": 1}
-    before = {name: getattr(jax.config, name) for name in settings}
-    try:
-        for name, value in settings.items():
-            jax.config.update(name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
+def export_onnx(model: GaterNet, config: RunConfig, labels: list[str], path: str | Path) -> None:
+    """Writes an ONNX file, once ONNX Runtime has computed from it what JAX computes.
+
+    Arguments and outputs are those of an artefact (a plain model has no output "gates"), as are the metadata, each
+    entry as JSON. Convolutions are float32, also of a bfloat16 model: ONNX Runtime has no other ones for CPUs.
+
+    Raises:
+        UserError: onnx or onnxruntime is missing, or does not do this model; as of `export_stablehlo`.
+    """
+    choose_engine("onnxruntime")
+    from gaternet_jax.inference.onnx_writer import write_onnx
+
+    metadata, model = describe(model, config, labels), nnx.clone(model)
+    modules: Any = nnx.iter_modules(model)
+    for _, module in modules:
+        if hasattr(module, "dtype"):
+            module.dtype = jnp.float32
+    infer, expected = (_inference_function(model, config, engine) for engine in ("onnxruntime", "xla"))
+    names = ["probabilities", "labels", *(["gates"] if model.gate_sites else [])]
+    shape = config.data.image_size, config.data.image_size, config.model.channels
+    serialized = write_onnx(
+        lambda images: [infer(images)[name] for name in names],
+        {"images": jax.ShapeDtypeStruct((1, *shape), jnp.uint8)},
+        names,
+        **{name: json.dumps(value, ensure_ascii=False) for name, value in metadata.items()},
+    )
+    images = np.random.default_rng(0).integers(0, 256, (4, *shape), np.uint8)
+    outputs = OnnxRuntime(serialized, threads=1)(np.arange(len(images)), images)
+    if differences := _differences(dict(zip(names, outputs, strict=True)), jax.device_get(jax.jit(expected)(images))):
+        raise UserError(f"the ONNX model differs from JAX's: {differences}. Use --format=stablehlo")
+    _write(Path(path), serialized)
 
 
-_NO_FLATBUFFERS = "{} an artefact needs flatbuffers, which jax.export uses: pip install flatbuffers"
+def _differences(actual: dict[str, Any], expected: dict[str, Any]) -> str:
+    """Says how outputs differ from those expected; "" where they do not."""
+    differing = actual.get("gates", expected["gates"]) != expected["gates"]
+    if differing.sum() > MAX_GATES_DIFFERING * differing.size:
+        return f"{differing.mean():.1%} of the gates"
+    error = np.abs(actual["probabilities"] - expected["probabilities"])[~differing.any(1)].max(initial=0)
+    return "" if error <= TOLERANCE else f"probabilities by {error:.1e}"
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file that is there whole or not at all; UserError where it cannot be written."""
+def _check_flatbuffers(doing: str) -> None:
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise UserError(f"{doing} an artefact needs flatbuffers, which jax.export uses: pip install flatbuffers")
+
+
+def _write(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as part:
@@ -212,30 +238,28 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def load_artifact(path: str | Path) -> Artifact:
     """Reads what `export_stablehlo` wrote; UserError: no such file, no artefact, a damaged or a newer one."""
+    _check_flatbuffers("reading")
     try:
         with zipfile.ZipFile(path) as archive:
             metadata = json.loads(archive.read(METADATA))
-            newer = metadata["format"] > FORMAT
-            serialized = b"" if newer else archive.read(MODEL)
+            format, maker = metadata["format"], metadata["made_by"]["jax"]
+            serialized = archive.read(MODEL) if format <= FORMAT else None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (zipfile.BadZipFile, KeyError, TypeError, ValueError, EOFError) as error:
+    except (zipfile.BadZipFile, LookupError, TypeError, ValueError, EOFError, RuntimeError) as error:
         raise UserError(
             f"{path} is not an artefact of gaternet-jax, or a damaged one ({error}); make one with "
             "python -m gaternet_jax.tools.export"
         ) from None
-    if newer:
+    if serialized is None:
         raise UserError(
-            f"{path} was made by a newer gaternet-jax: format {metadata['format']}, this one reads {FORMAT}; upgrade "
-            "gaternet-jax"
+            f"{path} was made by a newer gaternet-jax: format {format}, this one reads {FORMAT}; upgrade gaternet-jax"
         )
     try:
         exported = jax.export.deserialize(bytearray(serialized))
-    except ImportError:
-        raise UserError(_NO_FLATBUFFERS.format("reading")) from None
     except Exception as error:  # whatever the deserialiser meets in bytes of another version
         raise UserError(
-            f"{path} was made with jax {metadata['made_by']['jax']}, and jax {jax.__version__} cannot read it "
-            f"({error}); export the model again, or install that version"
+            f"{path} was made with jax {maker}, and jax {jax.__version__} cannot read it ({error}); export the model "
+            "again, or install that version"
         ) from None
     return Artifact(metadata, jax.jit(exported.call))

@@ -34,8 +34,7 @@ def export(
     Raises:
         UserError: no run there, `out` is there already or cannot be written, or the model cannot be exported.
     """
-    from gaternet_jax.inference.artifact import export_stablehlo
-    from gaternet_jax.inference.export_onnx import export_onnx
+    from gaternet_jax.inference.artifact import export_onnx, export_stablehlo
     from gaternet_jax.training.checkpoint import load_model
     from gaternet_jax.workdir import load_config, load_labels
 

@@ -128,14 +128,20 @@ def test_channels_are_added_to_wide_maps_without_a_constant_beside():
     assert kinds(serialized).count("Add") == 1
 
 
-def test_relu_is_written_as_relu_and_maps_keep_their_layout():
+@pytest.mark.parametrize("gated", [False, True])
+def test_onnx_runtime_transposes_images_only_and_fuses_biases(gated, tmp_path):
     function, params, num_gates = backbone("resnet8", 4)
     x, gates = weights(1, SIZE, SIZE, 3), jnp.ones((1, num_gates))
     program = skip_closed(function, params, x, gates)
-    prepared = program.prepare(params, always_open=[site.name for site in program.sites])
-    written = kinds(write_onnx(lambda *args: program(prepared, *args), shapes_of(x=x, gates=gates), ["logits"]))
-    assert written.count("Transpose") == 1, "of the images"
-    assert (written.count("Relu"), written.count("Conv"), written.count("Mul"), written.count("Max")) == (7, 9, 0, 0)
+    prepared = program.prepare(params, always_open=() if gated else [site.name for site in program.sites])
+    written = write_onnx(lambda *args: program(prepared, *args), shapes_of(x=x, gates=gates), ["logits"])
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(written, options, providers=["CPUExecutionProvider"])
+    ran = kinds((tmp_path / "optimized.onnx").read_bytes())
+    counts = {kind: ran.count(kind) for kind in ("Transpose", "Conv", "Relu", "Add", "Mul", "Max")}
+    assert counts == {"Transpose": 1, "Conv": 9, "Relu": 7, "Add": 3, "Mul": 6 * gated, "Max": 0}
 
 
 @pytest.mark.parametrize(
@@ -145,6 +151,8 @@ def test_relu_is_written_as_relu_and_maps_keep_their_layout():
         (lambda x: jnp.fft.fft(x).real, "fft"),
         (lambda x: lax.conv_general_dilated(x, KERNEL, (1, 1), [(1, 1)] * 2, (2, 2), dimension_numbers=CONV), "holes"),
         (lambda x: x - x.max(0, keepdims=True), "the images of a batch together"),
+        (lambda x: x[1:], "slice .* with the images of a batch together"),
+        (lambda x: jnp.pad(x, ((0, 1), (0, 0), (0, 0), (0, 0))), "pad .* with the images of a batch together"),
         (lambda x: x / x.shape[0], "a number that depends on the size of the batch"),
         (lambda x: jnp.arange(x.shape[0]), "iota"),
     ],
