@@ -11,7 +11,6 @@ from gaternet_jax.errors import UserError
 from gaternet_jax.gating.program import Ref, Step
 
 BATCH = 10_007  # images that are traced: a prime, so that sizes that depend on the batch are those it divides
-OPSET, IR_VERSION = 18, 10  # ONNX Runtime 1.18 and later
 Tensor = str | np.ndarray  # the name of what a node computes, or an array that does not depend on the inputs
 
 
@@ -43,7 +42,7 @@ class Graph:
     def __init__(self, inputs: dict[str, Ref], constants: dict[Ref, Any]):
         self.nodes, self.initializers, self._batch = [], {}, next(iter(inputs))
         self.values = {ref: Value(name, ref.shape) for name, ref in inputs.items()}
-        self.values |= {ref: constant(array) for ref, array in constants.items()}
+        self.values |= {ref: known(array) for ref, array in constants.items()}
 
     def node(self, kind: str, *operands: Tensor | Sequence[int], output: str = "", **attributes: Any) -> str:
         """Writes a node and gives the name of its result; operands may be numbers: axes, sizes, positions."""
@@ -75,7 +74,7 @@ class Graph:
 
     def thin(self, ref: Ref) -> Value:
         """Gives a value, of size 1 along axes that it was broadcast to."""
-        return self.values[ref] if ref.literal is None else constant(np.asarray(ref.literal, ref.aval.dtype))
+        return self.values[ref] if ref.literal is None else known(np.asarray(ref.literal, ref.aval.dtype))
 
     def whole(self, ref: Ref) -> Tensor:
         """Gives a value in its whole shape."""
@@ -89,7 +88,7 @@ class Graph:
         return self.node("Expand", tensor, self.node("Add", batches, sizes))
 
 
-def constant(array: Any) -> Value:
+def known(array: Any) -> Value:
     """Makes the value of an array that does not depend on the inputs."""
     return Value(np.asarray(array), np.shape(array))
 

@@ -22,17 +22,17 @@ from gaternet_jax.gating.program import Ref, Step, flatten
 from gaternet_jax.gating.shapes import spread
 from gaternet_jax.inference.onnx_graph import (
     BATCH,
-    IR_VERSION,
-    OPSET,
     Graph,
     Tensor,
     Value,
-    constant,
     dtype_of,
     is_of_batch,
+    known,
     refuse,
     sizes_of,
 )
+
+OPSET, IR_VERSION = 18, 10  # ONNX Runtime 1.18 and later
 
 
 def write_onnx(
@@ -63,11 +63,11 @@ def write_onnx(
         _add(graph, step)
     for name, ref in ends[1].items():
         graph.node("Identity", graph.whole(ref), output=name)
-    infos = (
+    entries, results = (
         [helper.make_tensor_value_info(name, dtype_of(ref), sizes_of(ref.shape, "batch")) for name, ref in end.items()]
         for end in ends
     )
-    written = helper.make_graph(graph.nodes, "function", *infos, list(graph.initializers.values()))
+    written = helper.make_graph(graph.nodes, "function", entries, results, list(graph.initializers.values()))
     model = helper.make_model(written, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     helper.set_model_props(model, metadata)
     checker.check_model(model)
@@ -83,17 +83,16 @@ def _add(graph: Graph, step: Step) -> None:
     if after < max(before, default=0):
         refuse(step, "the images of a batch together")
     values = [graph.thin(ref) for ref in step.inputs]
+    tensors, shapes = [value.tensor for value in values], [value.shape for value in values]
     if name == "broadcast_in_dim":
         axes = [axis for axis in range(len(output.shape)) if axis not in step.params["broadcast_dimensions"]]
-        tensor = graph.unsqueeze(values[0].tensor, axes)
-        graph.values[output] = Value(tensor, tuple(spread(step, values[0].shape)))
-    elif not after and all(isinstance(value.tensor, np.ndarray) for value in values):
+        graph.values[output] = Value(graph.unsqueeze(tensors[0], axes), tuple(spread(step, shapes[0])))
+    elif not after and not any(isinstance(tensor, str) for tensor in tensors):
         with jax.ensure_compile_time_eval():
             results = step.bind([graph.whole(ref) for ref in step.inputs])
-        graph.values.update(zip(step.outputs, map(constant, results), strict=True))
+        graph.values.update(zip(step.outputs, map(known, results), strict=True))
     elif name in ELEMENTWISE:
-        tensor = ELEMENTWISE[name](graph, step, *(value.tensor for value in values))
-        graph.values[output] = Value(tensor, np.broadcast_shapes(*(value.shape for value in values)))
+        graph.values[output] = Value(ELEMENTWISE[name](graph, step, *tensors), np.broadcast_shapes(*shapes))
     elif name in OPERATIONS:
         graph.values[output] = Value(OPERATIONS[name](graph, step, *step.inputs), output.shape)
     else:
@@ -117,57 +116,47 @@ def _gate(graph: Graph, step: Step, maps: Ref, gates: Ref) -> str:
 def _pads(step: Step, padding: Sequence[Sequence[int]]) -> list[int]:
     if min((size for pair in padding for size in pair), default=0) < 0:
         refuse(step, "negative padding")
-    return [int(pair[side]) for side in (0, 1) for pair in padding]
+    return [pair[side] for side in (0, 1) for pair in padding]
 
 
-def _conv_general_dilated(graph: Graph, step: Step, maps: Ref, kernel: Ref) -> Tensor:
-    params, (ours, theirs, result) = step.params, step.params["dimension_numbers"]
+def _conv_general_dilated(graph: Graph, step: Step, *operands: Ref) -> Tensor:
+    params, orders = step.params, step.params["dimension_numbers"]
     if params["batch_group_count"] != 1 or any(size != 1 for size in params["lhs_dilation"]):
         refuse(step, "groups of the batch, or holes in its input,")
-    name = graph.node(
-        "Conv",
-        graph.transpose(graph.whole(maps), ours),
-        graph.transpose(graph.whole(kernel), theirs),
-        group=params["feature_group_count"],
-        strides=list(params["window_strides"]),
-        pads=_pads(step, params["padding"]),
-        dilations=list(params["rhs_dilation"]),
-    )
-    return graph.transpose(name, np.argsort(result))
+    tensors = (graph.transpose(graph.whole(ref), order) for ref, order in zip(operands, orders, strict=False))
+    options = dict(group=params["feature_group_count"], pads=_pads(step, params["padding"]))
+    options |= dict(strides=params["window_strides"], dilations=params["rhs_dilation"])
+    return graph.transpose(graph.node("Conv", *tensors, **options), np.argsort(orders.out_spec))
 
 
 def _pool(graph: Graph, step: Step, maps: Ref) -> Tensor:
     """Writes pooling of the axes with a window; two others come first."""
+    params, axes = step.params, range(len(maps.shape))
+    single = [axis for axis in axes if params["window_dimensions"][axis] == params["window_strides"][axis] == 1]
+    order = sorted(axes, key=lambda axis: axis not in single[:1] + single[-1:])
     kinds = "window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation"
-    windows, strides, padding, *dilations = (step.params[kind] for kind in kinds)
-    single = [axis for axis, sizes in enumerate(zip(windows, strides, strict=True)) if sizes == (1, 1)]
-    first = single[:1] + single[-1:]
-    spatial = [axis for axis in range(len(windows)) if axis not in first]
-    if len(single) < 2 or not 1 <= len(spatial) <= 3 or {*dilations[0], *dilations[1]} != {1}:
-        refuse(step, f"windows {windows} and dilations {dilations}")
-    options: dict[str, Any] = dict(
-        kernel_shape=[windows[axis] for axis in spatial], strides=[strides[axis] for axis in spatial]
-    )
-    options["pads"] = _pads(step, [padding[axis] for axis in spatial])
-    order = [*first, *spatial]
+    shape, strides, padding, *dilations = ([params[kind][axis] for axis in order[2:]] for kind in kinds)
+    if len(single) < 2 or not 3 <= len(order) <= 5 or any(size != 1 for sizes in dilations for size in sizes):
+        refuse(step, f"windows {params['window_dimensions']}, dilations {dilations}")
     tensor = graph.transpose(graph.whole(maps), order)
+    options: dict[str, Any] = dict(kernel_shape=shape, strides=strides, pads=_pads(step, padding))
     if step.name == "reduce_window_max":
-        name = graph.node("MaxPool", tensor, **options)
+        tensor = graph.node("MaxPool", tensor, **options)
     else:
-        name = graph.node("AveragePool", tensor, count_include_pad=1, **options)
-        name = graph.node("Mul", name, np.array(math.prod(windows), maps.aval.dtype))
-    return graph.transpose(name, np.argsort(order))
+        tensor = graph.node("AveragePool", tensor, count_include_pad=1, **options)
+        tensor = graph.node("Mul", tensor, np.array(math.prod(shape), maps.aval.dtype))
+    return graph.transpose(tensor, np.argsort(order))
 
 
 def _dot_general(graph: Graph, step: Step, x: Ref, y: Ref) -> str:
-    (contracted, batch), (rank, other) = step.params["dimension_numbers"], (len(x.shape), len(y.shape))
-    if (contracted, batch, other) == (((rank - 1,), (0,)), ((), ()), 2):
+    (contracted, batch), rank = step.params["dimension_numbers"], len(x.shape)
+    if not batch[0] and contracted == ((rank - 1,), (0,)) and len(y.shape) == 2:
         return graph.node("MatMul", graph.whole(x), graph.whole(y))
-    ours, theirs = list(string.ascii_lowercase[:rank]), list(string.ascii_uppercase[:other])
-    for axis, place in zip((*contracted[0], *batch[0]), (*contracted[1], *batch[1]), strict=True):
-        theirs[place] = ours[axis]
-    free = [letter for letter in ours + theirs if (ours + theirs).count(letter) == 1]
-    equation = "".join([*ours, ",", *theirs, "->", *(ours[axis] for axis in batch[0]), *free])
+    ours, theirs = list(string.ascii_lowercase[:rank]), list(string.ascii_uppercase[: len(y.shape)])
+    for axis, other in zip((*batch[0], *contracted[0]), (*batch[1], *contracted[1]), strict=True):
+        theirs[other] = ours[axis]
+    result = [ours[axis] for axis in batch[0]] + [axis for axis in ours + theirs if (ours + theirs).count(axis) == 1]
+    equation = f"{''.join(ours)},{''.join(theirs)}->{''.join(result)}"
     return graph.node("Einsum", graph.whole(x), graph.whole(y), equation=equation)
 
 
@@ -181,20 +170,18 @@ def _reduce(graph: Graph, step: Step, x: Ref) -> str:
     return graph.node(kind, tensor, axes, keepdims=0, noop_with_empty_axes=1)
 
 
-def _concatenate(graph: Graph, step: Step, *parts: Ref) -> str:
-    return graph.node("Concat", *map(graph.whole, parts), axis=step.params["dimension"])
-
-
 def _slice(graph: Graph, step: Step, x: Ref) -> str:
-    params, before, after = step.params, x.shape, step.outputs[0].shape
-    if step.name == "rev":
-        axes = params["dimensions"]
-        starts, ends, strides = [-1] * len(axes), [np.iinfo(np.int64).min] * len(axes), [-1] * len(axes)
-    else:
-        axes = [axis for axis, size in enumerate(before) if size != after[axis]]
-        numbers = params["start_indices"], params["limit_indices"], params["strides"] or [1] * len(before)
-        starts, ends, strides = ([own[axis] for axis in axes] for own in numbers)
-    return graph.node("Slice", graph.whole(x), starts, ends, axes, strides)
+    params, after = step.params, step.outputs[0].shape
+    axes = [axis for axis, size in enumerate(x.shape) if size != after[axis]]
+    numbers = params["start_indices"], params["limit_indices"], params["strides"] or [1] * len(after)
+    starts, limits, strides = ([own[axis] for axis in axes] for own in numbers)
+    return graph.node("Slice", graph.whole(x), starts, limits, axes, strides)
+
+
+def _rev(graph: Graph, step: Step, x: Ref) -> str:
+    axes = step.params["dimensions"]
+    last, before_first = [-1] * len(axes), [np.iinfo(np.int64).min] * len(axes)
+    return graph.node("Slice", graph.whole(x), last, before_first, axes, last)
 
 
 def _pad(graph: Graph, step: Step, x: Ref, value: Ref) -> str:
@@ -211,36 +198,35 @@ def _reshape(graph: Graph, step: Step, x: Ref) -> str:
     return graph.node("Reshape", graph.whole(x), sizes)
 
 
-def _channels(graph: Graph, step: Step) -> tuple[int, list[int], np.ndarray]:
-    """Finds the axis of a gather or a scatter of channels, the others, and the positions, int [n, 1]."""
+def _channels(graph: Graph, step: Step) -> tuple[list[int], np.ndarray]:
+    """Finds an order of axes with those of a gather or a scatter second, and the positions, int [n, 1]."""
     (windows, dropped, axes, *batching), shape = step.params["dimension_numbers"], step.inputs[0].shape
     others, positions = [axis for axis in range(len(shape)) if axis not in axes], graph.thin(step.inputs[1]).tensor
     fits = len(axes) == 1 and dropped == axes and list(windows) == others and not any(batching)
     if not fits or isinstance(positions, str) or positions.ndim != 2 or is_of_batch(shape[axes[0]]):
         refuse(step, "other than channels that are known")
-    return axes[0], others, positions
+    return [others[0], *axes, *others[1:]], positions
 
 
-def _gather(graph: Graph, step: Step, x: Ref, _: Ref) -> str:
-    axis, others, positions = _channels(graph, step)
-    return graph.node("Gather", graph.whole(x), positions.ravel(), axis=axis)
+def _gather(graph: Graph, step: Step, x: Ref, index: Ref) -> str:
+    order, positions = _channels(graph, step)
+    return graph.node("Gather", graph.whole(x), positions[:, 0], axis=order[1])
 
 
-def _scatter(graph: Graph, step: Step, wide: Ref, _: Ref, narrow: Ref) -> Tensor:
+def _scatter(graph: Graph, step: Step, wide: Ref, index: Ref, narrow: Ref) -> Tensor:
     """Adds channels into wider maps, or puts them in place of those of a known array; by a product with ones."""
-    (axis, others, positions), before = _channels(graph, step), graph.thin(wide).tensor
-    ones = (np.arange(wide.shape[axis])[:, None] == positions.ravel()).astype(narrow.aval.dtype)  # [wide, narrow]
-    order = [others[0], axis, *others[1:]]
+    (order, positions), before = _channels(graph, step), graph.thin(wide).tensor
+    ones = (positions == np.arange(wide.shape[order[1]])).astype(narrow.aval.dtype)  # [narrow, wide]
     tensor = graph.transpose(graph.whole(narrow), order)
     if len(order) == 2:
-        tensor = graph.node("MatMul", tensor, ones.T)
+        tensor = graph.node("MatMul", tensor, ones)
     else:
-        tensor = graph.node("Conv", tensor, np.expand_dims(ones, tuple(range(2, len(order)))))
+        tensor = graph.node("Conv", tensor, np.expand_dims(ones.T, tuple(range(2, len(order)))))
     tensor = graph.transpose(tensor, np.argsort(order))
     if step.name == "scatter":
         if isinstance(before, str):
             refuse(step, "maps that are not known")
-        before = np.where(np.expand_dims(ones.any(1), others), np.zeros((), ones.dtype), before)
+        before = np.where(np.expand_dims(ones.any(0), [order[0], *order[2:]]), 0, before)
         if not before.any():
             return tensor
     return graph.node("Add", before, tensor)
@@ -256,13 +242,11 @@ def _plain(kind: str) -> Callable[..., str]:
 
 _CAPITALISED = """abs add and ceil cos div erf exp floor log min mul neg not or pow round sign sin sqrt sub tanh
 xor"""
-_PLAIN = {
-    **{name: name.capitalize() for name in _CAPITALISED.split()},
-    **dict(add_any="Add", copy="Identity", eq="Equal", ge="GreaterOrEqual", gt="Greater", le="LessOrEqual"),
-    **dict(logistic="Sigmoid", lt="Less", stop_gradient="Identity"),
-}
+_OTHERS = dict(add_any="Add", copy="Identity", eq="Equal", ge="GreaterOrEqual", gt="Greater", le="LessOrEqual")
+_OTHERS |= dict(logistic="Sigmoid", lt="Less", stop_gradient="Identity")
 ELEMENTWISE: dict[str, Callable[..., str]] = {  # of the graph, the step, and operands that broadcast
-    **{name: _plain(kind) for name, kind in _PLAIN.items()},
+    **{name: _plain(name.capitalize()) for name in _CAPITALISED.split()},
+    **{name: _plain(kind) for name, kind in _OTHERS.items()},
     "max": _max,
     "convert_element_type": lambda graph, step, x: graph.node("Cast", x, to=dtype_of(step.outputs[0])),
     "square": lambda graph, step, x: graph.node("Mul", x, x),
@@ -279,8 +263,8 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {  # of the graph, the step, and 
     **dict.fromkeys(["reshape", "squeeze", "expand_dims"], _reshape),
     **dict.fromkeys(["reduce_window_max", "reduce_window_sum"], _pool),
     **dict.fromkeys(["scatter", "scatter-add"], _scatter),
-    **dict.fromkeys(["slice", "rev"], _slice),
-    **dict(gate=_gate, conv_general_dilated=_conv_general_dilated, dot_general=_dot_general, gather=_gather),
-    **dict(concatenate=_concatenate, pad=_pad),
+    **dict(gate=_gate, conv_general_dilated=_conv_general_dilated, dot_general=_dot_general),
+    **dict(slice=_slice, rev=_rev, pad=_pad, gather=_gather),
     "transpose": lambda graph, step, x: graph.transpose(graph.whole(x), step.params["permutation"]),
+    "concatenate": lambda graph, step, *x: graph.node("Concat", *map(graph.whole, x), axis=step.params["dimension"]),
 }
