@@ -66,11 +66,11 @@ class Graph:
         perm = [int(axis) for axis in order]
         return tensor if perm == sorted(perm) else self.node("Transpose", tensor, perm=perm)
 
-    def unsqueeze(self, tensor: Tensor, axes: Sequence[int]) -> Tensor:
-        """Inserts axes of size 1."""
+    def reshape(self, tensor: Tensor, shape: Sequence[int]) -> Tensor:
+        """Gives a tensor in another shape, of which one size may depend on the batch."""
         if isinstance(tensor, np.ndarray):
-            return np.expand_dims(tensor, tuple(axes))
-        return self.node("Unsqueeze", tensor, axes) if axes else tensor
+            return tensor.reshape(shape)
+        return self.node("Reshape", tensor, sizes_of(shape))
 
     def thin(self, ref: Ref) -> Value:
         """Gives a value, of size 1 along axes that it was broadcast to."""

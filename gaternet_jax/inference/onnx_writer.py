@@ -85,14 +85,16 @@ def _add(graph: Graph, step: Step) -> None:
     values = [graph.thin(ref) for ref in step.inputs]
     tensors, shapes = [value.tensor for value in values], [value.shape for value in values]
     if name == "broadcast_in_dim":
-        axes = [axis for axis in range(len(output.shape)) if axis not in step.params["broadcast_dimensions"]]
-        graph.values[output] = Value(graph.unsqueeze(tensors[0], axes), tuple(spread(step, shapes[0])))
+        shape = tuple(spread(step, shapes[0]))
+        graph.values[output] = Value(graph.reshape(tensors[0], shape), shape)
     elif not after and not any(isinstance(tensor, str) for tensor in tensors):
         with jax.ensure_compile_time_eval():
             results = step.bind([graph.whole(ref) for ref in step.inputs])
         graph.values.update(zip(step.outputs, map(known, results), strict=True))
     elif name in ELEMENTWISE:
-        graph.values[output] = Value(ELEMENTWISE[name](graph, step, *tensors), np.broadcast_shapes(*shapes))
+        write = ELEMENTWISE[name]
+        tensor = graph.node(write, *tensors) if isinstance(write, str) else write(graph, step, *tensors)
+        graph.values[output] = Value(tensor, np.broadcast_shapes(*shapes))
     elif name in OPERATIONS:
         graph.values[output] = Value(OPERATIONS[name](graph, step, *step.inputs), output.shape)
     else:
@@ -108,9 +110,9 @@ def _max(graph: Graph, step: Step, *operands: Tensor) -> str:
 
 def _gate(graph: Graph, step: Step, maps: Ref, gates: Ref) -> str:
     spatial = range(2, len(maps.shape))
-    tensor = graph.transpose(graph.unsqueeze(graph.whole(gates), spatial), [0, *spatial, 1])
+    tensor = graph.reshape(graph.whole(gates), [*gates.shape, *(1 for _ in spatial)])  # channels first
     tensor = tensor if maps.aval.dtype == gates.aval.dtype else graph.node("Cast", tensor, to=dtype_of(maps))
-    return graph.node("Mul", graph.whole(maps), tensor)
+    return graph.node("Mul", graph.whole(maps), graph.transpose(tensor, [0, *spatial, 1]))
 
 
 def _pads(step: Step, padding: Sequence[Sequence[int]]) -> list[int]:
@@ -172,16 +174,14 @@ def _reduce(graph: Graph, step: Step, x: Ref) -> str:
 
 def _slice(graph: Graph, step: Step, x: Ref) -> str:
     params, after = step.params, step.outputs[0].shape
-    axes = [axis for axis, size in enumerate(x.shape) if size != after[axis]]
-    numbers = params["start_indices"], params["limit_indices"], params["strides"] or [1] * len(after)
-    starts, limits, strides = ([own[axis] for axis in axes] for own in numbers)
+    if step.name == "rev":
+        axes = params["dimensions"]
+        starts, limits, strides = [-1] * len(axes), [np.iinfo(np.int64).min] * len(axes), [-1] * len(axes)
+    else:
+        axes = [axis for axis, size in enumerate(x.shape) if size != after[axis]]
+        numbers = params["start_indices"], params["limit_indices"], params["strides"] or [1] * len(after)
+        starts, limits, strides = ([own[axis] for axis in axes] for own in numbers)
     return graph.node("Slice", graph.whole(x), starts, limits, axes, strides)
-
-
-def _rev(graph: Graph, step: Step, x: Ref) -> str:
-    axes = step.params["dimensions"]
-    last, before_first = [-1] * len(axes), [np.iinfo(np.int64).min] * len(axes)
-    return graph.node("Slice", graph.whole(x), last, before_first, axes, last)
 
 
 def _pad(graph: Graph, step: Step, x: Ref, value: Ref) -> str:
@@ -191,11 +191,10 @@ def _pad(graph: Graph, step: Step, x: Ref, value: Ref) -> str:
     return graph.node("Pad", graph.whole(x), [*low, *high], graph.whole(value))
 
 
-def _reshape(graph: Graph, step: Step, x: Ref) -> str:
-    sizes = sizes_of(step.outputs[0].shape)
-    if sizes.count(-1) > 1:
+def _reshape(graph: Graph, step: Step, x: Ref) -> Tensor:
+    if sizes_of(step.outputs[0].shape).count(-1) > 1:
         refuse(step, "several sizes that are not known")
-    return graph.node("Reshape", graph.whole(x), sizes)
+    return graph.reshape(graph.whole(x), step.outputs[0].shape)
 
 
 def _channels(graph: Graph, step: Step) -> tuple[list[int], np.ndarray]:
@@ -236,17 +235,12 @@ def _one(step: Step) -> np.ndarray:
     return np.ones((), step.outputs[0].aval.dtype)
 
 
-def _plain(kind: str) -> Callable[..., str]:
-    return lambda graph, step, *operands: graph.node(kind, *operands)
-
-
 _CAPITALISED = """abs add and ceil cos div erf exp floor log min mul neg not or pow round sign sin sqrt sub tanh
 xor"""
-_OTHERS = dict(add_any="Add", copy="Identity", eq="Equal", ge="GreaterOrEqual", gt="Greater", le="LessOrEqual")
-_OTHERS |= dict(logistic="Sigmoid", lt="Less", stop_gradient="Identity")
-ELEMENTWISE: dict[str, Callable[..., str]] = {  # of the graph, the step, and operands that broadcast
-    **{name: _plain(name.capitalize()) for name in _CAPITALISED.split()},
-    **{name: _plain(kind) for name, kind in _OTHERS.items()},
+ELEMENTWISE: dict[str, Any] = {  # nodes, or functions of the graph, the step, and operands that broadcast
+    **{name: name.capitalize() for name in _CAPITALISED.split()},
+    **dict(add_any="Add", copy="Identity", eq="Equal", ge="GreaterOrEqual", gt="Greater", le="LessOrEqual"),
+    **dict(logistic="Sigmoid", lt="Less", stop_gradient="Identity"),
     "max": _max,
     "convert_element_type": lambda graph, step, x: graph.node("Cast", x, to=dtype_of(step.outputs[0])),
     "square": lambda graph, step, x: graph.node("Mul", x, x),
@@ -264,7 +258,7 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {  # of the graph, the step, and 
     **dict.fromkeys(["reduce_window_max", "reduce_window_sum"], _pool),
     **dict.fromkeys(["scatter", "scatter-add"], _scatter),
     **dict(gate=_gate, conv_general_dilated=_conv_general_dilated, dot_general=_dot_general),
-    **dict(slice=_slice, rev=_rev, pad=_pad, gather=_gather),
+    **dict(slice=_slice, rev=_slice, pad=_pad, gather=_gather),
     "transpose": lambda graph, step, x: graph.transpose(graph.whole(x), step.params["permutation"]),
     "concatenate": lambda graph, step, *x: graph.node("Concat", *map(graph.whole, x), axis=step.params["dimension"]),
 }
