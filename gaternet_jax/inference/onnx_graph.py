@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 from onnx import helper, numpy_helper
 
-from gaternet_jax.errors import UserError
-from gaternet_jax.gating.program import Ref, Step
+from gaternet_jax.gating.program import Ref
 
 BATCH = 10_007  # images that are traced: a prime, so that sizes that depend on the batch are those it divides
 Tensor = str | np.ndarray  # the name of what a node computes, or an array that does not depend on the inputs
@@ -91,8 +90,3 @@ class Graph:
 def known(array: Any) -> Value:
     """Makes the value of an array that does not depend on the inputs."""
     return Value(np.asarray(array), np.shape(array))
-
-
-def refuse(step: Step, what: str = "") -> NoReturn:
-    """Raises a UserError that says what is not written."""
-    raise UserError(f"{step}{what and f' with {what}'} is not written as ONNX; use --format=stablehlo")

@@ -12,25 +12,16 @@ has channels first: a convolution stands between two transpositions, of which ON
 import math
 import string
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from onnx import checker, helper
 
+from gaternet_jax.errors import UserError
 from gaternet_jax.gating.program import Ref, Step, flatten
 from gaternet_jax.gating.shapes import spread
-from gaternet_jax.inference.onnx_graph import (
-    BATCH,
-    Graph,
-    Tensor,
-    Value,
-    dtype_of,
-    is_of_batch,
-    known,
-    refuse,
-    sizes_of,
-)
+from gaternet_jax.inference.onnx_graph import BATCH, Graph, Tensor, Value, dtype_of, is_of_batch, known, sizes_of
 
 OPSET, IR_VERSION = 18, 10  # ONNX Runtime 1.18 and later
 
@@ -78,10 +69,10 @@ def _add(graph: Graph, step: Step) -> None:
     """Writes an operation, or computes it where it does not depend on the inputs."""
     name, output = "gate" if step.site is not None else step.name, step.outputs[0]
     if any(ref.literal is not None and is_of_batch(ref.literal) for ref in step.inputs):
-        refuse(step, "a number that depends on the size of the batch")
+        _refuse(step, "a number that depends on the size of the batch")
     *before, after = (sum(map(is_of_batch, ref.shape)) for ref in (*step.inputs, output))
     if after < max(before, default=0):
-        refuse(step, "the images of a batch together")
+        _refuse(step, "the images of a batch together")
     values = [graph.thin(ref) for ref in step.inputs]
     tensors, shapes = [value.tensor for value in values], [value.shape for value in values]
     if name == "broadcast_in_dim":
@@ -98,7 +89,12 @@ def _add(graph: Graph, step: Step) -> None:
     elif name in OPERATIONS:
         graph.values[output] = Value(OPERATIONS[name](graph, step, *step.inputs), output.shape)
     else:
-        refuse(step)
+        _refuse(step)
+
+
+def _refuse(step: Step, what: str = "") -> NoReturn:
+    """Raises a UserError that says what is not written."""
+    raise UserError(f"{step}{what and f' with {what}'} is not written as ONNX; use --format=stablehlo")
 
 
 def _max(graph: Graph, step: Step, *operands: Tensor) -> str:
@@ -110,21 +106,21 @@ def _max(graph: Graph, step: Step, *operands: Tensor) -> str:
 
 def _gate(graph: Graph, step: Step, maps: Ref, gates: Ref) -> str:
     spatial = range(2, len(maps.shape))
-    tensor = graph.reshape(graph.whole(gates), [*gates.shape, *(1 for _ in spatial)])  # channels first
+    tensor = graph.reshape(graph.whole(gates), [*gates.shape, *(1 for _ in spatial)])
     tensor = tensor if maps.aval.dtype == gates.aval.dtype else graph.node("Cast", tensor, to=dtype_of(maps))
     return graph.node("Mul", graph.whole(maps), graph.transpose(tensor, [0, *spatial, 1]))
 
 
 def _pads(step: Step, padding: Sequence[Sequence[int]]) -> list[int]:
     if min((size for pair in padding for size in pair), default=0) < 0:
-        refuse(step, "negative padding")
+        _refuse(step, "negative padding")
     return [pair[side] for side in (0, 1) for pair in padding]
 
 
 def _conv_general_dilated(graph: Graph, step: Step, *operands: Ref) -> Tensor:
     params, orders = step.params, step.params["dimension_numbers"]
     if params["batch_group_count"] != 1 or any(size != 1 for size in params["lhs_dilation"]):
-        refuse(step, "groups of the batch, or holes in its input,")
+        _refuse(step, "groups of the batch, or holes in its input,")
     tensors = (graph.transpose(graph.whole(ref), order) for ref, order in zip(operands, orders, strict=False))
     options = dict(group=params["feature_group_count"], pads=_pads(step, params["padding"]))
     options |= dict(strides=params["window_strides"], dilations=params["rhs_dilation"])
@@ -139,7 +135,7 @@ def _pool(graph: Graph, step: Step, maps: Ref) -> Tensor:
     kinds = "window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation"
     shape, strides, padding, *dilations = ([params[kind][axis] for axis in order[2:]] for kind in kinds)
     if len(single) < 2 or not 3 <= len(order) <= 5 or any(size != 1 for sizes in dilations for size in sizes):
-        refuse(step, f"windows {params['window_dimensions']}, dilations {dilations}")
+        _refuse(step, f"windows {params['window_dimensions']}, dilations {dilations}")
     tensor = graph.transpose(graph.whole(maps), order)
     options: dict[str, Any] = dict(kernel_shape=shape, strides=strides, pads=_pads(step, padding))
     if step.name == "reduce_window_max":
@@ -187,13 +183,13 @@ def _slice(graph: Graph, step: Step, x: Ref) -> str:
 def _pad(graph: Graph, step: Step, x: Ref, value: Ref) -> str:
     low, high, holes = zip(*step.params["padding_config"], strict=True)
     if any(holes):
-        refuse(step, "holes")
+        _refuse(step, "holes")
     return graph.node("Pad", graph.whole(x), [*low, *high], graph.whole(value))
 
 
 def _reshape(graph: Graph, step: Step, x: Ref) -> Tensor:
     if sizes_of(step.outputs[0].shape).count(-1) > 1:
-        refuse(step, "several sizes that are not known")
+        _refuse(step, "several sizes that are not known")
     return graph.reshape(graph.whole(x), step.outputs[0].shape)
 
 
@@ -203,7 +199,7 @@ def _channels(graph: Graph, step: Step) -> tuple[list[int], np.ndarray]:
     others, positions = [axis for axis in range(len(shape)) if axis not in axes], graph.thin(step.inputs[1]).tensor
     fits = len(axes) == 1 and dropped == axes and list(windows) == others and not any(batching)
     if not fits or isinstance(positions, str) or positions.ndim != 2 or is_of_batch(shape[axes[0]]):
-        refuse(step, "other than channels that are known")
+        _refuse(step, "other than channels that are known")
     return [others[0], *axes, *others[1:]], positions
 
 
@@ -224,7 +220,7 @@ def _scatter(graph: Graph, step: Step, wide: Ref, index: Ref, narrow: Ref) -> Te
     tensor = graph.transpose(tensor, np.argsort(order))
     if step.name == "scatter":
         if isinstance(before, str):
-            refuse(step, "maps that are not known")
+            _refuse(step, "maps that are not known")
         before = np.where(np.expand_dims(ones.any(0), [order[0], *order[2:]]), 0, before)
         if not before.any():
             return tensor

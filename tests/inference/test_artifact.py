@@ -16,6 +16,7 @@ from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.errors import UserError
 from gaternet_jax.inference import artifact
 from gaternet_jax.inference.artifact import export_onnx
+from gaternet_jax.inference.engines import OnnxRuntime
 from gaternet_jax.inference.fixed import fix_gates
 from gaternet_jax.models.functional import merge_model, split_model
 from tests.helpers import model_config, random_model
@@ -184,7 +185,7 @@ def test_files_that_are_no_artifacts(tmp_path):
     path.write_text("hello")
     with pytest.raises(UserError, match=r"file\.zip is not an artefact of gaternet-jax, or a damaged one"):
         artifact.load_artifact(path)
-    for content in ("[]", "{}", '{"format": "one"}', "{"):
+    for content in ("[]", "{}", '{"format": "one"}', '{"format": 1}', "{"):
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("metadata.json", content)
         with pytest.raises(UserError, match="is not an artefact"):
@@ -221,6 +222,19 @@ def test_onnx_runtime_computes_what_the_model_computes(kind, tmp_path):
     metadata = session.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["labels"]) == LABELS
     assert json.loads(metadata["preprocessing"])["image_size"] == SIZE
+
+
+@pytest.mark.parametrize(("name", "message"), [("gates", r"4 of 224 gates"), ("probabilities", r"by 5\.0e-01")])
+def test_onnx_that_computes_something_else_is_not_written(name, message, tmp_path, monkeypatch):
+    def changed(run, rows, images):
+        outputs = dict(zip(("probabilities", "labels", "gates"), OnnxRuntime.__call__(run, rows, images), strict=True))
+        outputs[name] = np.where(np.arange(outputs[name].shape[1]) == 0, outputs[name] + 0.5, outputs[name])
+        return list(outputs.values())
+
+    monkeypatch.setattr(artifact, "OnnxRuntime", type("Changed", (OnnxRuntime,), {"__call__": changed}))
+    with pytest.raises(UserError, match=f"differs from JAX's: .*{message}.* Use --format=stablehlo"):
+        export_onnx(*make("dense"), LABELS, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_bfloat16_model_computes_in_float32_in_onnx(tmp_path):

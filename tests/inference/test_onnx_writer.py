@@ -55,6 +55,7 @@ OPERATIONS = {
     "softmax": lambda x: jax.nn.softmax(x, -1),
     "log-softmax over space": lambda x: jax.nn.log_softmax(x, (1, 2)),
     "reductions": lambda x: x.mean((1, 2)) + x.max((1, 2)) - x.min(1).prod(1),
+    "no reduction": lambda x: x.sum(()),
     "argmax": lambda x: x.argmax(-1),
     "max-pooling": lambda x: lax.reduce_window(
         x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (0, 1), (0, 0))
@@ -69,6 +70,7 @@ OPERATIONS = {
         lax.conv_general_dilated(x, KERNEL, (1, 1), "SAME", dimension_numbers=CONV)[..., :3]
     ),
     "broadcast": lambda x: jnp.broadcast_to(x.mean((1, 2))[:, None, :, None], (x.shape[0], 2, 6, 3)),
+    "twice the batch": lambda x: jnp.concatenate([jnp.concatenate([x, x]), jnp.ones((2 * x.shape[0], 5, 4, 1))], -1),
     "constants": lambda x: jnp.stack([jnp.arange(6.0), VECTOR]).sum(0)[None, None, None] + x,
 }
 
@@ -150,6 +152,16 @@ def test_onnx_runtime_transposes_images_only_and_fuses_biases(gated, tmp_path):
         (lambda x: jnp.sort(x, -1), r"sort \(test_onnx_writer.py:\d+\) is not written as ONNX"),
         (lambda x: jnp.fft.fft(x).real, "fft"),
         (lambda x: lax.conv_general_dilated(x, KERNEL, (1, 1), [(1, 1)] * 2, (2, 2), dimension_numbers=CONV), "holes"),
+        (
+            lambda x: lax.conv_general_dilated(x, KERNEL, (1, 1), [(-1, 0)] * 2, dimension_numbers=CONV),
+            "negative padding",
+        ),
+        (
+            lambda x: lax.reduce_window(x, 0.0, lax.add, (1, 2, 2, 1), (1,) * 4, "VALID", None, (1, 2, 2, 1)),
+            "dilations",
+        ),
+        (lambda x: x.at[..., INDEX].set(x[..., :3]), "maps that are not known"),
+        (lambda x: x.at[..., x[0, 0, 0, :3].astype(int)].get(), "slice .* with the images of a batch together"),
         (lambda x: x - x.max(0, keepdims=True), "the images of a batch together"),
         (lambda x: x[1:], "slice .* with the images of a batch together"),
         (lambda x: jnp.pad(x, ((0, 1), (0, 0), (0, 0), (0, 0))), "pad .* with the images of a batch together"),
