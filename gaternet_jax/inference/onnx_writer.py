@@ -71,7 +71,7 @@ def _add(graph: Graph, step: Step) -> None:
     if any(ref.literal is not None and is_of_batch(ref.literal) for ref in step.inputs):
         _refuse(step, "a number that depends on the size of the batch")
     *before, after = (sum(map(is_of_batch, ref.shape)) for ref in (*step.inputs, output))
-    if after < max(before, default=0):
+    if after > 1 or after < max(before, default=0):
         _refuse(step, "the images of a batch together")
     values = [graph.thin(ref) for ref in step.inputs]
     tensors, shapes = [value.tensor for value in values], [value.shape for value in values]
@@ -187,12 +187,6 @@ def _pad(graph: Graph, step: Step, x: Ref, value: Ref) -> str:
     return graph.node("Pad", graph.whole(x), [*low, *high], graph.whole(value))
 
 
-def _reshape(graph: Graph, step: Step, x: Ref) -> Tensor:
-    if sizes_of(step.outputs[0].shape).count(-1) > 1:
-        _refuse(step, "several sizes that are not known")
-    return graph.reshape(graph.whole(x), step.outputs[0].shape)
-
-
 def _channels(graph: Graph, step: Step) -> tuple[list[int], np.ndarray]:
     """Finds an order of axes with those of a gather or a scatter second, and the positions, int [n, 1]."""
     (windows, dropped, axes, *batching), shape = step.params["dimension_numbers"], step.inputs[0].shape
@@ -250,11 +244,14 @@ ELEMENTWISE: dict[str, Any] = {  # nodes, or functions of the graph, the step, a
 }
 OPERATIONS: dict[str, Callable[..., Tensor]] = {  # of the graph, the step, and its inputs
     **dict.fromkeys(["reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "argmax"], _reduce),
-    **dict.fromkeys(["reshape", "squeeze", "expand_dims"], _reshape),
     **dict.fromkeys(["reduce_window_max", "reduce_window_sum"], _pool),
     **dict.fromkeys(["scatter", "scatter-add"], _scatter),
     **dict(gate=_gate, conv_general_dilated=_conv_general_dilated, dot_general=_dot_general),
     **dict(slice=_slice, rev=_slice, pad=_pad, gather=_gather),
+    **dict.fromkeys(
+        ["reshape", "squeeze", "expand_dims"],
+        lambda graph, step, x: graph.reshape(graph.whole(x), step.outputs[0].shape),
+    ),
     "transpose": lambda graph, step, x: graph.transpose(graph.whole(x), step.params["permutation"]),
     "concatenate": lambda graph, step, *x: graph.node("Concat", *map(graph.whole, x), axis=step.params["dimension"]),
 }
