@@ -13,10 +13,9 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import importlib.util
-import io
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,7 @@ To load it: pip install jax flatbuffers numpy
     outputs = jax.jit(model.call)(images)
     print([labels[label] for label in outputs["labels"]])
 
-images: uint8 [batch, {image_size}, {image_size}, {channels}], pixels from 0 to 255; any batch, each is compiled once
+images: uint8 [batch, {image_size}, {image_size}, {channels}], pixels 0 to 255; any batch, each size of it compiled once
 outputs["probabilities"]: float32 [batch, classes]
 outputs["labels"]: int32 [batch], the most probable class
 outputs["gates"]: float32 [batch, gates], 1 where a filter was open
@@ -160,11 +159,9 @@ def export_stablehlo(model: GaterNet, config: RunConfig, labels: list[str], path
         METADATA: json.dumps(metadata, indent=1, ensure_ascii=False) + "\n",
         README: README_TEXT.format(name=Path(path).name, **metadata["preprocessing"]),
     }
-    whole = io.BytesIO()
-    with zipfile.ZipFile(whole, "w") as archive:
+    with _new_file(Path(path)) as part, zipfile.ZipFile(part, "w") as archive:
         for name, content in files.items():  # ZipInfo has a fixed date: the same model gives the same bytes
             archive.writestr(zipfile.ZipInfo(name), content)
-    _write(Path(path), whole.getvalue())
 
 
 def export_onnx(model: GaterNet, config: RunConfig, labels: list[str], path: str | Path) -> None:
@@ -203,7 +200,8 @@ def export_onnx(model: GaterNet, config: RunConfig, labels: list[str], path: str
             f"the ONNX model differs from JAX's: {differing.sum()} of {differing.size} gates, probabilities by "
             f"{error:.1e}. Use --format=stablehlo"
         )
-    _write(Path(path), serialized)
+    with _new_file(Path(path)) as part:
+        part.write_bytes(serialized)
 
 
 def _check_flatbuffers(doing: str) -> None:
@@ -211,11 +209,12 @@ def _check_flatbuffers(doing: str) -> None:
         raise UserError(f"{doing} an artefact needs flatbuffers, which jax.export uses: pip install flatbuffers")
 
 
-def _write(path: Path, content: bytes) -> None:
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as part:
-            part.write_bytes(content)
+            yield part
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}; choose another --out") from None
 
