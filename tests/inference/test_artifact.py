@@ -188,6 +188,7 @@ def test_files_that_are_no_artifacts(tmp_path):
     for content in ("[]", "{}", '{"format": "one"}', '{"format": 1}', "{"):
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("metadata.json", content)
+            archive.writestr("model.stablehlo", b"")
         with pytest.raises(UserError, match="is not an artefact"):
             artifact.load_artifact(path)
 

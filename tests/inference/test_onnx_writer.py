@@ -161,6 +161,7 @@ def test_onnx_runtime_transposes_images_only_and_fuses_biases(gated, tmp_path):
             "dilations",
         ),
         (lambda x: x.at[..., INDEX].set(x[..., :3]), "maps that are not known"),
+        (lambda x: x.at[INDEX[1:2]].add(VECTOR, wrap_negative_indices=False), "other than channels"),
         (lambda x: x.at[..., x[0, 0, 0, :3].astype(int)].get(), "slice .* with the images of a batch together"),
         (lambda x: x - x.max(0, keepdims=True), "the images of a batch together"),
         (lambda x: jnp.einsum("ahwc,bhwc->ab", x, x), "the images of a batch together"),
