@@ -114,11 +114,11 @@ class Execution:
         """Finds the product behind which affine operations stand, of which this is the last; along which axis of its
         kernel, and of the result, they vary; and the operations."""
         plan, output, step, steps = self.plan, last.outputs[0], last, []
-        reader = plan.readers.get(output)
+        reader = None if last.site is not None else plan.readers.get(output)  # gates are no constants: they end it
         if reader and plan.uses[output] == 1 and rule_of(reader).affine(reader, self) is output:
             return None  # it is not the last
         while not isinstance(rule := rule_of(step), Product):
-            ref = None if steps and step.site is not None else rule.affine(step, self)  # gates are not constants
+            ref = None if steps and step.site is not None else rule.affine(step, self)
             if ref not in plan.makers or plan.uses[ref] > 1 or plan.held(ref) != plan.held(output):
                 return None
             steps.insert(0, step)

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend import core
+from jax.extend import core, source_info_util
 
 from gaternet_jax.gating.gate import GateSite, marked
 
+REPLAYED = "_skip_closed"  # the call of what was transformed: its operations stand in the network
 CALLS = ("jit", "call", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat2", "checkpoint")
 
 
@@ -54,7 +55,8 @@ class Step:
     def bind(self, operands: Sequence[Any], **changed: Any) -> list[Any]:
         """Computes (or traces) the operation, with other params where given."""
         params = self.primitive.get_bind_params({**self.params, **changed})
-        results = self.primitive.bind(*operands, **params)
+        with source_info_util.user_context(self.traceback):
+            results = self.primitive.bind(*operands, **params)
         return list(results) if self.primitive.multiple_results else [results]
 
 
@@ -107,7 +109,7 @@ def _append(program: Program, equation: Any, operands: tuple[Ref, ...], tracebac
             program.masked.append((gate or "a gate", "it was changed by vmap or by a gradient"))
         (inner,) = core.jaxprs_in_params(params)
         consts = next((closed.consts for closed in params.values() if hasattr(closed, "consts")), ())
-        return _inline(program, inner, consts, operands, traceback)
+        return _inline(program, inner, consts, operands, None if params.get("name") == REPLAYED else traceback)
     elif name == "split":
 
         def slices(x: jax.Array) -> list[jax.Array]:

@@ -46,7 +46,7 @@ class SkipClosed:
         self._plan = functools.cache(lambda args: with_whole_sums(plan_of(function, self._params, *_example(args))))
         self._split = functools.cache(self._split_plan)
         self.sites: tuple[GateSite, ...] = tuple(self._plan(self._args).program.sites)
-        self._prepare, self._run = jax.jit(self._prepare_now, static_argnums=2), jax.jit(self._run_now)
+        self._prepare, self._run = jax.jit(self._prepare_now, static_argnums=2), jax.jit(self._skip_closed)
 
     def prepare(self, params: Any, keep: Keep = None, always_open: Collection[str] = ()) -> Prepared:
         """Computes what depends on parameters and on the kept channels only.
@@ -100,7 +100,7 @@ class SkipClosed:
         prepare, _ = self._split(self._args, *choice)
         return Prepared(prepare(jax.tree.leaves((params, keep))), *choice)
 
-    def _run_now(self, prepared: Prepared, *args: Any) -> Any:
+    def _skip_closed(self, prepared: Prepared, *args: Any) -> Any:
         shapes, choice = _shapes(args), (prepared.widths, prepared.always_open)
         prepare, run = self._split(shapes, *choice)
         if shapes != self._args:

@@ -1,5 +1,7 @@
 """What is written computes in ONNX Runtime what JAX computes."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -174,3 +176,15 @@ def test_onnx_runtime_transposes_images_only_and_fuses_biases(gated, tmp_path):
 def test_what_is_not_written_is_refused(function, message):
     with pytest.raises(UserError, match=message):
         write_onnx(function, shapes_of(x=weights(1, 5, 4, 6)), ["y"])
+
+
+def test_the_line_of_the_network_is_named_also_of_a_prepared_program():
+    def function(kernel, x, gates):
+        return jnp.sort(gate(jax.nn.relu(x @ kernel), gates), -1)
+
+    kernel, x, gates = weights(6, 6), weights(1, 5, 4, 6), jnp.ones((1, 6))
+    program = skip_closed(function, kernel, x, gates)
+    prepared = program.prepare(kernel, [[1, 2]])
+    line = inspect.getsourcelines(function)[1] + 1
+    with pytest.raises(UserError, match=rf"sort \(test_onnx_writer.py:{line}\) is not written"):
+        write_onnx(lambda x, gates: program(prepared, x, gates), {"x": x, "gates": gates}, ["y"])
