@@ -21,13 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from gaternet_jax.config import default
+from gaternet_jax.inference.compaction import fix_gates
 from gaternet_jax.inference.engines import ENGINES, choose_engine
-from gaternet_jax.inference.fixed import fix_gates
 from gaternet_jax.inference.modes import Modes
+from gaternet_jax.inference.network import Network
 from gaternet_jax.inference.predictor import Predictor
 from gaternet_jax.models.build import build_model
 from gaternet_jax.models.functional import merge_model, split_model
-from gaternet_jax.models.gaternet import GaterNet
+from gaternet_jax.models.gaternet import GaterNet, Outputs
 from gaternet_jax.models.mac_counter import MacCounter
 
 CLASSES = 10  # patterns of gates for specialists
@@ -115,15 +116,15 @@ def modes(model: GaterNet, keep: np.ndarray, others: np.ndarray, images: np.ndar
     batch_size, size = images.shape[:2]
     options: dict[str, Any] = dict(batch_sizes=(batch_size,), engine=engine)
     dense = Predictor(model, "dense", **options)
-    ways = dense.modes(size, batch_size, False)
+    ways = Modes(Network(model, size, engine), images)
     runs: Runs = {"gater": lambda images: ways.gates(images, batch_size), "dense": dense.__call__}
     closed = ~keep
     runs["compact"] = Predictor(fix_gates(model, closed, np.zeros_like(closed)), "dense", **options).__call__
     dynamic = ways.dynamic(others)
-    runs["dynamic"] = lambda images: dynamic(images, batch_size)
+    runs["dynamic"] = lambda images: Outputs(*dynamic(images, batch_size))
     if batch_size > 1:
         specialists = Clustered(ways, others).specialists(others.repeat(20, 0))
-        runs["specialists"] = lambda images: specialists(images, batch_size)
+        runs["specialists"] = lambda images: Outputs(*specialists(images, batch_size))
     return runs
 
 

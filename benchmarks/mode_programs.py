@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from gaternet_jax.inference.compaction import fix_gates
 from gaternet_jax.inference.engines import XLA, by_rows
-from gaternet_jax.inference.fixed import fix_gates
 from gaternet_jax.inference.network import Network
 from gaternet_jax.models.functional import merge_model, split_model
 from gaternet_jax.models.gaternet import GaterNet
@@ -25,7 +25,7 @@ def programs(model: GaterNet, keep: np.ndarray, image_size: int) -> Iterator[tup
     graphdef, *arrays = split_model(model)
     network = Network(model, image_size, "xla")
     compacted = Network(fix_gates(model, ~keep, np.zeros_like(keep)), image_size, "xla")
-    widths = [int(keep[site.gates].sum()) for site in model.gate_sites]
+    widths = tuple(int(keep[site.gates].sum()) for site in model.gate_sites)
     yield "masked", XLA(by_rows(lambda arrays, images: merge_model(graphdef, *arrays)(images)), arrays), False
     for name, engine in (
         ("dense", network.make("whole")), ("compact", compacted.make("whole")), ("gater", network.make("gater")),

@@ -1,104 +1,137 @@
-"""How batches are cut on this machine: by a short measurement, remembered in the user's cache folder.
+"""How a batch is cut into microbatches: by a short measurement, remembered in the user's cache folder.
 
-Small networks want one thread for each of several microbatches, large ones all threads for one image.
+On a CPU the maps of a large batch leave the cache between one layer and the next, and a small program does not keep all
+cores busy: small networks want one thread for each of several microbatches, large ones all threads for one image.
+Accelerators take the batch as it is.
 """
 
 import contextlib
 import hashlib
 import importlib.metadata
-import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from gaternet_jax.files import write_file
-from gaternet_jax.inference.engines import Batching, cores
+from gaternet_jax.inference.engines import Array, Engine
+from gaternet_jax.inference.network import Network
 
 MICROBATCH_PIXELS = 8 * 32 * 32  # of all images of a microbatch, where nothing is measured
 LARGE_PIXELS = 64 * 64  # images from this size on keep all cores busy one by one, where nothing is measured
-ENOUGH_SECONDS, REPEATS = 0.1, 5  # of one candidate, at most
+ENOUGH_SECONDS, REPEATS = 0.3, 5  # of what is timed, at most
+
+Jobs = list[tuple[Engine, np.ndarray]]  # engines, and the rows of a batch that each is to compute
 
 
-def usual_batching(engine: str, batch_size: int, image_size: int) -> Batching:
-    """Chooses how batches are cut by a rule of thumb."""
-    if jax.default_backend() != "cpu":
-        return Batching(batch_size)
-    number = cores()
-    size = min(-(-batch_size // number), max(MICROBATCH_PIXELS // image_size**2, 1))
-    if engine == "xla":  # while one microbatch waits, another goes on
-        return Batching(size, min(-(-batch_size // size), 2 * number))
-    if batch_size == 1 or image_size**2 >= LARGE_PIXELS:
-        return Batching(1 if batch_size == 1 else size, 1, number if image_size**2 >= LARGE_PIXELS else 1)
-    return Batching(size, min(-(-batch_size // size), number))
+class Batching(NamedTuple):
+    """Says how a batch is run on a machine."""
+
+    microbatch: int  # images that run together
+    at_once: int = 1  # microbatches that run at the same time
+    threads: int = 1  # of each; XLA has its own
+
+
+class Runner:
+    """Runs batches in microbatches, so many at once.
+
+    Microbatches are padded to the next of `sizes`, ascending, each of which is compiled; where there are none, to none.
+    """
+
+    def __init__(self, batching: Batching, sizes: Sequence[int] = ()):
+        self.batching, self._sizes = batching, sizes
+        self._map = ThreadPoolExecutor(batching.at_once, "microbatch").map if batching.at_once > 1 else map
+
+    def __call__(self, jobs: Jobs, *arrays: Array) -> list[np.ndarray]:
+        """Computes the outputs of `jobs`, which have each row of the batch's arrays once, in the order of the rows."""
+        size = self.batching.microbatch
+        if not self._sizes:  # as many for each thread
+            size = min(size, -(-sum(len(rows) for _, rows in jobs) // self.batching.at_once))
+        tasks = [(engine, rows[i : i + size]) for engine, rows in jobs for i in range(0, len(rows), size)]
+        found = list(self._map(lambda task: self._compute(*task, *arrays), tasks))
+        order = np.argsort(np.concatenate([rows for _, rows in tasks]))
+        return [np.concatenate(parts)[order] for parts in zip(*found, strict=True)]
+
+    def _compute(self, engine: Engine, rows: np.ndarray, *arrays: Array) -> list[np.ndarray]:
+        padded = np.resize(rows, next((size for size in self._sizes if size >= len(rows)), len(rows)))
+        return [np.asarray(output)[: len(rows)] for output in engine(padded, *arrays)]  # as jax.device_get, but quicker
+
+
+def few_sizes(microbatch: int) -> list[int]:
+    """Lists sizes up to that of a microbatch, for groups of images: few programs, little padding."""
+    sizes = {microbatch, *(size for power in range(12) for size in (2**power, 3 * 2**power))}
+    return sorted(size for size in sizes if size <= microbatch)
 
 
 def candidates(engine: str, batch_size: int, image_size: int) -> list[Batching]:
-    """Lists the ways to cut batches that may be fastest."""
-    usual, number = usual_batching(engine, batch_size, image_size), cores()
-    if jax.default_backend() != "cpu" or number == 1:
-        return [usual]
-    if engine == "xla":
-        return list(dict.fromkeys([usual, Batching(batch_size)]))
+    """Lists the ways to cut batches that may be fastest; the first one by a rule of thumb."""
+    if jax.default_backend() != "cpu":
+        return [Batching(batch_size)]
+    number = cores()
     share = -(-batch_size // number)
-    sizes = sorted({min(size, share) for size in (2, 4, 8, 16)}) if batch_size > 1 else []
-    several = [Batching(size, min(-(-batch_size // size), number), 1) for size in sizes]
-    alone = [Batching(min(batch_size, 16), 1, number)]
-    return list(dict.fromkeys([usual, *several, *alone, *([Batching(1)] if batch_size == 1 else [])]))
+    usual = min(share, max(MICROBATCH_PIXELS // image_size**2, 1))
+
+    def several(size: int, at_once: int) -> Batching:
+        return Batching(size, min(-(-batch_size // size), at_once))
+
+    if engine == "xla":  # while one microbatch waits, another goes on
+        found = [several(usual, 2 * number), Batching(batch_size)]
+    else:
+        first = several(usual, number) if image_size**2 < LARGE_PIXELS else Batching(usual, 1, number)
+        parallel = (several(min(size, share), number) for size in (2, 4, 8, 16))
+        found = [first, *parallel, Batching(min(batch_size, 16), 1, number)]
+    return list(dict.fromkeys(found)) if number > 1 else found[:1]
 
 
-def choose_batching(
-    engine: str, images: Any, program: str, make: Callable[[Batching], Callable[[Any, int], Any]]
-) -> Batching:
-    """Chooses the fastest of the candidates for an engine.
+def choose_batching(network: Network, images: Array, make: Callable[[Batching], Callable] | None) -> Batching:
+    """Chooses how batches of a network are cut.
 
     Args:
         images: a batch to measure with, [batch, size, size, channels].
-        program: tells this program from others, in the file.
-        make: gives what runs so many of the images.
+        make: makes what runs so many of the images, for the fastest of the candidates; None: a rule of thumb decides.
     """
-    found, path = candidates(engine, *images.shape[:2]), memory_path()
-    if len(found) == 1:
+    found, engine = candidates(network.engine, *images.shape[:2]), network.engine
+    if make is None or len(found) == 1:
         return found[0]
-    version = importlib.metadata.version("onnxruntime" if engine == "onnxruntime" else "jax")
-    digest = hashlib.sha256(program.encode()).hexdigest()[:16]
-    key = " ".join(map(str, (platform.node(), cores(), engine, version, *images.shape, digest)))
-    remembered = _read(path).get(key)
-    for batching in found:
-        if remembered == list(batching):
-            return batching
-    chosen = min(found, key=lambda batching: _seconds_per_image(batching, images, make(batching)))
+    version = importlib.metadata.version("jax" if engine == "xla" else engine)
+    key = " ".join(map(str, (platform.node(), cores(), engine, version, *images.shape, network.description)))
+    path = memory() / hashlib.sha256(key.encode()).hexdigest()[:32]
+    with contextlib.suppress(OSError, ValueError, KeyError):  # nothing there, or nothing that was written here
+        return {str(batching): batching for batching in found}[path.read_text(encoding="utf-8")]
+
+    def seconds_per_image(batching: Batching) -> float:
+        run, count = make(batching), min(len(images), batching.microbatch * batching.at_once)
+        return best_seconds(lambda: run(images, count)) / count
+
+    chosen = min(found, key=seconds_per_image)
     with contextlib.suppress(OSError):  # a folder that cannot be written only costs the measurement again
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, json.dumps(_read(path) | {key: list(chosen)}, indent=1) + "\n", f".{os.getpid()}")
+        write_file(path, str(chosen), f".{os.getpid()}")
     return chosen
 
 
-def _seconds_per_image(batching: Batching, images: Any, run: Callable[[Any, int], Any]) -> float:
-    count = min(len(images), batching.microbatch * batching.at_once)
-    run(images, count)  # compiles
+def best_seconds(run: Callable[[], Any]) -> float:
+    """Measures the least seconds of a few calls, without the first, which compiles."""
+    run()
     taken: list[float] = []
     while len(taken) < REPEATS and sum(taken) < ENOUGH_SECONDS:
         start = time.perf_counter()
-        run(images, count)
+        run()
         taken.append(time.perf_counter() - start)
-    return min(taken) / count
+    return min(taken)
 
 
-def memory_path() -> Path:
-    """Names the file in which choices are remembered."""
-    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(folder) / "gaternet-jax" / "batching.json"
+def memory() -> Path:
+    """Names the folder in which choices are remembered, each in a file of its own."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gaternet-jax" / "batching"
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Reads what is remembered; nothing where that cannot be read."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+def cores() -> int:
+    """Counts the processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,5 +1,6 @@
 """Images of a run to calibrate on: what compaction and specialists are made for."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -28,15 +29,10 @@ def read_split(workdir: str | Path, config: RunConfig, split: str, limit: int) -
     """
     from gaternet_jax.data.splits import open_run_split  # TFDS: whoever predicts does without
 
-    images: list[np.ndarray] = []
-    labels: list[np.ndarray] = []
     batches = open_run_split(load_dataset(workdir), config, split, BatchShard(0, 1)).eval_batches(BATCH_SIZE)
-    for batch in batches:
-        mask = np.asarray(batch["mask"])
-        images.extend(np.asarray(batch["image"])[mask])
-        labels.extend(np.asarray(batch["label"])[mask])
-        if len(images) >= limit:
-            break
-    if not images:
+    rows = (row for batch in batches for row in zip(batch["image"], batch["label"], batch["mask"], strict=True))
+    kept = list(itertools.islice(((image, label) for image, label, is_image in rows if is_image), limit))
+    if not kept:
         raise UserError(f"split '{split}' of {config.data.name} has no image; choose another one")
-    return np.stack(images[:limit]), np.stack(labels[:limit])
+    images, labels = (np.stack(arrays) for arrays in zip(*kept, strict=True))
+    return images, labels

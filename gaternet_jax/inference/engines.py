@@ -6,10 +6,8 @@ a batch along their first axis.
 
 import dataclasses
 import importlib.util
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,15 +19,6 @@ ENGINES = ("xla", "onnxruntime")
 Array = Any  # of JAX or NumPy
 Function = Callable[..., Any]  # of (prepared, *arrays) to a tuple of arrays
 Engine = Callable[..., Sequence[Array]]  # of (rows, *arrays): computes the outputs for these rows of a batch
-Jobs = list[tuple[Engine, np.ndarray]]  # engines, and the rows that each is to compute
-
-
-class Batching(NamedTuple):
-    """Says how a batch is run on a machine."""
-
-    microbatch: int  # images that run together
-    at_once: int = 1  # microbatches that run at the same time
-    threads: int = 1  # of each; XLA has its own
 
 
 def choose_engine(engine: str) -> str:
@@ -88,45 +77,3 @@ class OnnxRuntime:
     def __call__(self, rows: np.ndarray, *arrays: Array) -> Sequence[Array]:
         feeds = zip(self._names, (np.asarray(array)[rows] for array in arrays), strict=True)
         return self._session.run(None, dict(feeds))
-
-
-class Runner:
-    """Runs batches in microbatches, so many at once.
-
-    On a CPU the maps of a large batch leave the cache between one layer and the next, and a small program does not keep
-    all cores busy: several small ones do better. Accelerators take the batch as it is. Microbatches are padded to the
-    next of `sizes`, ascending, because each is compiled; if there are none, they are not.
-    """
-
-    def __init__(self, batching: Batching, sizes: Sequence[int] = ()):
-        self.batching, self._sizes = batching, sizes
-        self._threads = ThreadPoolExecutor(batching.at_once, "microbatch") if batching.at_once > 1 else None
-
-    def __call__(self, jobs: Jobs, *arrays: Array) -> list[Array]:
-        """Computes the outputs of `jobs`, which have each row of the batch's arrays once, in the order of the rows."""
-        size = self.batching.microbatch
-        if not self._sizes:  # as many for each thread
-            size = min(size, -(-sum(len(rows) for _, rows in jobs) // self.batching.at_once))
-        tasks = [(engine, rows[i : i + size]) for engine, rows in jobs for i in range(0, len(rows), size)]
-        if self._threads is not None and len(tasks) > 1:
-            found = list(self._threads.map(lambda task: self._compute(*task, *arrays), tasks))
-        else:
-            found = [self._compute(*task, *arrays) for task in tasks]
-        order = np.argsort(np.concatenate([rows for _, rows in tasks]), kind="stable")
-        joined = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        return [array if len(tasks) == 1 else array[order] for array in joined]
-
-    def _compute(self, engine: Engine, rows: np.ndarray, *arrays: Array) -> list[np.ndarray]:
-        padded = np.resize(rows, next((size for size in self._sizes if size >= len(rows)), len(rows)))
-        return [np.asarray(output)[: len(rows)] for output in engine(padded, *arrays)]  # as jax.device_get, but quicker
-
-
-def few_sizes(microbatch: int) -> list[int]:
-    """Lists sizes up to that of a microbatch, for groups of images: few programs, little padding."""
-    sizes = {microbatch, *(size for power in range(12) for size in (2**power, 3 * 2**power))}
-    return sorted(size for size in sizes if size <= microbatch)
-
-
-def cores() -> int:
-    """Counts the processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

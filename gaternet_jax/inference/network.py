@@ -5,7 +5,7 @@
     backbone   images, gates -> logits                                  "specialists"
     profile    the same; which filters, the program sees from the gates     "dynamic"
 
-Filters whose gates are fixed (fixed.py) are left out, or lose their gates, everywhere.
+Filters whose gates are fixed (compaction.py) are left out, or lose their gates, everywhere.
 """
 
 import functools
@@ -17,14 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from gaternet_jax.errors import check_choice
-from gaternet_jax.gating import GateSite, MacCount, Prepared, SkipClosed, count_macs, skip_closed
+from gaternet_jax.gating import GateSite, Prepared, SkipClosed, skip_closed
 from gaternet_jax.gating.semhash import binary_gates
+from gaternet_jax.inference.compaction import fixed_gates
 from gaternet_jax.inference.engines import ENGINES, XLA, Engine, Function, OnnxRuntime, by_rows
-from gaternet_jax.inference.fixed import fixed_gates
 from gaternet_jax.models.functional import merge_model, split_model
 from gaternet_jax.models.gaternet import GaterNet
 
 FEW = 2  # images that are traced where their number does not matter
+INPUTS = {"whole": ("images",), "gater": ("images",), "backbone": ("images", "gates")}
 OUTPUTS = {"whole": ("logits", "gates", "gate_scores"), "gater": ("gates", "gate_scores"), "backbone": ("logits",)}
 
 
@@ -41,15 +42,18 @@ class Network:
 
     def __init__(self, model: GaterNet, image_size: int, engine: str, batch: Any = None):
         check_choice("engine", engine, ENGINES)
+        if batch is None and engine != "xla":
+            from gaternet_jax.inference.onnx_graph import BATCH as batch  # so that nothing is traced twice
         self.model, self.engine = model, engine
         self._arrays = split_model(model)[1:]
         self._closed, self._opened = fixed_gates(model)
-        self._functions = functions_of(model)
-        self.program, self._by_rows = functools.cache(self._trace), functools.cache(self._compile)
-        if batch is None and engine != "xla":
-            from gaternet_jax.inference.onnx_graph import BATCH as batch  # so that nothing is traced twice
-        self._batch = FEW if batch is None else batch
-        self._image, self._gates = (image_size, image_size, model.backbone.channels), (len(self._closed),)
+        self._functions = functions_of(model, bool((self._closed | self._opened).all()))
+        batch = FEW if batch is None else batch
+        image = batch, image_size, image_size, model.backbone.channels
+        self._shapes = {"images": image, "gates": (batch, len(self._closed))}
+        self.program, self.profile = functools.cache(self._trace), functools.cache(self._profile)
+        self._by_rows = functools.cache(lambda kind: by_rows(self.program(kind)))
+        self._layers = functools.cache(lambda kind: self.program(kind).explain().layers)
 
     def make(self, kind: str, keep: np.ndarray | None = None, threads: int = 1) -> Engine:
         """Makes the engine that runs a kind of program, "whole", "gater" or "backbone", by some threads.
@@ -61,76 +65,63 @@ class Network:
             return XLA(self._by_rows(kind), prepared)
         from gaternet_jax.inference.onnx_writer import write_onnx
 
-        inputs = self._inputs(kind, self._batch)
-        return OnnxRuntime(write_onnx(lambda *arrays: program(prepared, *arrays), inputs, OUTPUTS[kind]), threads)
-
-    def profile(self, widths: Sequence[int]) -> Engine:
-        """Makes the engine that runs the backbone by the filters that are open for any image: widths[k] of site k."""
-        return XLA(self._by_rows("profile", tuple(widths)), self._folded[0])
+        serialized = write_onnx(lambda *arrays: program(prepared, *arrays), self._inputs(kind), OUTPUTS[kind])
+        return OnnxRuntime(serialized, threads)
 
     def prepare(self, kind: str, keep: np.ndarray | None = None) -> Prepared:
         """Computes what a program needs with some filters; see `make`."""
-        program, sites = self.program(kind), self.model.gate_sites
-        if not program.sites:
-            return program.prepare(self._arrays)
+        program = self.program(kind)
         keep = ~self._closed if keep is None else keep & ~self._closed
-        kept = {site.name: np.flatnonzero(keep[site.gates]) for site in sites}
-        kept = {name: channels if len(channels) else np.array([0]) for name, channels in kept.items()}  # at least one
-        opened = [site.name for site in sites if self._opened[site.gates][kept[site.name]].all()]
+        kept, opened = {}, []
+        for site in self.model.gate_sites if program.sites else ():
+            filters = np.flatnonzero(keep[site.gates])
+            kept[site.name] = filters if len(filters) else np.array([0])  # at least one
+            if self._opened[site.gates][kept[site.name]].all():
+                opened.append(site.name)
         return program.prepare(self._arrays, kept, opened)
 
     def work(self, widths: Sequence[float]) -> float:
         """Gives the multiply-accumulates of the backbone with so many filters of each site, relative to all."""
         by_name = dict(zip((site.name for site in self.model.gate_sites), widths, strict=True))
-        return self._macs.left([by_name[site.name] for site in self._macs.sites]) / self._macs.dense
-
-    def count_parameters(self) -> int:
-        """Counts the numbers that the whole program needs besides the images."""
-        prepared = jax.eval_shape(lambda: self.prepare("whole"))
-        return sum(array.size for array in prepared.arrays if jnp.issubdtype(array.dtype, jnp.floating))
+        widths, layers = [by_name[site.name] for site in self.program("backbone").sites], self._layers("backbone")
+        return sum(layer.macs * layer.left(widths) for layer in layers) / sum(layer.macs for layer in layers)
 
     @functools.cached_property
     def description(self) -> str:
         """Says what tells this network's work from that of others."""
-        return str([(layer.macs, layer.inputs, layer.outputs) for layer in self.program("whole").explain().layers])
+        return str([(layer.macs, layer.inputs, layer.outputs) for layer in self._layers("whole")])
 
-    @functools.cached_property
-    def _macs(self) -> MacCount:
-        return count_macs(self._functions["backbone"], self._arrays, *self._inputs("backbone", 1).values())
-
-    def _inputs(self, kind: str, batch: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    def _inputs(self, kind: str) -> dict[str, jax.ShapeDtypeStruct]:
         """Gives the shapes of what a kind of program is given."""
-        inputs = {"images": self._image} | ({"gates": self._gates} if kind == "backbone" else {})
-        return {name: jax.ShapeDtypeStruct((batch, *shape), jnp.float32) for name, shape in inputs.items()}
+        return {name: jax.ShapeDtypeStruct(self._shapes[name], jnp.float32) for name in INPUTS[kind]}
 
     def _trace(self, kind: str) -> SkipClosed:
-        inputs = self._inputs(kind, self._batch).values()
-        return skip_closed(self._functions[kind], self._arrays, *inputs)
+        return skip_closed(self._functions[kind], self._arrays, *self._inputs(kind).values())
 
     @functools.cached_property
     def _folded(self) -> tuple[Prepared, SkipClosed]:
         """Folds BatchNorm into the backbone's whole kernels, once, not for each image again; gives its program, too."""
-        program, inputs = self.program("backbone"), self._inputs("backbone", self._batch).values()
+        program = self.program("backbone")
         prepared = program.prepare(self._arrays)
-        return prepared, skip_closed(program.__call__, prepared, *inputs)
+        return prepared, skip_closed(program.__call__, prepared, *self._inputs("backbone").values())
 
-    def _compile(self, kind: str, widths: tuple[int, ...] = ()) -> Function:
-        if kind != "profile":
-            return by_rows(self.program(kind))
-        (_, program), sites = self._folded, self.model.gate_sites
+    def _profile(self, widths: tuple[int, ...]) -> Engine:
+        """Makes the engine that runs the backbone by the filters that are open for any image: widths[k] of site k."""
+        (prepared, program), sites = self._folded, self.model.gate_sites
 
-        def run(prepared: Any, images: jax.Array, gates: jax.Array) -> Any:
+        def run(prepared: Prepared, images: jax.Array, gates: jax.Array) -> Any:
             keep = first_open((gates > 0).any(0), sites, widths)
             return program(program.prepare(prepared, keep), images, gates)
 
-        return by_rows(run)
+        return XLA(by_rows(run), prepared)
 
 
-def functions_of(model: GaterNet) -> dict[str, Function]:
-    """Gives a model's functions of (arrays, images) or (arrays, images, gates); arrays: parameters and statistics."""
+def functions_of(model: GaterNet, decided: bool) -> dict[str, Function]:
+    """Gives a model's functions of (arrays, images) or (arrays, images, gates); arrays: parameters and statistics.
+
+    decided: all gates are the same for every image, so that the gater has nothing to do.
+    """
     graphdef, *_ = split_model(model)
-    closed, opened = fixed_gates(model)
-    decided = bool((closed | opened).all())  # for every image
 
     def merged(arrays: Any) -> Any:
         merged: Any = merge_model(graphdef, *arrays)

@@ -4,7 +4,7 @@ import copy
 import functools
 import operator
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from gaternet_jax.data.batches import pad_rows
 from gaternet_jax.data.inputs import to_array
 from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.errors import UserError, check_choice
+from gaternet_jax.inference.batching import best_seconds
 from gaternet_jax.inference.calibration import read_split
 from gaternet_jax.inference.compaction import check_gated, compact_model
 from gaternet_jax.inference.engines import Array, choose_engine
-from gaternet_jax.inference.modes import Mode, Modes, median_seconds
+from gaternet_jax.inference.modes import Mode, Modes
 from gaternet_jax.inference.network import Network
 from gaternet_jax.models.gaternet import GaterNet, Outputs
 from gaternet_jax.run import Run, load_run
@@ -82,15 +83,6 @@ class Predictor:
         choose_engine(engine)
         if data is not None and not hasattr(data, "image_size"):
             raise UserError("data must be the `data` part of a run's config: data=config.data")
-        data = copy.deepcopy(data)
-        self.model, self.mode, self.batch_sizes = _copied(model), mode, _checked_sizes(batch_sizes)
-        self.chosen: dict[int, str] = {}  # the mode of each batch size
-        self.seconds: dict[int, dict[str, float]] = {}  # of "auto": what each mode took
-        self._data, self._tune, self._engine, self._calibration = data, tune, engine, None
-        self._normalize = jax.jit(lambda images: images if data is None else normalize(images, data))
-        self._modes: dict[tuple[int, int], Mode] = {}  # by image size and batch size
-        self.modes, self._network = functools.cache(self._make_modes), functools.cache(self._make_network)
-        self._lock = threading.Lock()
         if mode in ("compact", "specialists", "dynamic"):
             check_gated(model)
         if mode in ("specialists", "dynamic") and model.gater is None:
@@ -100,8 +92,21 @@ class Predictor:
             )
         if mode in ("compact", "specialists") and calibration is None:
             raise UserError(f"mode '{mode}' needs calibration images: pass calibration=[N, H, W, C]")
+        graphdef, state = nnx.split(model)
+        self.model = nnx.merge(graphdef, jax.tree.map(jnp.copy, state))  # the model's may be given to a training step
+        self.model.eval()
+        self.mode, self.batch_sizes = mode, _checked_sizes(batch_sizes)
+        self.chosen: dict[int, str] = {}  # the mode of each batch size
+        self.seconds: dict[int, dict[str, float]] = {}  # of "auto": what each mode took
+        self._data: Any = copy.deepcopy(data)
+        self._tune, self._engine, self._calibration, self._gates = tune, engine, None, None
+        self._image_size = data and data.image_size  # pixels; None: any
         if calibration is not None:
             self._calibration = self._checked(calibration, "calibration images")
+            self._image_size = self._calibration.shape[1]
+        self._network = functools.cache(self._make_network)
+        self._modes: dict[tuple[int, ...], Mode] = {}  # by batch size and image size
+        self._normalize, self._lock = jax.jit(self._normalized), threading.Lock()
 
     @classmethod
     def from_run(cls, run: Run | str | Path, mode: str = "auto", **options: Any) -> "Predictor":
@@ -132,27 +137,20 @@ class Predictor:
         Returns:
             Arrays of NumPy, float32: logits [B, K], gates [B, G], gate_scores [B, G].
         """
-        return self._in_batches(self._checked(images, "images"), self._mode)
-
-    def _in_batches(self, images: np.ndarray, mode_of: Callable[[np.ndarray, int], Mode]) -> Outputs:
-        """Runs images in batches, each in the mode for its images and the size to which it is padded."""
-        outputs: list[Any] = []
-        for start in range(0, len(images), self.batch_sizes[-1]):
-            batch = images[start : start + self.batch_sizes[-1]]
-            size = next(size for size in self.batch_sizes if size >= len(batch))
-            run = mode_of(batch, size)
-            outputs.append(run(self._normalized(pad_rows(batch, size)), len(batch)))  # XLA compiles for few sizes
-        joined: list[Array] = [np.concatenate(arrays) for arrays in zip(*outputs, strict=True)]
+        batches = self._batches(self._checked(images, "images"))
+        outputs = [self._mode(batch, count)(batch, count) for batch, count in batches]
+        joined: list[Any] = [np.concatenate(arrays) for arrays in zip(*outputs, strict=True)]
         return Outputs(*joined)
 
     def warm_up(self, image_size: int | None = None) -> "Predictor":
         """Prepares and compiles all batch sizes; of images of the calibration's or the config's size, or this one."""
-        known = self._calibration.shape[1] if self._calibration is not None else self._data and self._data.image_size
-        if not (size := image_size or known):
+        if not (size := image_size or self._image_size):
             raise UserError("warm_up needs the size of the images, pixels: warm_up(32)")
+        images, shape = self._calibration, (size, size, self.model.backbone.channels)
+        if images is None:
+            images = np.random.default_rng(0).normal(size=(self.batch_sizes[-1], *shape)).astype(np.float32)
         for batch_size in self.batch_sizes:
-            images = self._example((batch_size, size, size, self.model.backbone.channels))
-            self._mode(images, batch_size)(self._normalized(images), batch_size)
+            self(np.resize(images, (batch_size, *shape)))
         return self
 
     def _checked(self, given: Any, what: str) -> np.ndarray:
@@ -166,89 +164,71 @@ class Predictor:
                 f"{what} must be {kinds}, square, of shape [batch, size, size, {channels}], channels last, "
                 f"at least one; got {images.dtype} {list(images.shape)}"
             )
-        calibration = None if self._calibration is None else self._calibration.shape[1]
-        known = {"the model's": self._data and self._data.image_size, "the calibration images": calibration}
-        for others, size in known.items():
-            if size and images.shape[1] != size:
-                raise UserError(f"{what} are {images.shape[1]} pixels wide, but {others} are {size}; resize them")
+        if self._image_size and images.shape[1] != self._image_size:
+            others = "the model's" if self._data else "the calibration images"
+            raise UserError(
+                f"{what} are {images.shape[1]} pixels wide, but {others} are {self._image_size}; resize them"
+            )
         return images
 
-    def _normalized(self, images: np.ndarray) -> Array:
-        """Gives the images normalised, float32, on the device; uint8 crosses as such."""
-        if images.dtype == np.uint8:
-            return self._normalize(images)
-        return jnp.asarray(images, jnp.float32)
+    def _batches(self, images: np.ndarray) -> Iterator[tuple[Array, int]]:
+        """Cuts images into normalised batches, padded to the next of the sizes, and says how many of each count."""
+        for start in range(0, len(images), self.batch_sizes[-1]):
+            batch = images[start : start + self.batch_sizes[-1]]
+            size = next(size for size in self.batch_sizes if size >= len(batch))
+            yield self._normalize(pad_rows(batch, size)), len(batch)  # XLA compiles for few sizes
 
-    def _example(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Gives images to try a program on: calibration images, or noise."""
-        if self._calibration is None:
-            return np.random.default_rng(0).normal(size=shape).astype(np.float32)
-        return np.resize(self._calibration, shape)
+    def _normalized(self, images: jax.Array) -> jax.Array:
+        return normalize(images, self._data) if images.dtype == jnp.uint8 else images.astype(jnp.float32)
 
-    def _mode(self, images: np.ndarray, batch_size: int) -> Mode:
-        """Gives the way to run batches of this size; made at the first call, of whose images dynamic mode may learn."""
+    def _mode(self, batch: Array, count: int) -> Mode:
+        """Gives the way to run batches like this one; made at the first, of which dynamic mode may learn."""
         with self._lock:
-            key = images.shape[1], batch_size
-            if key not in self._modes:
-                self._modes[key] = self._make(images, batch_size)
-            return self._modes[key]
+            if batch.shape not in self._modes:
+                self._modes[batch.shape] = self._make(batch, count)
+            return self._modes[batch.shape]
 
-    def _make(self, images: np.ndarray, batch_size: int) -> Mode:
-        if self.mode != "auto":
-            self.chosen[batch_size] = self.mode
-            return self._make_mode(self.mode, images, batch_size)
-        modes = ["dense"]
-        if self.model.gater is not None:
-            if jax.default_backend() == "cpu" or batch_size <= DYNAMIC_BATCH:
-                modes.append("dynamic")
-            modes += ["specialists"] if self._calibration is not None else []
-        made = {mode: self._make_mode(mode, images, batch_size) for mode in modes}
-        example = self.modes(images.shape[1], batch_size, False).example
-        taken = {mode: median_seconds(lambda run=run: run(example, batch_size)) for mode, run in made.items()}
-        self.seconds[batch_size], self.chosen[batch_size] = taken, min(taken, key=lambda mode: taken[mode])
-        return made[self.chosen[batch_size]]
+    def _make(self, batch: Array, count: int) -> Mode:
+        size, calibration = len(batch), self._calibration
+        if calibration is None:
+            example = batch[np.arange(size) % count]
+        else:
+            example = self._normalize(np.resize(calibration, batch.shape))
+        modes, names = Modes(self._network(batch.shape[1]), example, self._tune), [self.mode]
+        if self.mode == "auto":
+            names = ["dense"]
+            if self.model.gater is not None:
+                names += ["dynamic"] if jax.default_backend() == "cpu" or size <= DYNAMIC_BATCH else []
+                names += ["specialists"] if calibration is not None else []
 
-    def _make_mode(self, mode: str, images: np.ndarray, batch_size: int) -> Mode:
-        modes = self.modes(images.shape[1], batch_size, mode == "compact")
-        if mode in ("dense", "compact"):
-            return modes.whole()
-        if mode == "specialists":
-            return modes.specialists(self._gates)
-        if self._calibration is not None:
-            return modes.dynamic(self._gates)
-        return modes.dynamic(modes.gates(self._normalized(images), len(images))[0])
+        def gates() -> np.ndarray:
+            """Computes the gates, [N, G], of the calibration images, or else of the first ones."""
+            if calibration is None:
+                return modes.gates(batch, count)[0]
+            if self._gates is None:
+                self._gates = np.concatenate([modes.gates(*batch)[0] for batch in self._batches(calibration)])
+            return self._gates
 
-    def _make_modes(self, image_size: int, batch_size: int, compacted: bool) -> Modes:
-        """Makes the ways to run batches of this size of the model, or of the compacted one."""
-        example = self._example((batch_size, image_size, image_size, self.model.backbone.channels))
-        return Modes(self._network(image_size, compacted), self._normalized(example), self._tune)
+        made = {name: modes.make(name, gates) for name in names}
+        self.chosen[size] = self.mode
+        if self.mode == "auto":
+            taken = {name: best_seconds(functools.partial(run, example, size)) for name, run in made.items()}
+            self.seconds[size], self.chosen[size] = taken, min(taken, key=lambda name: taken[name])
+        return made[self.chosen[size]]
 
-    def _make_network(self, image_size: int, compacted: bool) -> Network:
+    def _make_network(self, image_size: int) -> Network:
         """Makes the programs; by XLA, too, where "auto" is to decide and ONNX Runtime does not run them."""
-        model = compact_model(self.model, self._gates) if compacted else self.model
-        network = Network(model, image_size, choose_engine(self._engine))
-        if self._engine == "auto" and network.engine != "xla":
+        model, engine, sizes = self.model, choose_engine(self._engine), self.batch_sizes
+        if self.mode == "compact":
+            dense = Predictor(model, batch_sizes=sizes, mode="dense", data=self._data, tune=False, engine=self._engine)
+            model = compact_model(model, dense(self._calibration).gates)
+        network = Network(model, image_size, engine)
+        if self._engine == "auto" and engine != "xla":
             try:
                 network.make("whole")
             except UserError:  # an operation that ONNX or ONNX Runtime does not have, or a type such as bfloat16
                 return Network(model, image_size, "xla")
         return network
-
-    @functools.cached_property
-    def _gates(self) -> Array:
-        """Computes the gates of the calibration images, [N, G]."""
-        assert self._calibration is not None
-        size = self._calibration.shape[1]
-        whole = functools.cache(lambda batch_size: self.modes(size, batch_size, False).whole())
-        return self._in_batches(self._calibration, lambda _, batch_size: whole(batch_size)).gates
-
-
-def _copied(model: GaterNet) -> GaterNet:
-    """Makes a copy with arrays of its own: the model's may be given away to a training step."""
-    graphdef, state = nnx.split(model)
-    copy = nnx.merge(graphdef, jax.tree.map(jnp.copy, state))
-    copy.eval()
-    return copy
 
 
 def _checked_sizes(batch_sizes: Sequence[int]) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ import argparse
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,16 +37,11 @@ def compact(workdir: Path, out: Path, *, images: int, held_out: int, data_dir: s
         UserError: a model without gates, no data, or `out` is not empty.
     """
     from gaternet_jax.inference.calibration import read_split
-    from gaternet_jax.inference.compaction import (
-        check_gated,
-        compact_model,
-        departures,
-        describe_compaction,
-        save_compacted,
-    )
+    from gaternet_jax.inference.compaction import check_gated, compact_model, departures
     from gaternet_jax.inference.predictor import Predictor
-    from gaternet_jax.training.checkpoint import load_model
-    from gaternet_jax.workdir import check_new_folder, load_config, load_dataset, load_labels, save_dataset
+    from gaternet_jax.models.functional import split_model
+    from gaternet_jax.training.checkpoint import Checkpoints, load_model
+    from gaternet_jax.workdir import check_new_folder, load_config, load_dataset, load_labels, save_config, save_dataset
 
     check_new_folder(out)
     config = load_config(workdir)
@@ -63,7 +59,7 @@ def compact(workdir: Path, out: Path, *, images: int, held_out: int, data_dir: s
     before, after = whole(unseen), predictor(compacted)(unseen)
     left = departures(before.gates, compacted)
     difference = np.abs(before.logits - after.logits).max(1)
-    report = describe_compaction(model, compacted, data.image_size) | {
+    report = compare(model, compacted, data.image_size) | {
         "calibration_images": len(seen),
         "held_out_images": len(unseen),
         "held_out_departures": int(left.sum()),
@@ -73,10 +69,37 @@ def compact(workdir: Path, out: Path, *, images: int, held_out: int, data_dir: s
             "departures": float(difference[left].max(initial=0)),
         },
     }
-    save_compacted(out, config, names, compacted)
+    save_config(config, names, out)
+    with Checkpoints(out) as checkpoints:
+        checkpoints.save_model(*split_model(compacted)[1:])
     save_dataset(load_dataset(workdir), out)
     write_file(out / "compaction_report.json", json.dumps(report, indent=2) + "\n")
     return report
+
+
+def compare(model: Any, compacted: Any, image_size: int) -> dict:
+    """Tells what went: parameters that inference needs, macs, and filters by site."""
+    import jax
+    import jax.numpy as jnp
+
+    from gaternet_jax.inference.compaction import fixed_gates
+    from gaternet_jax.inference.network import Network
+    from gaternet_jax.models.mac_counter import MacCounter
+
+    (closed, opened), counter = fixed_gates(compacted), MacCounter(model, image_size)
+    parameters, sites = [], {}
+    for each in (model, compacted):
+        arrays = jax.eval_shape(functools.partial(Network(each, image_size, "xla").prepare, "whole")).arrays
+        parameters.append(sum(array.size for array in arrays if jnp.issubdtype(array.dtype, jnp.floating)))
+    for site in model.gate_sites:
+        kept, always_open = int((~closed[site.gates]).sum()), int(opened[site.gates].sum())
+        sites[site.name] = {"filters": site.size, "kept": kept, "always_open": always_open}
+    return {
+        "parameters": parameters,
+        "macs_backbone": [counter.dense, int(counter.count(jnp.asarray(~closed[None], jnp.float32))[0])],
+        "filters": [closed.size, int((~closed).sum()), int(opened.sum())],
+        "sites": sites,
+    }
 
 
 def describe(report: dict) -> str:

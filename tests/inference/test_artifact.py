@@ -16,8 +16,8 @@ from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.errors import UserError
 from gaternet_jax.inference import artifact
 from gaternet_jax.inference.artifact import export_onnx
+from gaternet_jax.inference.compaction import fix_gates
 from gaternet_jax.inference.engines import OnnxRuntime
-from gaternet_jax.inference.fixed import fix_gates
 from gaternet_jax.models.functional import merge_model, split_model
 from tests.helpers import model_config, random_model
 

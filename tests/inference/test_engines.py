@@ -1,6 +1,7 @@
 """How batches are cut, which engine runs them, and what is remembered of measurements."""
 
-import json
+import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -8,8 +9,8 @@ import pytest
 
 from gaternet_jax.errors import UserError
 from gaternet_jax.inference import batching, engines
-from gaternet_jax.inference.batching import candidates, choose_batching, memory_path, usual_batching
-from gaternet_jax.inference.engines import Batching, Runner, choose_engine, few_sizes
+from gaternet_jax.inference.batching import Batching, Runner, candidates, choose_batching, few_sizes, memory
+from gaternet_jax.inference.engines import choose_engine
 from gaternet_jax.inference.onnx_writer import write_onnx
 
 
@@ -52,9 +53,10 @@ def test_a_batch_is_cut_for_the_machine(monkeypatch, backend, cores):
         ("xla", "gpu", 16): [Batching(1), Batching(3), Batching(64), Batching(64)],
     }
     for engine in engines.ENGINES if backend == "cpu" else ("xla",):
-        found = [usual_batching(engine, *sizes) for sizes in ((1, 32), (3, 32), (64, 32), (64, 224))]
+        found = [candidates(engine, *sizes)[0] for sizes in ((1, 32), (3, 32), (64, 32), (64, 224))]
         assert found == cut[engine, backend, cores]
-        assert usual_batching(engine, 64, 32) in candidates(engine, 64, 32)
+        network = SimpleNamespace(engine=engine)
+        assert choose_batching(network, np.zeros((64, 32, 32, 3)), None) == found[2], "nothing is measured"
 
 
 def test_few_sizes_are_compiled_for_groups():
@@ -97,17 +99,19 @@ def test_the_fastest_way_to_cut_is_measured_once_and_remembered(monkeypatch, tmp
 
     def choose(program="a network"):
         measured.clear()
-        return choose_batching("onnxruntime", np.zeros((64, 32, 32, 3)), program, make)
+        network = SimpleNamespace(engine="onnxruntime", description=program)
+        return choose_batching(network, np.zeros((64, 32, 32, 3)), make)
 
     assert choose() == fastest and set(measured) == set(seconds)
     assert choose() == fastest and not measured
     assert choose("another network") == fastest and measured
-    memory = json.loads(memory_path().read_text())
-    assert len(memory) == 2 and memory_path().is_relative_to(tmp_path)
-    for damaged in ("{", "[]", json.dumps({key: [3, 3, 3] for key in memory})):
-        memory_path().write_text(damaged)
+    remembered = list(memory().iterdir())
+    assert [file.read_text() for file in remembered] == 2 * [str(fastest)] and memory().is_relative_to(tmp_path)
+    for damaged in (b"", b"\xff", b"Batching(microbatch=3, at_once=3, threads=3)"):
+        for file in remembered:
+            file.write_bytes(damaged)
         assert choose() == fastest and measured
-    memory_path().unlink()
-    memory_path().parent.rmdir()
-    memory_path().parent.write_text("a file where the folder would be")
+        assert choose() == fastest and not measured, "it is mended"
+    shutil.rmtree(memory())
+    memory().write_text("a file where the folder would be")
     assert choose() == fastest and measured, "what cannot be written is measured again"

@@ -10,9 +10,11 @@ import pytest
 from gaternet_jax import Predictor
 from gaternet_jax.errors import UserError
 from gaternet_jax.gating import GateSite
+from gaternet_jax.inference import batching, modes
 from gaternet_jax.inference.compaction import compact_model, departures
-from gaternet_jax.inference.dynamic import Dynamic, plan_profiles
-from gaternet_jax.inference.engines import Batching
+from gaternet_jax.inference.modes import Modes
+from gaternet_jax.inference.network import Network
+from gaternet_jax.inference.routing import plan_profiles
 from tests.helpers import model_config, random_model, run_model
 
 SIZE, KINDS = 16, 4  # pixels; how many patterns of gates there are
@@ -125,49 +127,76 @@ def test_profiles_have_room_for_tiers_of_the_images():
 
 
 class Narrow:
-    """A network of which only the choice is looked at."""
+    """A network whose images are their gates, and that notes what runs which of them."""
+
+    engine = "onnxruntime"
 
     def __init__(self):
         self.model = SimpleNamespace(gate_sites=[GateSite("a", 0, 8), GateSite("b", 8, 8)])
+        self.ran = []
 
     def work(self, widths):
         return sum(widths) / 16
 
-    def make(self, kind, threads):
-        return "whole"
+    def make(self, kind, keep=None, threads=1):
+        def engine(rows, images, gates=None):
+            if kind != "gater":
+                self.ran.append((kind, rows.tolist()))
+            return [images[rows]] * {"whole": 3, "gater": 2}.get(kind, 1)
+
+        return engine
 
     def profile(self, widths):
-        return widths
+        return self.make(widths)
+
+    def run(self, mode, images):
+        """What runs which images, once a mode is made."""
+        self.ran.clear()
+        np.testing.assert_array_equal(mode(images, len(images))[0], images)
+        return list(self.ran)
 
 
-def test_each_image_runs_by_the_narrowest_profile_with_room(monkeypatch):
+@pytest.fixture
+def gates(monkeypatch):
+    """Of three images that open few filters, and of one that opens all."""
+    monkeypatch.setattr(batching, "cores", lambda: 1)
     gates = np.zeros((4, 16), np.float32)
     gates[1, :3], gates[2, :4], gates[3] = 1, 1, 1
-    dynamic = Dynamic(Narrow(), gates[:3], Batching(8))
-    assert [engine for _, engine in dynamic.profiles] == [(4, 4)]
-    jobs = [(engine, rows.tolist()) for engine, rows in dynamic(gates)]
-    assert jobs == [((4, 4), [0]), ((4, 4), [1]), ((4, 4), [2]), ("whole", [3])], "image by image on CPUs"
-    measured = []
+    return gates
 
-    def seconds(jobs, gates):
-        measured.append((len(jobs), len(gates), int(gates.sum(1).max())))
-        return 1.0 if jobs[0][0] == "whole" else 0.95
 
-    slower = Dynamic(Narrow(), gates[:3], Batching(4, at_once=2), seconds)
-    assert measured == [(1, 8, 4), (8, 8, 8)], "as many images, each alone, with as many open gates as have room"
-    assert [(engine, rows.tolist()) for engine, rows in slower(gates)] == [("whole", [0, 1, 2, 3])]
+def test_each_image_runs_by_the_narrowest_profile_with_room(gates, monkeypatch):
+    network = Narrow()
+    ran = network.run(Modes(network, gates, tune=False).dynamic(gates[:3]), gates)
+    assert ran == [((4, 4), [0]), ((4, 4), [1]), ((4, 4), [2]), ("backbone", [3])], "image by image on CPUs"
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    together = Dynamic(Narrow(), gates[:3], Batching(8))
-    assert [(engine, rows.tolist()) for engine, rows in together(gates[:3])] == [((4, 4), [0, 1, 2])]
-    assert [(engine, rows.tolist()) for engine, rows in together(gates)] == [("whole", [0, 1, 2, 3])]
+    together = Modes(network, gates, tune=False).dynamic(gates[:3])
+    assert network.run(together, gates[:3]) == [((4, 4), [0, 1, 2])]
+    assert network.run(together, gates) == [("backbone", [0, 1, 2, 3])]
+
+
+def test_profiles_that_are_not_quicker_are_left_out(gates, monkeypatch):
+    network, example, costs, measured = Narrow(), np.resize(gates, (12, 16)), {}, []
+
+    def seconds(run):
+        measured.append(network.run(lambda *_: run(), example[:8]))
+        return costs[measured[-1][0][0]]
+
+    monkeypatch.setattr(modes, "best_seconds", seconds)
+    for of_profile, chosen in ((2.0, "whole"), (0.5, (4, 4))):
+        costs |= {(4, 4): of_profile, "whole": 1.0}
+        measured.clear()
+        mode = Modes(network, example).dynamic(gates[:3])
+        assert [[name for name, _ in ran] for ran in measured] == [6 * [(4, 4)] + ["backbone"], ["whole"]]
+        assert network.run(mode, gates)[0][0] == chosen
 
 
 def test_dynamic_mode_is_one_program_where_no_profile_is_quicker(model, monkeypatch):
     """Gater and backbone one after the other would only cost time then."""
-    ways = Predictor(model, "dense", batch_sizes=(1,), tune=False, engine="xla").modes(SIZE, 1, False)
+    ways = Modes(Network(model, SIZE, "xla"), images_of([0]), tune=False)
     gates = np.ones((2, sum(site.size for site in model.gate_sites)), np.float32)
     asked = []
     monkeypatch.setattr(ways, "gates", lambda *images: asked.append("gates"))
-    outputs = ways.dynamic(gates)(images_of([0]), 1)  # all gates are open: there is nothing for a profile to save
-    np.testing.assert_allclose(outputs.logits, model(jnp.asarray(images_of([0]))).logits, atol=1e-4)
+    logits, *_ = ways.dynamic(gates)(images_of([0]), 1)  # all gates are open: there is nothing for a profile to save
+    np.testing.assert_allclose(logits, model(jnp.asarray(images_of([0]))).logits, atol=1e-4)
     assert not asked

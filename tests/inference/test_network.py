@@ -10,10 +10,10 @@ import pytest
 from flax import nnx
 
 from gaternet_jax.gating import GateSite
+from gaternet_jax.inference.compaction import fix_gates, fixed_gates
 from gaternet_jax.inference.engines import ENGINES
-from gaternet_jax.inference.fixed import fix_gates, fixed_gates
 from gaternet_jax.inference.network import Network, first_open
-from gaternet_jax.inference.selection import count_per_site, round_up
+from gaternet_jax.inference.routing import count_per_site, widths_for
 from gaternet_jax.models.backbone import Backbone
 from gaternet_jax.models.functional import merge_model, split_model
 from tests.gating.foreign import Foreign
@@ -88,8 +88,7 @@ def test_every_network_gives_the_logits_of_the_masked_one(family, variant, compi
         gates = np.asarray(found)
     else:
         wanted = jax.jit(lambda arrays, *x: merge_model(graphdef, *arrays).backbone(*x))(arrays, *inputs)
-        needed = zip(count_per_site(keep, model.gate_sites), model.gate_sites, strict=True)
-        widths = [round_up(int(number), site.size) for number, site in needed]
+        widths = widths_for(count_per_site(keep[None], model.gate_sites), model.gate_sites)
         xla = network("xla")
         engines = {"static": xla.make("backbone", keep), "traced": xla.profile(widths)}
         if is_float32:
@@ -151,7 +150,8 @@ def test_a_gater_that_has_nothing_to_decide_is_not_run():
     np.testing.assert_array_equal(gates, np.broadcast_to(keep, gates.shape))
     np.testing.assert_allclose(logits, jax.jit(lambda x: network.model(x).logits)(images), atol=1e-4)
     whole = Network(model, SIZE, "xla")
-    assert network.count_parameters() < whole.count_parameters()
+    fewer, all_of_them = (sum(array.size for array in each.prepare("whole").arrays) for each in (network, whole))
+    assert fewer < all_of_them
     everything = [site.size for site in model.gate_sites]
     assert whole.work(everything) == 1 > whole.work([size // 2 for size in everything]) > 0.2
 

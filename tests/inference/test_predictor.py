@@ -12,7 +12,7 @@ from PIL import Image
 from gaternet_jax import Predictor
 from gaternet_jax.data.inputs import PNG_MODES, to_array
 from gaternet_jax.errors import UserError
-from gaternet_jax.inference.specialists import assign, plan_specialists
+from gaternet_jax.inference.routing import first_covering, have_all, plan_specialists
 from tests.helpers import digits_config, model_config, random_model, run_model
 
 
@@ -164,7 +164,8 @@ def test_auto_measures_and_threads_share_it(model):
 def test_images_go_to_the_cheapest_specialist_that_covers_them():
     keep = np.array([[1, 1, 0, 0], [1, 1, 1, 0]], bool)
     gates = np.array([[1, 0, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0]])
-    np.testing.assert_array_equal(assign(gates, keep), [0, 1, 2, 0])
+    np.testing.assert_array_equal(first_covering(have_all(keep, gates > 0)), [0, 1, 2, 0])
+    np.testing.assert_array_equal(first_covering(have_all(keep[:0], gates > 0)), [0, 0, 0, 0], "there is none")
 
 
 def test_a_model_that_onnx_runtime_does_not_run():
@@ -184,8 +185,8 @@ def test_clustered_gates_get_specialists_and_random_ones_few(model):
     def work(widths):
         return sum(widths) / size
 
-    plan = plan_specialists(clustered, model.gate_sites, work, 64)
-    assert len(plan.keep) == 4
-    assert plan.work < 0.8
-    assert (assign(clustered, plan.keep) < 4).all()
-    assert plan_specialists(rng.random((200, size)) < 0.5, model.gate_sites, work, 64).work > 0.9
+    keep, expected = plan_specialists(clustered, model.gate_sites, work, 64)
+    assert len(keep) == 4
+    assert expected < 0.8
+    assert have_all(keep, clustered).any(1).all()
+    assert plan_specialists(rng.random((200, size)) < 0.5, model.gate_sites, work, 64)[1] > 0.9

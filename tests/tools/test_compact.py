@@ -9,7 +9,7 @@ import pytest
 from gaternet_jax import load_model
 from gaternet_jax.data.datasets import find_dataset
 from gaternet_jax.errors import UserError
-from gaternet_jax.inference.fixed import fixed_gates
+from gaternet_jax.inference.compaction import fixed_gates
 from gaternet_jax.tools.compact import main
 from gaternet_jax.training.evaluate import evaluate
 from tests.helpers import save_random_model
