@@ -48,11 +48,7 @@ class XLA:
 
 def by_rows(function: Function) -> Function:
     """Compiles a function of (prepared, *arrays) so that it takes the rows of its arrays from a batch on the device."""
-
-    def run(prepared: Any, rows: Array, *arrays: Array) -> Any:
-        return function(prepared, *(array[rows] for array in arrays))
-
-    return jax.jit(run)
+    return jax.jit(lambda prepared, rows, *arrays: function(prepared, *(array[rows] for array in arrays)))
 
 
 class OnnxRuntime:

@@ -25,7 +25,6 @@ from gaternet_jax.models.functional import merge_model, split_model
 from gaternet_jax.models.gaternet import GaterNet
 
 FEW = 2  # images that are traced where their number does not matter
-INPUTS = {"whole": ("images",), "gater": ("images",), "backbone": ("images", "gates")}
 OUTPUTS = {"whole": ("logits", "gates", "gate_scores"), "gater": ("gates", "gate_scores"), "backbone": ("logits",)}
 
 
@@ -49,8 +48,9 @@ class Network:
         self._closed, self._opened = fixed_gates(model)
         self._functions = functions_of(model, bool((self._closed | self._opened).all()))
         batch = FEW if batch is None else batch
-        image = batch, image_size, image_size, model.backbone.channels
-        self._shapes = {"images": image, "gates": (batch, len(self._closed))}
+        images = {"images": _floats(batch, image_size, image_size, model.backbone.channels)}
+        gates = {"gates": _floats(batch, len(self._closed))}
+        self._inputs = {"whole": images, "gater": images, "backbone": images | gates}
         self.program, self.profile = functools.cache(self._trace), functools.cache(self._profile)
         self._by_rows = functools.cache(lambda kind: by_rows(self.program(kind)))
         self._layers = functools.cache(lambda kind: self.program(kind).explain().layers)
@@ -65,7 +65,7 @@ class Network:
             return XLA(self._by_rows(kind), prepared)
         from gaternet_jax.inference.onnx_writer import write_onnx
 
-        serialized = write_onnx(lambda *arrays: program(prepared, *arrays), self._inputs(kind), OUTPUTS[kind])
+        serialized = write_onnx(lambda *arrays: program(prepared, *arrays), self._inputs[kind], OUTPUTS[kind])
         return OnnxRuntime(serialized, threads)
 
     def prepare(self, kind: str, keep: np.ndarray | None = None) -> Prepared:
@@ -91,19 +91,15 @@ class Network:
         """Says what tells this network's work from that of others."""
         return str([(layer.macs, layer.inputs, layer.outputs) for layer in self._layers("whole")])
 
-    def _inputs(self, kind: str) -> dict[str, jax.ShapeDtypeStruct]:
-        """Gives the shapes of what a kind of program is given."""
-        return {name: jax.ShapeDtypeStruct(self._shapes[name], jnp.float32) for name in INPUTS[kind]}
-
     def _trace(self, kind: str) -> SkipClosed:
-        return skip_closed(self._functions[kind], self._arrays, *self._inputs(kind).values())
+        return skip_closed(self._functions[kind], self._arrays, *self._inputs[kind].values())
 
     @functools.cached_property
     def _folded(self) -> tuple[Prepared, SkipClosed]:
         """Folds BatchNorm into the backbone's whole kernels, once, not for each image again; gives its program, too."""
         program = self.program("backbone")
         prepared = program.prepare(self._arrays)
-        return prepared, skip_closed(program.__call__, prepared, *self._inputs("backbone").values())
+        return prepared, skip_closed(program.__call__, prepared, *self._inputs["backbone"].values())
 
     def _profile(self, widths: tuple[int, ...]) -> Engine:
         """Makes the engine that runs the backbone by the filters that are open for any image: widths[k] of site k."""
@@ -114,6 +110,10 @@ class Network:
             return program(program.prepare(prepared, keep), images, gates)
 
         return XLA(by_rows(run), prepared)
+
+
+def _floats(*shape: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
 def functions_of(model: GaterNet, decided: bool) -> dict[str, Function]:

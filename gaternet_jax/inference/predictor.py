@@ -106,7 +106,9 @@ class Predictor:
             self._image_size = self._calibration.shape[1]
         self._network = functools.cache(self._make_network)
         self._modes: dict[tuple[int, ...], Mode] = {}  # by batch size and image size
-        self._normalize, self._lock = jax.jit(self._normalized), threading.Lock()
+        self._lock = threading.Lock()
+        # uint8 crosses to the device as such.
+        self._normalize = jax.jit(lambda x: normalize(x, self._data) if x.dtype == jnp.uint8 else x.astype(jnp.float32))
 
     @classmethod
     def from_run(cls, run: Run | str | Path, mode: str = "auto", **options: Any) -> "Predictor":
@@ -146,9 +148,9 @@ class Predictor:
         """Prepares and compiles all batch sizes; of images of the calibration's or the config's size, or this one."""
         if not (size := image_size or self._image_size):
             raise UserError("warm_up needs the size of the images, pixels: warm_up(32)")
-        images, shape = self._calibration, (size, size, self.model.backbone.channels)
-        if images is None:
-            images = np.random.default_rng(0).normal(size=(self.batch_sizes[-1], *shape)).astype(np.float32)
+        shape = size, size, self.model.backbone.channels
+        noise = np.random.default_rng(0).normal(size=(self.batch_sizes[-1], *shape)).astype(np.float32)
+        images = noise if self._calibration is None else self._calibration
         for batch_size in self.batch_sizes:
             self(np.resize(images, (batch_size, *shape)))
         return self
@@ -177,9 +179,6 @@ class Predictor:
             batch = images[start : start + self.batch_sizes[-1]]
             size = next(size for size in self.batch_sizes if size >= len(batch))
             yield self._normalize(pad_rows(batch, size)), len(batch)  # XLA compiles for few sizes
-
-    def _normalized(self, images: jax.Array) -> jax.Array:
-        return normalize(images, self._data) if images.dtype == jnp.uint8 else images.astype(jnp.float32)
 
     def _mode(self, batch: Array, count: int) -> Mode:
         """Gives the way to run batches like this one; made at the first, of which dynamic mode may learn."""

@@ -12,9 +12,8 @@ from gaternet_jax.errors import UserError
 from gaternet_jax.gating import GateSite
 from gaternet_jax.inference import batching, modes
 from gaternet_jax.inference.compaction import compact_model, departures
-from gaternet_jax.inference.modes import Modes
+from gaternet_jax.inference.modes import Modes, plan_profiles
 from gaternet_jax.inference.network import Network
-from gaternet_jax.inference.routing import plan_profiles
 from tests.helpers import model_config, random_model, run_model
 
 SIZE, KINDS = 16, 4  # pixels; how many patterns of gates there are

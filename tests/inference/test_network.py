@@ -12,8 +12,8 @@ from flax import nnx
 from gaternet_jax.gating import GateSite
 from gaternet_jax.inference.compaction import fix_gates, fixed_gates
 from gaternet_jax.inference.engines import ENGINES
+from gaternet_jax.inference.modes import count_per_site, widths_for
 from gaternet_jax.inference.network import Network, first_open
-from gaternet_jax.inference.routing import count_per_site, widths_for
 from gaternet_jax.models.backbone import Backbone
 from gaternet_jax.models.functional import merge_model, split_model
 from tests.gating.foreign import Foreign

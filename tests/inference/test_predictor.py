@@ -12,7 +12,7 @@ from PIL import Image
 from gaternet_jax import Predictor
 from gaternet_jax.data.inputs import PNG_MODES, to_array
 from gaternet_jax.errors import UserError
-from gaternet_jax.inference.routing import first_covering, have_all, plan_specialists
+from gaternet_jax.inference.modes import first_covering, have_all, plan_specialists
 from tests.helpers import digits_config, model_config, random_model, run_model
 
 
