@@ -101,7 +101,8 @@ def choose_batching(network: Network, images: Array, make: Callable[[Batching], 
         return found[0]
     version = importlib.metadata.version("jax" if engine == "xla" else engine)
     key = " ".join(map(str, (platform.node(), cores(), engine, version, *images.shape, network.description)))
-    path = memory() / hashlib.sha256(key.encode()).hexdigest()[:32]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gaternet-jax" / "batching"
+    path = folder / hashlib.sha256(key.encode()).hexdigest()[:32]
     with contextlib.suppress(OSError, ValueError, KeyError):  # nothing there, or nothing that was written here
         return {str(batching): batching for batching in found}[path.read_text(encoding="utf-8")]
 
@@ -111,7 +112,7 @@ def choose_batching(network: Network, images: Array, make: Callable[[Batching], 
 
     chosen = min(found, key=seconds_per_image)
     with contextlib.suppress(OSError):  # a folder that cannot be written only costs the measurement again
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         write_file(path, str(chosen), f".{os.getpid()}")
     return chosen
 
@@ -125,11 +126,6 @@ def best_seconds(run: Callable[[], Any]) -> float:
         run()
         taken.append(time.perf_counter() - start)
     return min(taken)
-
-
-def memory() -> Path:
-    """Names the folder in which choices are remembered, each in a file of its own."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gaternet-jax" / "batching"
 
 
 def cores() -> int:

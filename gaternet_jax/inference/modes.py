@@ -82,7 +82,8 @@ class Modes:
 
         def routed(profiles: Sequence[Widths]) -> Mode:
             def covers(opened: Array) -> np.ndarray:
-                return have_room(np.array(profiles), opened if together == 1 else opened.any(0, keepdims=True), sites)
+                counts = count_per_site(opened if together == 1 else opened.any(0, keepdims=True), sites)
+                return (counts[:, None] <= np.array(profiles)).all(-1)
 
             return self._routed([network.profile(widths) for widths in profiles], covers, together == 1)
 
@@ -112,15 +113,12 @@ class Modes:
             chosen = np.broadcast_to(first_covering(covers(gates > 0)), count)
             jobs: Jobs = []
             for number in np.unique(chosen):
-                jobs += _jobs(engines[number], np.flatnonzero(chosen == number), alone and number < len(variants))
+                rows = np.flatnonzero(chosen == number)
+                parts = rows[:, None] if alone and number < len(variants) else [rows]
+                jobs += [(engines[number], part) for part in parts]
             return [*self._run(jobs, images, gates), gates, scores]
 
         return routed
-
-
-def _jobs(engine: Engine, rows: np.ndarray, alone: bool) -> Jobs:
-    """Lists what an engine has to do for some images: each alone, or all together."""
-    return [(engine, part) for part in (rows[:, None] if alone else [rows])]
 
 
 def first_covering(covers: np.ndarray) -> np.ndarray:
@@ -132,11 +130,6 @@ def first_covering(covers: np.ndarray) -> np.ndarray:
 def have_all(keep: np.ndarray, opened: Any) -> np.ndarray:
     """Tells which specialists, of filters [specialists, G], have the open ones [N, G]; bool [N, specialists]."""
     return ~(opened @ ~keep.T)  # of floats, threads of NumPy's BLAS would wait busily, and ONNX Runtime lack the cores
-
-
-def have_room(widths: np.ndarray, opened: np.ndarray, sites: Sequence[GateSite]) -> Any:
-    """Tells which profiles, of widths [profiles, sites], have room for open filters [N, G]; bool [N, profiles]."""
-    return (count_per_site(opened, sites)[:, None] <= widths).all(-1)
 
 
 def plan_profiles(opened: np.ndarray, sites: Sequence[GateSite], work: Work) -> list[Widths]:
@@ -193,17 +186,13 @@ def _widen(
 
 
 def widths_for(counts: np.ndarray, sites: Sequence[GateSite]) -> Widths:
-    """Gives the rounded width of each site with room for some numbers of filters, int [N, sites]."""
-    return tuple(round_up(int(count), site.size) for count, site in zip(counts.max(0), sites, strict=True))
+    """Gives widths with room for some numbers of filters, int [N, sites], that are worth programs: few, and even.
 
-
-def round_up(width: int, size: int) -> int:
-    """Gives the next width, of a convolution of `size` filters, that is worth a program of its own: few, and even.
-
-    Steps of 4 up to 16 filters, of 8 up to 64, of an eighth beyond; at least one step.
+    Steps of 4 for convolutions of up to 16 filters, of 8 up to 64, of an eighth beyond; at least one step.
     """
-    step = 4 if size <= 16 else max(8, size // 8)
-    return min(-(-max(width, 1) // step) * step, size)
+    sizes = np.array([site.size for site in sites])
+    steps = np.where(sizes <= 16, 4, np.maximum(8, sizes // 8))
+    return tuple(np.minimum(-(-np.maximum(counts.max(0), 1) // steps) * steps, sizes).tolist())
 
 
 def count_per_site(opened: np.ndarray, sites: Sequence[GateSite]) -> np.ndarray:

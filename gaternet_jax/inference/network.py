@@ -48,8 +48,9 @@ class Network:
         self._closed, self._opened = fixed_gates(model)
         self._functions = functions_of(model, bool((self._closed | self._opened).all()))
         batch = FEW if batch is None else batch
-        images = {"images": _floats(batch, image_size, image_size, model.backbone.channels)}
-        gates = {"gates": _floats(batch, len(self._closed))}
+        image_shape = batch, image_size, image_size, model.backbone.channels
+        images = {"images": jax.ShapeDtypeStruct(image_shape, jnp.float32)}
+        gates = {"gates": jax.ShapeDtypeStruct((batch, len(self._closed)), jnp.float32)}
         self._inputs = {"whole": images, "gater": images, "backbone": images | gates}
         self.program, self.profile = functools.cache(self._trace), functools.cache(self._profile)
         self._by_rows = functools.cache(lambda kind: by_rows(self.program(kind)))
@@ -110,10 +111,6 @@ class Network:
             return program(program.prepare(prepared, keep), images, gates)
 
         return XLA(by_rows(run), prepared)
-
-
-def _floats(*shape: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
 def functions_of(model: GaterNet, decided: bool) -> dict[str, Function]:

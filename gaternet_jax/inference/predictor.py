@@ -92,10 +92,16 @@ class Predictor:
             )
         if mode in ("compact", "specialists") and calibration is None:
             raise UserError(f"mode '{mode}' needs calibration images: pass calibration=[N, H, W, C]")
+        try:
+            sizes = sorted({operator.index(size) for size in batch_sizes})
+        except TypeError:
+            sizes = []
+        if not sizes or sizes[0] < 1:
+            raise UserError(f"batch_sizes={batch_sizes} must be whole numbers greater than 0, e.g. (1, 64)")
         graphdef, state = nnx.split(model)
         self.model = nnx.merge(graphdef, jax.tree.map(jnp.copy, state))  # the model's may be given to a training step
         self.model.eval()
-        self.mode, self.batch_sizes = mode, _checked_sizes(batch_sizes)
+        self.mode, self.batch_sizes = mode, tuple(sizes)
         self.chosen: dict[int, str] = {}  # the mode of each batch size
         self.seconds: dict[int, dict[str, float]] = {}  # of "auto": what each mode took
         self._data: Any = copy.deepcopy(data)
@@ -139,8 +145,8 @@ class Predictor:
         Returns:
             Arrays of NumPy, float32: logits [B, K], gates [B, G], gate_scores [B, G].
         """
-        batches = self._batches(self._checked(images, "images"))
-        outputs = [self._mode(batch, count)(batch, count) for batch, count in batches]
+        checked = self._checked(images, "images")
+        outputs = [self._mode(len(batch), checked)(batch, count) for batch, count in self._batches(checked)]
         joined: list[Any] = [np.concatenate(arrays) for arrays in zip(*outputs, strict=True)]
         return Outputs(*joined)
 
@@ -180,32 +186,27 @@ class Predictor:
             size = next(size for size in self.batch_sizes if size >= len(batch))
             yield self._normalize(pad_rows(batch, size)), len(batch)  # XLA compiles for few sizes
 
-    def _mode(self, batch: Array, count: int) -> Mode:
-        """Gives the way to run batches like this one; made at the first, of which dynamic mode may learn."""
+    def _mode(self, size: int, images: np.ndarray) -> Mode:
+        """Gives the way to run batches of a size; made at the first, of whose images it learns without calibration."""
         with self._lock:
-            if batch.shape not in self._modes:
-                self._modes[batch.shape] = self._make(batch, count)
-            return self._modes[batch.shape]
+            key = size, images.shape[1]
+            if key not in self._modes:
+                known = images[: self.batch_sizes[-1]] if self._calibration is None else self._calibration
+                self._modes[key] = self._make(size, known)
+            return self._modes[key]
 
-    def _make(self, batch: Array, count: int) -> Mode:
-        size, calibration = len(batch), self._calibration
-        if calibration is None:
-            example = batch[np.arange(size) % count]
-        else:
-            example = self._normalize(np.resize(calibration, batch.shape))
-        modes, names = Modes(self._network(batch.shape[1]), example, self._tune), [self.mode]
+    def _make(self, size: int, known: np.ndarray) -> Mode:
+        example = self._normalize(np.resize(known, (size, *known.shape[1:])))
+        modes, names = Modes(self._network(known.shape[1]), example, self._tune), [self.mode]
         if self.mode == "auto":
             names = ["dense"]
             if self.model.gater is not None:
                 names += ["dynamic"] if jax.default_backend() == "cpu" or size <= DYNAMIC_BATCH else []
-                names += ["specialists"] if calibration is not None else []
+                names += ["specialists"] if self._calibration is not None else []
 
         def gates() -> np.ndarray:
-            """Computes the gates, [N, G], of the calibration images, or else of the first ones."""
-            if calibration is None:
-                return modes.gates(batch, count)[0]
-            if self._gates is None:
-                self._gates = np.concatenate([modes.gates(*batch)[0] for batch in self._batches(calibration)])
+            if self._gates is None or self._calibration is None:
+                self._gates = np.concatenate([modes.gates(*batch)[0] for batch in self._batches(known)])
             return self._gates
 
         made = {name: modes.make(name, gates) for name in names}
@@ -217,10 +218,10 @@ class Predictor:
 
     def _make_network(self, image_size: int) -> Network:
         """Makes the programs; by XLA, too, where "auto" is to decide and ONNX Runtime does not run them."""
-        model, engine, sizes = self.model, choose_engine(self._engine), self.batch_sizes
+        model, engine = self.model, choose_engine(self._engine)
         if self.mode == "compact":
-            dense = Predictor(model, batch_sizes=sizes, mode="dense", data=self._data, tune=False, engine=self._engine)
-            model = compact_model(model, dense(self._calibration).gates)
+            options: Any = dict(batch_sizes=self.batch_sizes, data=self._data, tune=False, engine=self._engine)
+            model = compact_model(model, Predictor(model, "dense", **options)(self._calibration).gates)
         network = Network(model, image_size, engine)
         if self._engine == "auto" and engine != "xla":
             try:
@@ -228,13 +229,3 @@ class Predictor:
             except UserError:  # an operation that ONNX or ONNX Runtime does not have, or a type such as bfloat16
                 return Network(model, image_size, "xla")
         return network
-
-
-def _checked_sizes(batch_sizes: Sequence[int]) -> tuple[int, ...]:
-    try:
-        sizes = tuple(sorted({operator.index(size) for size in batch_sizes}))
-    except TypeError:
-        sizes = ()
-    if not sizes or sizes[0] < 1:
-        raise UserError(f"batch_sizes={batch_sizes} must be whole numbers greater than 0, e.g. (1, 64)")
-    return sizes

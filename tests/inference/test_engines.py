@@ -9,7 +9,7 @@ import pytest
 
 from gaternet_jax.errors import UserError
 from gaternet_jax.inference import batching, engines
-from gaternet_jax.inference.batching import Batching, Runner, candidates, choose_batching, few_sizes, memory
+from gaternet_jax.inference.batching import Batching, Runner, candidates, choose_batching, few_sizes
 from gaternet_jax.inference.engines import choose_engine
 from gaternet_jax.inference.onnx_writer import write_onnx
 
@@ -105,13 +105,14 @@ def test_the_fastest_way_to_cut_is_measured_once_and_remembered(monkeypatch, tmp
     assert choose() == fastest and set(measured) == set(seconds)
     assert choose() == fastest and not measured
     assert choose("another network") == fastest and measured
-    remembered = list(memory().iterdir())
-    assert [file.read_text() for file in remembered] == 2 * [str(fastest)] and memory().is_relative_to(tmp_path)
+    folder = tmp_path / "gaternet-jax" / "batching"
+    remembered = list(folder.iterdir())
+    assert [file.read_text() for file in remembered] == 2 * [str(fastest)]
     for damaged in (b"", b"\xff", b"Batching(microbatch=3, at_once=3, threads=3)"):
         for file in remembered:
             file.write_bytes(damaged)
         assert choose() == fastest and measured
         assert choose() == fastest and not measured, "it is mended"
-    shutil.rmtree(memory())
-    memory().write_text("a file where the folder would be")
+    shutil.rmtree(folder)
+    folder.write_text("a file where the folder would be")
     assert choose() == fastest and measured, "what cannot be written is measured again"
