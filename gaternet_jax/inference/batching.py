@@ -100,7 +100,7 @@ def choose_batching(network: Network, images: Array, make: Callable[[Batching], 
     if make is None or len(found) == 1:
         return found[0]
     version = importlib.metadata.version("jax" if engine == "xla" else engine)
-    key = " ".join(map(str, (platform.node(), cores(), engine, version, *images.shape, network.description)))
+    key = " ".join(map(str, (platform.node(), cores(), engine, version, *images.shape, network.layers("whole"))))
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gaternet-jax" / "batching"
     path = folder / hashlib.sha256(key.encode()).hexdigest()[:32]
     with contextlib.suppress(OSError, ValueError, KeyError):  # nothing there, or nothing that was written here

@@ -49,19 +49,19 @@ class Modes:
         self.batching = choose_batching(network, example, self.whole if tune else None)
         self._run = Runner(self.batching, few_sizes(self.batching.microbatch) if network.engine == "xla" else ())
         self._engine = functools.cache(lambda kind: network.make(kind, threads=self.batching.threads))
+        self.dense = functools.cache(lambda: self.whole(self.batching))
 
-    def whole(self, batching: Batching | None = None) -> Mode:
+    def whole(self, batching: Batching) -> Mode:
         """Makes the mode that runs all filters whose gates are not fixed closed; of batches that are cut so."""
-        batching = batching or self.batching
         run = Runner(batching, [batching.microbatch] if self.network.engine == "xla" else ())
         engine = self.network.make("whole", threads=batching.threads)
         return lambda images, count: run([(engine, np.arange(count))], images)
 
     def make(self, mode: str, gates: Callable[[], np.ndarray]) -> Mode:
         """Makes a mode of the `Predictor`; `gates` computes those that it is to learn of, [N, G]."""
-        if mode in ("specialists", "dynamic"):
-            return getattr(self, mode)(gates())
-        return self.whole()
+        if mode == "specialists":
+            return self.specialists(gates())
+        return self.dynamic(gates()) if mode == "dynamic" else self.dense()
 
     def specialists(self, gates: np.ndarray) -> Mode:
         """Makes the mode that runs each image by a specialist, for gates like these, [N, G]."""
@@ -81,7 +81,7 @@ class Modes:
             opened = opened[np.random.default_rng(0).integers(len(opened), size=(DRAWS, together))].any(1)
 
         def routed(profiles: Sequence[Widths]) -> Mode:
-            def covers(opened: Array) -> np.ndarray:
+            def covers(opened: Array) -> Any:
                 counts = count_per_site(opened if together == 1 else opened.any(0, keepdims=True), sites)
                 return (counts[:, None] <= np.array(profiles)).all(-1)
 
@@ -99,13 +99,13 @@ class Modes:
         """Computes gates and gate scores, [count, G] each."""
         return self._run([(self._engine("gater"), np.arange(count))], images)
 
-    def _routed(self, variants: Sequence[Engine], covers: Callable[[Array], np.ndarray], alone: bool = False) -> Mode:
+    def _routed(self, variants: Sequence[Engine], covers: Callable[[Array], Any], alone: bool = False) -> Mode:
         """Decides the gates first, then has each image run by the first variant that covers its open filters.
 
         covers: of these, bool [count, G], tells which variants do, bool [count, variants], or [1, variants] for all.
         """
         if not variants:
-            return self.whole()  # one program is quicker than two
+            return self.dense()  # one program is quicker than two
         engines = [*variants, self._engine("backbone")]
 
         def routed(images: Array, count: int) -> list[Any]:
@@ -127,7 +127,7 @@ def first_covering(covers: np.ndarray) -> np.ndarray:
     return np.logical_and.accumulate(~covers, axis=1).sum(1)
 
 
-def have_all(keep: np.ndarray, opened: Any) -> np.ndarray:
+def have_all(keep: np.ndarray, opened: np.ndarray) -> Any:
     """Tells which specialists, of filters [specialists, G], have the open ones [N, G]; bool [N, specialists]."""
     return ~(opened @ ~keep.T)  # of floats, threads of NumPy's BLAS would wait busily, and ONNX Runtime lack the cores
 
@@ -160,7 +160,7 @@ def plan_specialists(
         groups = KMeans(number, random_state=0).fit_predict(fitted.astype(np.float32))
         rates = np.stack([fitted[groups == group].mean(0) for group in range(number)])
         for rare, tiers in itertools.product(RARE, TIERS):
-            keep, costs = _widen(rates, rates > rare, sites, tiers, work)
+            keep, costs = _equip(rates, rare, tiers, sites, work)
             chosen = first_covering(have_all(keep, judged))[batches]  # [draws, batch]
             counts = (chosen[..., None] == np.arange(number + 1)).sum(1)  # [draws, specialists + 1]
             total = (counts * np.array([*costs, 1.0]) + (counts > 0) * CALL).sum(1).mean() / (batch_size + CALL)
@@ -169,20 +169,19 @@ def plan_specialists(
     return best, least
 
 
-def _widen(
-    rates: np.ndarray, keep: np.ndarray, sites: Sequence[GateSite], tiers: int, work: Work
+def _equip(
+    rates: np.ndarray, rare: float, tiers: int, sites: Sequence[GateSite], work: Work
 ) -> tuple[np.ndarray, list[float]]:
-    """Gives the specialists of a tier the same widths; returns them and their costs, the cheapest first."""
-    needed = count_per_site(keep, sites)
+    """Gives specialists the filters that are open at such rates, [groups, G], in their groups, those of a tier in the
+    same widths; returns the filters and the costs, the cheapest first."""
+    needed, keep, costs = count_per_site(rates > rare, sites), np.zeros(rates.shape, bool), []
     order = np.argsort(needed.sum(1), kind="stable")
-    widened, costs = keep[order], []
-    for tier in np.array_split(np.arange(len(order)), min(tiers, len(order))):
-        widths = widths_for(needed[order[tier]], sites)
+    for tier in np.array_split(order, min(tiers, len(order))):
+        widths = widths_for(needed[tier], sites)
         costs += [work(widths)] * len(tier)
         for row, (site, width) in itertools.product(tier, zip(sites, widths, strict=True)):
-            wanted = np.where(widened[row, site.gates], np.inf, rates[order[row], site.gates])
-            widened[row, site.offset + np.argsort(-wanted, kind="stable")[:width]] = True  # the most often open
-    return widened, costs
+            keep[row, site.offset + np.argsort(-rates[row, site.gates], kind="stable")[:width]] = True
+    return keep[order], costs
 
 
 def widths_for(counts: np.ndarray, sites: Sequence[GateSite]) -> Widths:

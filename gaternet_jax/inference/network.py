@@ -54,7 +54,7 @@ class Network:
         self._inputs = {"whole": images, "gater": images, "backbone": images | gates}
         self.program, self.profile = functools.cache(self._trace), functools.cache(self._profile)
         self._by_rows = functools.cache(lambda kind: by_rows(self.program(kind)))
-        self._layers = functools.cache(lambda kind: self.program(kind).explain().layers)
+        self.layers = functools.cache(lambda kind: self.program(kind).explain().layers)
 
     def make(self, kind: str, keep: np.ndarray | None = None, threads: int = 1) -> Engine:
         """Makes the engine that runs a kind of program, "whole", "gater" or "backbone", by some threads.
@@ -84,13 +84,8 @@ class Network:
     def work(self, widths: Sequence[float]) -> float:
         """Gives the multiply-accumulates of the backbone with so many filters of each site, relative to all."""
         by_name = dict(zip((site.name for site in self.model.gate_sites), widths, strict=True))
-        widths, layers = [by_name[site.name] for site in self.program("backbone").sites], self._layers("backbone")
+        widths, layers = [by_name[site.name] for site in self.program("backbone").sites], self.layers("backbone")
         return sum(layer.macs * layer.left(widths) for layer in layers) / sum(layer.macs for layer in layers)
-
-    @functools.cached_property
-    def description(self) -> str:
-        """Says what tells this network's work from that of others."""
-        return str([(layer.macs, layer.inputs, layer.outputs) for layer in self._layers("whole")])
 
     def _trace(self, kind: str) -> SkipClosed:
         return skip_closed(self._functions[kind], self._arrays, *self._inputs[kind].values())
