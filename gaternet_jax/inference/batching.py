@@ -23,6 +23,7 @@ from gaternet_jax.files import write_file
 from gaternet_jax.inference.engines import Array, Engine
 from gaternet_jax.inference.network import Network
 
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # of this process
 MICROBATCH_PIXELS = 8 * 32 * 32  # of all images of a microbatch, where nothing is measured
 LARGE_PIXELS = 64 * 64  # images from this size on keep all cores busy one by one, where nothing is measured
 ENOUGH_SECONDS, REPEATS = 0.3, 5  # of what is timed, at most
@@ -73,20 +74,19 @@ def candidates(engine: str, batch_size: int, image_size: int) -> list[Batching]:
     """Lists the ways to cut batches that may be fastest; the first one by a rule of thumb."""
     if jax.default_backend() != "cpu":
         return [Batching(batch_size)]
-    number = cores()
-    share = -(-batch_size // number)
+    share = -(-batch_size // CORES)
     usual = min(share, max(MICROBATCH_PIXELS // image_size**2, 1))
 
     def several(size: int, at_once: int) -> Batching:
         return Batching(size, min(-(-batch_size // size), at_once))
 
     if engine == "xla":  # while one microbatch waits, another goes on
-        found = [several(usual, 2 * number), Batching(batch_size)]
+        found = [several(usual, 2 * CORES), Batching(batch_size)]
     else:
-        first = several(usual, number) if image_size**2 < LARGE_PIXELS else Batching(usual, 1, number)
-        parallel = (several(min(size, share), number) for size in (2, 4, 8, 16))
-        found = [first, *parallel, Batching(min(batch_size, 16), 1, number)]
-    return list(dict.fromkeys(found)) if number > 1 else found[:1]
+        first = several(usual, CORES) if image_size**2 < LARGE_PIXELS else Batching(usual, 1, CORES)
+        parallel = (several(min(size, share), CORES) for size in (2, 4, 8, 16))
+        found = [first, *parallel, Batching(min(batch_size, 16), 1, CORES)]
+    return list(dict.fromkeys(found)) if CORES > 1 else found[:1]
 
 
 def choose_batching(network: Network, images: Array, make: Callable[[Batching], Callable] | None) -> Batching:
@@ -100,7 +100,7 @@ def choose_batching(network: Network, images: Array, make: Callable[[Batching], 
     if make is None or len(found) == 1:
         return found[0]
     version = importlib.metadata.version("jax" if engine == "xla" else engine)
-    key = " ".join(map(str, (platform.node(), cores(), engine, version, *images.shape, network.layers("whole"))))
+    key = " ".join(map(str, (platform.node(), CORES, engine, version, *images.shape, network.layers("whole"))))
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gaternet-jax" / "batching"
     path = folder / hashlib.sha256(key.encode()).hexdigest()[:32]
     with contextlib.suppress(OSError, ValueError, KeyError):  # nothing there, or nothing that was written here
@@ -126,8 +126,3 @@ def best_seconds(run: Callable[[], Any]) -> float:
         run()
         taken.append(time.perf_counter() - start)
     return min(taken)
-
-
-def cores() -> int:
-    """Counts the processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

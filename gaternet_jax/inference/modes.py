@@ -57,12 +57,6 @@ class Modes:
         engine = self.network.make("whole", threads=batching.threads)
         return lambda images, count: run([(engine, np.arange(count))], images)
 
-    def make(self, mode: str, gates: Callable[[], np.ndarray]) -> Mode:
-        """Makes a mode of the `Predictor`; `gates` computes those that it is to learn of, [N, G]."""
-        if mode == "specialists":
-            return self.specialists(gates())
-        return self.dynamic(gates()) if mode == "dynamic" else self.dense()
-
     def specialists(self, gates: np.ndarray) -> Mode:
         """Makes the mode that runs each image by a specialist, for gates like these, [N, G]."""
         network, threads = self.network, self.batching.threads

@@ -166,16 +166,12 @@ class Predictor:
         images = np.asarray(to_array(given, self._data, channels))
         kinds = "normalised floats" if self._data is None else "uint8 pixels or normalised floats"
         fits = (images.dtype == np.uint8 and self._data is not None) or jnp.issubdtype(images.dtype, jnp.floating)
-        square = images.ndim == 4 and images.shape[-1] == channels and images.shape[1] == images.shape[2]
-        if not fits or not square or not len(images):
+        size = self._image_size or (images.shape[1] if images.ndim > 1 else 0)
+        if not fits or images.shape[1:] != (size, size, channels) or not images.size:
+            shape = f"[batch, {self._image_size or 'size'}, {self._image_size or 'size'}, {channels}]"
             raise UserError(
-                f"{what} must be {kinds}, square, of shape [batch, size, size, {channels}], channels last, "
-                f"at least one; got {images.dtype} {list(images.shape)}"
-            )
-        if self._image_size and images.shape[1] != self._image_size:
-            others = "the model's" if self._data else "the calibration images"
-            raise UserError(
-                f"{what} are {images.shape[1]} pixels wide, but {others} are {self._image_size}; resize them"
+                f"{what} must be {kinds}, square, of shape {shape}, channels last, at least one; "
+                f"got {images.dtype} {list(images.shape)}"
             )
         return images
 
@@ -209,7 +205,8 @@ class Predictor:
                 self._gates = np.concatenate([modes.gates(*batch)[0] for batch in self._batches(known)])
             return self._gates
 
-        made = {name: modes.make(name, gates) for name in names}
+        learning = {"specialists": modes.specialists, "dynamic": modes.dynamic}
+        made = {name: learning[name](gates()) if name in learning else modes.dense() for name in names}
         self.chosen[size] = self.mode
         if self.mode == "auto":
             taken = {name: best_seconds(functools.partial(run, example, size)) for name, run in made.items()}

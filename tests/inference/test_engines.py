@@ -44,7 +44,7 @@ def test_rows_are_taken_from_every_array():
 @pytest.mark.parametrize(("backend", "cores"), [("cpu", 2), ("cpu", 64), ("gpu", 16)])
 def test_a_batch_is_cut_for_the_machine(monkeypatch, backend, cores):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    monkeypatch.setattr(batching, "cores", lambda: cores)
+    monkeypatch.setattr(batching, "CORES", cores)
     cut = {
         ("xla", "cpu", 2): [Batching(1, 1), Batching(2, 2), Batching(8, 4), Batching(1, 4)],
         ("xla", "cpu", 64): [Batching(1, 1), Batching(1, 3), Batching(1, 64), Batching(1, 64)],
@@ -84,7 +84,7 @@ def test_rows_come_back_in_order_without_the_padding(cut, sizes):
 
 def test_the_fastest_way_to_cut_is_measured_once_and_remembered(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(batching, "cores", lambda: 4)
+    monkeypatch.setattr(batching, "CORES", 4)
     seconds = {found: 1.0 + number for number, found in enumerate(candidates("onnxruntime", 64, 32)[::-1])}
     fastest, measured, clock = min(seconds, key=seconds.get), [], [0.0]
     monkeypatch.setattr(batching.time, "perf_counter", lambda: clock[0])

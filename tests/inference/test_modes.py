@@ -158,7 +158,7 @@ class Narrow:
 @pytest.fixture
 def gates(monkeypatch):
     """Of three images that open few filters, and of one that opens all."""
-    monkeypatch.setattr(batching, "cores", lambda: 1)
+    monkeypatch.setattr(batching, "CORES", 1)
     gates = np.zeros((4, 16), np.float32)
     gates[1, :3], gates[2, :4], gates[3] = 1, 1, 1
     return gates
