@@ -42,7 +42,7 @@ class Batching(NamedTuple):
 class Runner:
     """Runs batches in microbatches, so many at once.
 
-    Microbatches are padded to the next of `sizes`, ascending, each of which is compiled; where there are none, to none.
+    Microbatches are padded to the next of `sizes`, ascending, because each is compiled; without sizes they are not.
     """
 
     def __init__(self, batching: Batching, sizes: Sequence[int] = ()):

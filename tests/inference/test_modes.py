@@ -101,6 +101,15 @@ def test_images_that_calibration_never_saw(model, wanted):
     assert difference[~left].max() <= 1e-4 < difference[left].min()
 
 
+def test_dynamic_mode_without_calibration_learns_of_the_first_images(model, wanted):
+    predictor = Predictor(model, "dynamic", batch_sizes=(1, 4), tune=False)
+    for first, last in ((0, 3), (3, 8)):
+        found = predictor(wanted[0][first:last])
+        np.testing.assert_array_equal(found.gates, wanted[1].gates[first:last])
+        np.testing.assert_allclose(found.logits, wanted[1].logits[first:last], atol=1e-4)
+    assert predictor.chosen == {1: "dynamic", 4: "dynamic"} and not predictor.seconds
+
+
 def test_blocks_that_gate_themselves():
     model = random_model(model_config(**{"gating": "all", "gater.scope": "local"}))
     images = images_of([0, 1, 2], seed=2)
@@ -188,6 +197,13 @@ def test_profiles_that_are_not_quicker_are_left_out(gates, monkeypatch):
         mode = Modes(network, example).dynamic(gates[:3])
         assert [[name for name, _ in ran] for ran in measured] == [6 * [(4, 4)] + ["backbone"], ["whole"]]
         assert network.run(mode, gates)[0][0] == chosen
+
+
+def test_specialists_that_are_not_worth_a_program_are_left_out(gates):
+    """As of gates that have nothing in common."""
+    network, random = Narrow(), np.random.default_rng(0).random((64, 16)) < 0.5
+    mode = Modes(network, gates, tune=False).specialists(random)
+    assert network.run(mode, gates) == [("whole", [0, 1, 2, 3])]
 
 
 def test_dynamic_mode_is_one_program_where_no_profile_is_quicker(model, monkeypatch):
