@@ -75,11 +75,13 @@ class Modes:
             opened = opened[np.random.default_rng(0).integers(len(opened), size=(DRAWS, together))].any(1)
 
         def routed(profiles: Sequence[Widths]) -> Mode:
+            widths, engines = np.array(profiles), [network.profile(widths) for widths in profiles]
+
             def covers(opened: Array) -> Any:
                 counts = count_per_site(opened if together == 1 else opened.any(0, keepdims=True), sites)
-                return (counts[:, None] <= np.array(profiles)).all(-1)
+                return (counts[:, None] <= widths).all(-1)
 
-            return self._routed([network.profile(widths) for widths in profiles], covers, together == 1)
+            return self._routed(engines, covers, together == 1)
 
         profiles = plan_profiles(opened, sites, network.work)
         if not self._tune:
@@ -134,9 +136,7 @@ def plan_profiles(opened: np.ndarray, sites: Sequence[GateSite], work: Work) -> 
     return [widths for widths in dict.fromkeys(widths_for(share, sites) for share in shares) if work(widths) <= WORTH]
 
 
-def plan_specialists(
-    gates: np.ndarray, sites: Sequence[GateSite], work: Work, batch_size: int
-) -> tuple[np.ndarray, float]:
+def plan_specialists(gates: Array, sites: Sequence[GateSite], work: Work, batch_size: int) -> tuple[np.ndarray, float]:
     """Groups calibration images by their gates [N, G], for the least expected work of a batch.
 
     Returns:
@@ -163,9 +163,7 @@ def plan_specialists(
     return best, least
 
 
-def _equip(
-    rates: np.ndarray, rare: float, tiers: int, sites: Sequence[GateSite], work: Work
-) -> tuple[np.ndarray, list[float]]:
+def _equip(rates: Array, rare: float, tiers: int, sites: Sequence[GateSite], work: Work) -> tuple[Array, list[float]]:
     """Gives specialists the filters that are open at such rates, [groups, G], in their groups, those of a tier in the
     same widths; returns the filters and the costs, the cheapest first."""
     needed, keep, costs = count_per_site(rates > rare, sites), np.zeros(rates.shape, bool), []
