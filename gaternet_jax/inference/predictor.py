@@ -171,7 +171,7 @@ class Predictor:
             shape = f"[batch, {self._image_size or 'size'}, {self._image_size or 'size'}, {channels}]"
             raise UserError(
                 f"{what} must be {kinds}, square, of shape {shape}, channels last, at least one; "
-                f"got {images.dtype} {list(images.shape)}"
+                f"got {images.dtype} {list(images.shape)}: resize or convert them"
             )
         return images
 
