@@ -11,7 +11,7 @@ from jax import lax
 from gaternet_jax.gating import gate, skip_closed
 
 SIZE, LENGTH = 6, 14  # pixels; operations
-QUICK, ALL = 4, 60  # programs
+QUICK, ALL = 2, 60  # programs
 conv = functools.partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 window = functools.partial(lax.reduce_window, window_dimensions=(1, 3, 3, 1), window_strides=(1, 2, 2, 1))
 across = lambda x: x[None, None, None]  # noqa: E731
