@@ -67,7 +67,9 @@ GOLDEN_MODELS = {  # a shrunken member of each family, and every gating of one
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow if "inception" in name or name == "resnet8-last" else ())
+        pytest.param(
+            name, marks=pytest.mark.slow if name.startswith(("inception", "shake", "resnet18", "resnet8-last")) else ()
+        )
         for name in GOLDEN_MODELS
     ],
 )
