@@ -91,7 +91,7 @@ class Execution:
         if (found := self._product_before(step)) is None:
             return None
         product, axis, place, steps = found
-        rule, kernel, dtype = rule_of(product), product.inputs[1], product.outputs[0].aval.dtype
+        rule, kernel, output = rule_of(product), product.inputs[1], step.outputs[0].aval
         assert isinstance(rule, Product)
         kept = rule.want(product, self.plan)[1]
 
@@ -101,14 +101,15 @@ class Execution:
             return maps
 
         size = kept.channels.count(self.widths) if kept else kernel.shape[axis]
-        zeros = along(jnp.zeros(size, dtype), place, len(step.outputs[0].shape))
+        dtype = jnp.result_type(*(ref.aval.dtype for each in (product, *steps) for ref in each.outputs))  # the widest
+        zeros = along(jnp.zeros(size, dtype), place, len(output.shape))
         shift, scale = jax.jvp(follow, (zeros,), (jnp.ones_like(zeros),))
         result, extra = rule.product(product, self, along(scale, axis, len(kernel.shape)))
         if extra is not None:
-            shift = extra.astype(shift.dtype) * scale + shift
+            shift = extra.astype(dtype) * scale + shift
         elif not any(other.name in ("add", "add_any", "sub") for other in steps):
-            return [result.astype(shift.dtype)]
-        return [result.astype(shift.dtype) + shift]
+            return [result.astype(output.dtype)]
+        return [(result.astype(dtype) + shift).astype(output.dtype)]
 
     def _product_before(self, last: Step) -> tuple[Step, int, int, list[Step]] | None:
         """Finds the product behind which affine operations stand, of which this is the last; along which axis of its

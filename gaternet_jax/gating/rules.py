@@ -185,5 +185,7 @@ class Elementwise(Rule):
         return unknown[0] if step.name != "div" or unknown[0] is step.inputs[0] else None
 
     def follow(self, step, maps, ex):
+        if step.name == "convert_element_type":
+            return maps  # the widest type is that of the maps
         known = zip(step.inputs, map(ex.thin, step.inputs, self.want(step, ex.plan)), strict=True)
-        return self.bind(step, [x if ex.plan.is_known(ref) else maps for ref, x in known])[0]
+        return self.bind(step, [jnp.asarray(x, maps.dtype) if ex.plan.is_known(ref) else maps for ref, x in known])[0]

@@ -356,6 +356,18 @@ def test_batch_norm_is_folded_into_the_convolution():
     assert names.count("conv_general_dilated") == 1
 
 
+def test_what_is_folded_is_computed_in_its_widest_type():
+    def function(params, x, gates):
+        maps = (x.astype(jnp.bfloat16) @ params[0]).astype(jnp.float32)
+        return gate((maps * 2 + params[1][None]).astype(jnp.bfloat16), gates)
+
+    params = -0.25 * jnp.eye(3, dtype=jnp.bfloat16), jnp.full(3, 0.501)  # 0.501 - 0.5; in bfloat16 0.5 or 0.504
+    program = skip_closed(function, params, x := jnp.ones((1, 3)), gates := jnp.ones((1, 3)))
+    out = program(program.prepare(params, [[2, 0]]), x, gates)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(out.astype(jnp.float32), [[0.001, 0, 0.001]], rtol=1e-2)
+
+
 def remaining(program, params, maps=MAPS):
     """The operations that are left for each batch."""
     prepared = jax.eval_shape(lambda: program.prepare(params, [KEEP]))
