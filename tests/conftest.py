@@ -6,8 +6,11 @@ import os
 os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
 
 import jax
+import numpy as np
 import pytest
 from absl import flags
+
+from tests.arrays import RNG
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -31,6 +34,12 @@ def compiled(tmp_path_factory):
     for name, value in (("compilation_cache_dir", str(folder)), ("persistent_cache_min_compile_time_secs", 0.0)):
         jax.config.update(f"jax_{name}", value)
         os.environ[f"JAX_{name.upper()}"] = str(value)
+
+
+@pytest.fixture(autouse=True)
+def same_numbers():
+    """Random numbers of a test do not depend on the tests that ran before it."""
+    RNG.bit_generator.state = np.random.default_rng(0).bit_generator.state
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import pytest
 from jax import lax
 
 from gaternet_jax.gating import gate, skip_closed
-from tests.gating.test_rules import CONV, KEEP, MAPS, B, C, check, inputs_of_last, weights
+from tests.arrays import assert_close, weights
+from tests.gating.test_rules import CONV, KEEP, MAPS, B, C, check, inputs_of_last
 
 CONVOLUTIONS = {
     "a kernel of 3x3": dict(kernel=(3, 3, C, 4)),
@@ -48,7 +49,7 @@ def test_convolution_loses_absent_inputs(name, activation):
             x = x.transpose(0, 3, 1, 2)
         return lax.conv_general_dilated(x, kernel, **options)
 
-    assert inputs_of_last(check(function, kernel, maps, atol=2e-5)) == 3
+    assert inputs_of_last(check(function, kernel, maps)) == 3
 
 
 def outputs_of_first(program, widths=(3,)):
@@ -116,7 +117,7 @@ def test_grouped_convolution_is_whole():
 
     program = skip_closed(keep_both, (k := weights(3, 3, 3, C)), jnp.zeros(MAPS), jnp.zeros((B, C)))
     x, gates = weights(*MAPS), jnp.zeros((B, C)).at[:, KEEP].set(1)
-    np.testing.assert_allclose(program(program.prepare(k, [KEEP, KEEP]), x, gates), keep_both(k, x, gates), atol=1e-5)
+    assert_close(program(program.prepare(k, [KEEP, KEEP]), x, gates), keep_both(k, x, gates))
     layer = program.explain().layers[0]
     assert layer.inputs is None and layer.outputs is None
     assert layer.macs == B * 25 * 9 * 3 * C
@@ -131,8 +132,8 @@ def test_convolution_by_a_gated_kernel_loses_what_is_absent_of_it(activation):
     def outputs(maps, x, gates):
         return lax.conv_general_dilated(maps, gate(x, gates), (1, 1), "SAME", dimension_numbers=CONV) @ jnp.ones((C, 2))
 
-    assert inputs_of_last(check(inputs, weights(2, 5, 5, C), (3, 3, 4, C), atol=2e-5)) == 3
-    assert inputs_of_last(check(outputs, weights(2, 5, 5, 4), (3, 3, 4, C), atol=2e-5)) == 3
+    assert inputs_of_last(check(inputs, weights(2, 5, 5, C), (3, 3, 4, C))) == 3
+    assert inputs_of_last(check(outputs, weights(2, 5, 5, 4), (3, 3, 4, C))) == 3
 
 
 def test_convolution_by_a_kernel_that_depends_on_the_images():
@@ -140,7 +141,7 @@ def test_convolution_by_a_kernel_that_depends_on_the_images():
         kernel = x.mean(0)[:3, :3, :, None]
         return lax.conv_general_dilated(jnp.cos(gate(x, gates)), kernel, (1, 1), "SAME", dimension_numbers=CONV)
 
-    check(function, atol=1e-4)
+    check(function)
 
 
 PRODUCTS = {
@@ -154,7 +155,7 @@ PRODUCTS = {
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_products(name):
     kernels = weights(C, 2), weights(4, C), weights(5, C, 3)
-    check(lambda k, x, gates: PRODUCTS[name](k, gate(x, gates)), kernels, atol=1e-4)
+    check(lambda k, x, gates: PRODUCTS[name](k, gate(x, gates)), kernels)
 
 
 def test_attention_like_products_of_gated_values():
@@ -163,7 +164,7 @@ def test_attention_like_products_of_gated_values():
         scores = jax.nn.softmax(jnp.einsum("bqc,bkc->bqk", tokens, tokens), -1)
         return jnp.einsum("bqk,bkc->bqc", scores, tokens) @ kernel
 
-    program = check(function, weights(C, 2), atol=1e-4)
+    program = check(function, weights(C, 2))
     assert [layer.inputs and layer.inputs.count([3]) for layer in program.explain().layers] == [3, None, 3]
 
 
@@ -175,7 +176,7 @@ def test_batch_norm_is_folded_into_the_convolution():
         return gate(jax.nn.relu(x), gates)
 
     params = (weights(3, 3, C, C), weights(C), weights(C), weights(C))
-    program = check(function, params, atol=2e-5)
+    program = check(function, params)
     names = [equation.primitive.name for equation in remaining(program, params)]
     assert "mul" not in names, "BatchNorm's is in the kernel; the gate's is within the gate"
     assert names.count("conv_general_dilated") == 1

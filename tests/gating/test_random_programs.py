@@ -9,6 +9,7 @@ import pytest
 from jax import lax
 
 from gaternet_jax.gating import gate, skip_closed
+from tests.arrays import assert_close
 
 SIZE, LENGTH = 6, 14  # pixels; operations
 QUICK, ALL = 2, 60  # programs
@@ -108,4 +109,4 @@ def test_random_programs_give_what_the_masked_ones_give(seed):
         gates = jnp.asarray(kept * rng.choice([0, 0.5, 1, 1], (batch, num_gates)), jnp.float32)
         wanted = np.asarray(function(params, x, gates))
         for each in (prepared, whole):
-            np.testing.assert_allclose(program(each, x, gates), wanted, atol=1e-4 * max(1, np.abs(wanted).max()))
+            assert_close(program(each, x, gates), wanted, 1e-4)

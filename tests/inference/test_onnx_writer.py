@@ -13,14 +13,9 @@ from jax import lax
 from gaternet_jax.errors import UserError
 from gaternet_jax.gating import gate, skip_closed
 from gaternet_jax.inference.onnx_writer import write_onnx
+from tests.arrays import RNG, assert_close, weights
 from tests.gating.foreign import foreign
 from tests.gating.test_skip import SIZE, backbone, selection
-
-RNG = np.random.default_rng(0)
-
-
-def weights(*shape):
-    return jnp.asarray(RNG.normal(size=shape), jnp.float32)
 
 
 def shapes_of(**arrays):
@@ -37,7 +32,9 @@ def kinds(serialized):
 
 
 CONV = ("NHWC", "HWIO", "NHWC")
-KERNEL, DEPTHWISE, MATRIX, VECTOR = weights(3, 3, 6, 4), weights(3, 2, 1, 12), weights(6, 5), weights(6)
+OWN = np.random.default_rng(0)
+KERNEL, DEPTHWISE = weights(3, 3, 6, 4, rng=OWN), weights(3, 2, 1, 12, rng=OWN)
+MATRIX, VECTOR = weights(6, 5, rng=OWN), weights(6, rng=OWN)
 INDEX = np.array([4, 0, 3])
 OPERATIONS = {
     "convolution": lambda x: lax.conv_general_dilated(x, KERNEL, (2, 1), ((1, 0), (2, 1)), dimension_numbers=CONV),
@@ -86,7 +83,7 @@ def test_operations(name):
         (out,) = run(serialized, x=x[:batch])
         wanted = OPERATIONS[name](x[:batch])
         assert out.dtype == wanted.dtype
-        np.testing.assert_allclose(out, wanted, rtol=1e-4, atol=1e-5)
+        assert_close(out, wanted)
 
 
 def test_several_inputs_and_outputs_and_metadata():
@@ -115,7 +112,7 @@ def test_networks_without_their_closed_channels(network):
     prepared = program.prepare(params, keep)
     serialized = write_onnx(lambda *args: program(prepared, *args), shapes_of(x=x, gates=gates), ["logits"])
     (out,) = run(serialized, x=x, gates=gates)
-    np.testing.assert_allclose(out, jax.jit(function)(params, x, gates), atol=1e-4)
+    assert_close(out, jax.jit(function)(params, x, gates), 1e-4)
 
 
 def test_channels_are_added_to_wide_maps_without_a_constant_beside():
@@ -128,7 +125,7 @@ def test_channels_are_added_to_wide_maps_without_a_constant_beside():
     prepared = program.prepare(kernel, [[4, 1]])
     serialized = write_onnx(lambda *args: program(prepared, *args), shapes_of(x=x, gates=gates), ["narrow", "wide"])
     for out, wanted in zip(run(serialized, x=x, gates=gates), function(kernel, x, gates), strict=True):
-        np.testing.assert_allclose(out, wanted, atol=1e-5)
+        assert_close(out, wanted)
     assert kinds(serialized).count("Add") == 1
 
 
