@@ -2,9 +2,6 @@
 
 import os
 
-# LLVM's passes cost more than they save in programs that run once; what XLA makes of a model stays the same.
-os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
-
 import jax
 import numpy as np
 import pytest
@@ -16,6 +13,12 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 flags.FLAGS.mark_as_parsed()
+
+# Optimised code costs more than it saves in programs that run once; what XLA makes of a model stays the same.
+QUICK = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=2"]
+if jax.__version_info__ < (0, 11):  # later ones have no other emitters
+    QUICK.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([*QUICK, os.environ.get("XLA_FLAGS", "")])
 
 
 @pytest.fixture(scope="session", autouse=True)
