@@ -45,7 +45,7 @@ class Graph:
 
     def node(self, kind: str, *operands: Tensor | Sequence[int], output: str = "", **attributes: Any) -> str:
         """Writes a node and gives the name of its result; operands may be numbers: axes, sizes, positions."""
-        output = output or f"{kind.lower()}_{len(self.nodes)}"
+        output = output or f"/{kind.lower()}_{len(self.nodes)}"
         names = [operand if isinstance(operand, str) else self._initializer(operand) for operand in operands]
         self.nodes.append(helper.make_node(kind, names, [output], **attributes))
         return output
@@ -55,7 +55,7 @@ class Graph:
         array = np.asarray(given, getattr(given, "dtype", np.int64), order="C")
         tensor = numpy_helper.from_array(array)
         tensor = self.initializers.setdefault(tensor.SerializeToString(), tensor)
-        tensor.name = tensor.name or f"constant_{len(self.initializers)}"
+        tensor.name = tensor.name or f"/constant_{len(self.initializers)}"
         return tensor.name
 
     def transpose(self, tensor: Tensor, order: Sequence[int] | np.ndarray) -> Tensor:

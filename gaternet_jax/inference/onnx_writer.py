@@ -34,11 +34,11 @@ def write_onnx(
     Args:
         function: of the inputs, in order; its result has as many leaves as there are outputs.
         inputs: name, shape and type of each. The first axis is the batch, whose size does not matter.
-        outputs: names of the leaves.
+        outputs: names of the leaves. No two names may be the same, nor begin with "/", as those of the nodes do.
         **metadata: entries of the model.
 
     Raises:
-        UserError: an operation that is not written; it names the line of the network.
+        UserError: an operation that is not written, and the line of the network; names that cannot be, or too few.
 
     Example:
         >>> images = jax.ShapeDtypeStruct((1, 8), np.float32)
@@ -48,6 +48,9 @@ def write_onnx(
     """
     batches = (jax.ShapeDtypeStruct((BATCH, *given.shape[1:]), given.dtype) for given in inputs.values())
     program = flatten(function, *batches)
+    names, count = [*inputs, *outputs], len(program.outputs)
+    if len({*names}) < len(names) or any(name.startswith("/") for name in names) or len(outputs) != count:
+        raise UserError(f"{names} must be different names, none beginning with '/', the last {count} for outputs")
     ends = [dict(zip(*end, strict=True)) for end in ((inputs, program.inputs), (outputs, program.outputs))]
     graph = Graph(ends[0], program.constants)
     for step in program.steps:

@@ -103,7 +103,7 @@ class Predictor:
         self.model.eval()
         self.mode, self.batch_sizes = mode, tuple(sizes)
         self.chosen: dict[int, str] = {}  # the mode of each batch size
-        self.seconds: dict[int, dict[str, float]] = {}  # of "auto": what each mode took
+        self.seconds: dict[int, dict[str, float]] = {}  # of "auto": what each mode took, of those that differ
         self._data: Any = copy.deepcopy(data)
         self._tune, self._engine, self._calibration, self._gates = tune, engine, None, None
         self._image_size = data and data.image_size  # pixels; None: any
@@ -206,7 +206,11 @@ class Predictor:
             return self._gates
 
         learning = {"specialists": modes.specialists, "dynamic": modes.dynamic}
-        made = {name: learning[name](gates()) if name in learning else modes.dense() for name in names}
+        made: dict[str, Mode] = {}
+        for name in names:
+            run = learning[name](gates()) if name in learning else modes.dense()
+            if run not in made.values():  # "dynamic" and "specialists" are "dense" where no variant is worth it
+                made[name] = run
         self.chosen[size] = self.mode
         if self.mode == "auto":
             taken = {name: best_seconds(functools.partial(run, example, size)) for name, run in made.items()}

@@ -175,6 +175,14 @@ def test_what_is_not_written_is_refused(function, message):
         write_onnx(function, shapes_of(x=weights(1, 5, 4, 6)), ["y"])
 
 
+@pytest.mark.parametrize("names", ["xx", ["/relu_0", "y"], ["x", "y", "z"], ["x"]])
+def test_names_that_cannot_be_are_refused(names):
+    x = jax.ShapeDtypeStruct((1, 2), jnp.float32)
+    with pytest.raises(UserError, match=r"different names, none beginning with '/', the last 1 for outputs"):
+        write_onnx(jax.nn.relu, {names[0]: x}, names[1:])
+    onnx.load_from_string(write_onnx(jax.nn.relu, {"relu_0": x}, ["relu_1"]))
+
+
 def test_the_line_of_the_network_is_named_also_of_a_prepared_program():
     def function(kernel, x, gates):
         return jnp.sort(gate(jax.nn.relu(x @ kernel), gates), -1)

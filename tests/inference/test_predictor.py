@@ -12,6 +12,7 @@ from PIL import Image
 from gaternet_jax import Predictor
 from gaternet_jax.data.inputs import PNG_MODES, to_array
 from gaternet_jax.errors import UserError
+from gaternet_jax.inference import modes
 from gaternet_jax.inference.modes import first_covering, have_all, plan_specialists
 from tests.helpers import digits_config, model_config, random_model, run_model
 
@@ -159,6 +160,14 @@ def test_auto_measures_and_threads_share_it(model):
     assert predictor.chosen[4] == min(predictor.seconds[4], key=predictor.seconds[4].get)
     for logits in found:
         np.testing.assert_array_equal(logits, found[0])
+
+
+def test_auto_does_not_measure_one_program_by_two_names(model, monkeypatch):
+    images = np.random.default_rng(0).normal(size=(4, 16, 16, 3)).astype(np.float32)
+    monkeypatch.setattr(modes, "plan_profiles", lambda *_: [])
+    predictor = Predictor(model, "auto", batch_sizes=(4,), tune=False)
+    predictor(images)
+    assert set(predictor.seconds[4]) == {"dense"} and predictor.chosen[4] == "dense"
 
 
 def test_images_go_to_the_cheapest_specialist_that_covers_them():
