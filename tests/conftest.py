@@ -45,6 +45,13 @@ def same_numbers():
     RNG.bit_generator.state = np.random.default_rng(0).bit_generator.state
 
 
+@pytest.fixture(scope="module", autouse=True)
+def little_memory():
+    """Programs in memory are those of one file of tests."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def use_devices(monkeypatch):
     """A function: runs from here on use the first n of the eight devices."""
