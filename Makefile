@@ -9,7 +9,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 help:            ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
 
-demo: $(VENV)/installed          ## set up, then train a GaterNet on handwritten digits (about 2 minutes)
+demo: $(VENV)/installed          ## set up, then train a GaterNet on handwritten digits (about a minute)
 	$(PY) -m gaternet_jax.main --config=configs/digits.py
 
 test: $(VENV)/installed-test lint          ## set up, lint, type-check, and run the test suite

@@ -7,7 +7,7 @@
 Variants: [MODEL][-last|-all][-plain|-wider|-se|-local|-aux][-he|-strong], any model of `python -m
 gaternet_jax.tools.models`. Recipes, both of 200 epochs at batch 128: `he` (the default; weight decay 1e-4, learning
 rate 0.1 divided by 10 at 50% and 75%) and `strong` (weight decay 5e-4, cosine, Nesterov). The data must be prepared
-(see README). 200 epochs of 390 steps; cost of a run:
+(docs/running.md). 200 epochs of 390 steps; cost of a run:
 
 | model | parameters (backbone + gater) | gates | MACs per image (backbone + gater) | steps |
 |---|---:|---:|---:|---:|

@@ -3,8 +3,8 @@
     python -m gaternet_jax.main --config=configs/cifar100.py    ResNet-20-Gated
     python -m gaternet_jax.main --config=configs/cifar100.py:resnet164_paper    ResNet-164-Gated, the largest claim
 
-Variants and cost as for CIFAR-10 (the output layer adds 90 units). The data must be prepared (see README). 200 epochs
-of 390 steps.
+Variants and cost as for CIFAR-10 (the output layer adds 90 units). The data must be prepared (docs/running.md).
+200 epochs of 390 steps.
 """
 
 from gaternet_jax.config import default
