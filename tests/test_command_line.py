@@ -1,6 +1,8 @@
 """How command lines end: exit codes, sentences, names that the terminal cannot print."""
 
+import errno
 import io
+import os
 import sys
 
 import jax
@@ -53,9 +55,21 @@ def test_no_device_of_the_kind_that_was_asked_for(reason, capsys, monkeypatch):
     assert "look at the driver" in told
 
 
-def test_other_errors_are_crashes():
-    with pytest.raises(RuntimeError, match="of ours"), command_line():
-        raise RuntimeError("a mistake of ours")
+@pytest.mark.parametrize(
+    ("number", "path", "told"),
+    [(errno.EACCES, "runs/a", "error: runs/a: Permission denied; "), (errno.ENOSPC, None, "error: No space left on ")],
+)
+def test_a_file_that_may_not_be_used_and_a_full_disk(number, path, told, capsys):
+    with pytest.raises(SystemExit) as ending, command_line():
+        raise OSError(number, os.strerror(number), path)
+    assert ending.value.code == 2
+    assert capsys.readouterr().err.startswith(told)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a mistake of ours"), OSError(errno.EIO, "Input/output error")])
+def test_other_errors_are_crashes(error):
+    with pytest.raises(type(error)), command_line():
+        raise error
 
 
 def test_what_the_terminal_cannot_print_is_escaped(monkeypatch):

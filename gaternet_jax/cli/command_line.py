@@ -6,6 +6,7 @@ files, told in a sentence; 130 after Ctrl-C. Nothing else in this project choose
 
 import argparse
 import contextlib
+import errno
 import io
 import os
 import select
@@ -14,6 +15,8 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from gaternet_jax.errors import NonFiniteError, UserError
+
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # by the system, until someone mends it
 
 
 @contextlib.contextmanager
@@ -38,6 +41,11 @@ def command_line(interrupted: str = "Interrupted.") -> Iterator[None]:
         end(2, f"error: {error}")
     except KeyboardInterrupt:
         end(130, f"\n{interrupted}")
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        end(2, f"error: {where}{error.strerror}; mend that, after which the same command works, or choose another place")
     except (RuntimeError, AssertionError) as error:
         if explained := explain_missing_backend():
             end(2, f"error: {explained}")

@@ -10,10 +10,12 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX import RecordWriter, summary
+from tensorboardX.proto import event_pb2
 
 from gaternet_jax.errors import NonFiniteError
 from gaternet_jax.files import write_file
@@ -21,6 +23,9 @@ from gaternet_jax.files import write_file
 # In the order of their computation.
 TERMS = ("loss", "gate_loss", "auxiliary_loss", "total_loss", "gradient_norm", "parameter_norm")
 GROWN = 10.0  # times its least value: worth telling
+FLUSH_SECONDS = 10.0  # so long TensorBoard may wait for a line; flushing waits for the disk
+
+_protos: Any = event_pb2  # made at run time, unknown to type checkers
 
 
 class MetricWriter:
@@ -41,7 +46,7 @@ class MetricWriter:
         self.path = workdir / "metrics.jsonl"
         _drop_lines_after(self.path, resume_step)
         self._file = self.path.open("a", encoding="utf-8")
-        self._tensorboard = _open_tensorboard(workdir.absolute() / "tensorboard", resume_step + 1)
+        self._tensorboard = _TensorBoard(workdir / "tensorboard", resume_step + 1)
         self._thread, self._started = ThreadPoolExecutor(1, "tensorboard"), deque[Future[None]]()
 
     def write(self, step: int, split: str, values: dict[str, float | int]) -> None:
@@ -65,9 +70,9 @@ class MetricWriter:
     def _show(self, step: int, view: Callable[[], tuple[dict[str, float], dict[str, np.ndarray]]]) -> None:
         scalars, pictures = view()
         for name, value in scalars.items():
-            self._tensorboard.add_scalar(name, value, step)
+            self._tensorboard.write(step, summary=summary.scalar(name, value))
         for name, picture in pictures.items():
-            self._tensorboard.add_image(name, picture, step, dataformats="HWC")
+            self._tensorboard.write(step, summary=summary.image(name, picture, dataformats="HWC"))
 
     def __enter__(self):
         return self
@@ -225,19 +230,33 @@ class LoopClock:
         return {"steps_per_second": speed} | shares
 
 
-def _open_tensorboard(folder: Path, purge_step: int) -> SummaryWriter:
-    """Opens a writer whose file comes last by its name, which is the order in which TensorBoard reads.
+class _TensorBoard:
+    """Writes a file for TensorBoard that comes last by its name, which is the order in which TensorBoard reads.
 
     The name is that of the second. Where the clock went back, the file would come before those that it goes on from,
     and be forgotten; within the same second, it would take another one's place.
+
+    Not by tensorboardX's SummaryWriter: its thread ends when the disk is full, and whoever writes then waits for ever.
     """
-    found = [re.match(r"events\.out\.tfevents\.(\d{10})", path.name) for path in folder.glob("events.*")]
-    newest = max((int(match[1]) for match in found if match), default=0)
-    writer = SummaryWriter(str(folder), purge_step=purge_step, filename_suffix=".new")
-    for path in folder.glob("events.*.new"):
-        second = max(int(time.time()), newest + 1)
-        path.rename(path.with_name(f"events.out.tfevents.{second:010d}.{socket.gethostname()}"))
-    return writer
+
+    def __init__(self, folder: Path, purge_step: int):
+        folder.mkdir(exist_ok=True)
+        found = [re.match(r"events\.out\.tfevents\.(\d{10})", path.name) for path in folder.glob("events.*")]
+        second = max(int(time.time()), *(int(match[1]) + 1 for match in found if match), 0)
+        self._file = RecordWriter(str(folder.absolute() / f"events.out.tfevents.{second:010d}.{socket.gethostname()}"))
+        self._flushed = -math.inf
+        self.write(0, file_version="brain.Event:2")
+        self.write(purge_step, session_log=_protos.SessionLog(status=_protos.SessionLog.START))
+
+    def write(self, step: int, **content: Any) -> None:
+        event = _protos.Event(wall_time=time.time(), step=step, **content)
+        self._file.write(event.SerializeToString())
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self._file.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _drop_lines_after(path: Path, last_step: int) -> None:

@@ -1,5 +1,7 @@
+import errno
 import json
 import struct
+import threading
 
 import jax.numpy as jnp
 import pytest
@@ -114,6 +116,29 @@ def test_tensorboard_shows_what_follows_a_resume(tmp_path, monkeypatch, seconds)
                 writer.write(step, "train", {"loss": value})
         now += seconds
     assert shown(tmp_path / "tensorboard") == {1: 1.0, 2: 1.0, 3: 2.0, 4: 3.0, 5: 3.0, 6: 3.0}
+
+
+def test_a_disk_that_is_full_is_told_and_nothing_waits_for_it(tmp_path, monkeypatch):
+    writer = MetricWriter(tmp_path, resume_step=0)
+
+    def write(data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tensorboardX.RecordWriter.write", lambda self, data: write(data))
+    ended = []
+
+    def run():
+        try:
+            with writer:
+                for step in range(30):  # tensorboardX's own queue holds ten
+                    writer.write(step, "train", {"loss": 1.0})
+        except OSError as error:
+            ended.append(error.strerror)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert ended == ["No space left on device"]
 
 
 def test_clock_tells_where_time_goes_and_leaves_pauses_out(monkeypatch):
