@@ -10,6 +10,7 @@ He et al. (variants.py: `he`): under it others' plain ResNets come near the pape
 better than those (docs/results.md). Lambda, and how the gater's head begins, are by experiment.
 """
 
+import math
 import operator
 from typing import Any, Literal
 
@@ -283,6 +284,20 @@ def validate(config: RunConfig, num_devices: int) -> None:
     _refuse(misfits(config, FIELDS) or out_of_bounds(config, FIELDS) + _combinations(config, num_devices))
 
 
+def for_evaluation(config: RunConfig, num_devices: int) -> RunConfig:
+    """Checks a run's config and gives it with evaluation batches that these devices can share: metrics stay the same.
+
+    The devices that the run was trained on may have been another number.
+
+    Raises:
+        UserError: as of `validate`.
+    """
+    validate(config, num_devices=1)
+    config = config.copy_and_resolve_references()
+    config.train.eval_batch_size = math.ceil(config.train.eval_batch_size / num_devices) * num_devices
+    return config
+
+
 def check_fields(config: RunConfig) -> None:
     """Checks that a config has the fields that there are, and each a value of its type, within its bounds.
 
@@ -321,6 +336,12 @@ def _combinations(config: RunConfig, num_devices: int) -> list[str]:
             )
     if config.data.train_crop == "random" and config.data.pipeline in ("memory", "device"):
         problems.append("data.train_crop=random needs data.pipeline=stream: a split in memory is cropped once")
+    for name in ("crop_padding", "cutout"):
+        if config.data[name] > config.data.image_size:
+            problems.append(
+                f"data.{name}={config.data[name]} must be at most data.image_size={config.data.image_size}: of many "
+                "images nothing would be left"
+            )
     name, epochs = "train.epochs", config.train.epochs
     if config.optimizer.schedule_epochs:
         name, epochs = "optimizer.schedule_epochs", config.optimizer.schedule_epochs

@@ -4,7 +4,7 @@ from pathlib import Path
 import ml_collections
 import pytest
 
-from gaternet_jax.config import FIELDS, MAY_CHANGE, MAY_OVERRIDE, default, flatten, validate
+from gaternet_jax.config import FIELDS, MAY_CHANGE, MAY_OVERRIDE, default, flatten, for_evaluation, validate
 from gaternet_jax.configs import cifar10, cifar100, digits, folder, imagenet
 from gaternet_jax.errors import UserError
 from gaternet_jax.fields import Field, describe
@@ -268,6 +268,26 @@ def test_batches_of_one_and_a_batch_norm_over_them():
     config.update_from_flattened_dict({"model.gater.batch_norm": True, "train.batch_size": 1})
     with pytest.raises(UserError, match=r"model\.gater\.batch_norm=True needs train\.batch_size of at least 2"):
         validate(config, num_devices=1)
+
+
+@pytest.mark.parametrize("field", ["crop_padding", "cutout"])
+def test_augmentation_that_leaves_nothing_of_images(field):
+    config = default()
+    config.data[field] = config.data.image_size
+    validate(config, num_devices=1)
+    config.data[field] += 1
+    with pytest.raises(UserError, match=rf"data\.{field}=33 must be at most data\.image_size=32"):
+        validate(config, num_devices=1)
+
+
+def test_an_evaluation_runs_on_other_numbers_of_devices_than_the_training():
+    config = default()
+    evaluated = for_evaluation(config.lock(), num_devices=3)
+    assert (evaluated.train.eval_batch_size, config.train.eval_batch_size) == (513, 512)
+    assert for_evaluation(config, num_devices=4).train.eval_batch_size == 512
+    with pytest.raises(UserError, match=r"data\.mean=\(0\.5,\) needs one number per channel"):
+        config.data.mean = (0.5,)
+        for_evaluation(config, num_devices=4)
 
 
 def test_all_problems_are_reported_at_once():

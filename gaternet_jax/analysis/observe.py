@@ -130,8 +130,9 @@ def pass_images(
     Raises:
         UserError: no image can be read.
     """
-    mesh = make_mesh()
-    validate(config, mesh.size)
+    validate(config, num_devices=1)
+    devices = jax.devices()
+    mesh = make_mesh(devices[: math.gcd(config.train.eval_batch_size, len(devices))])  # that divide a batch
     graphdef, params, stats = split_model(model)
     params, stats = replicate((params, stats), mesh)
     macs = MacCounter(model, config.data.image_size)

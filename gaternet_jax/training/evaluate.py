@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gaternet_jax.config import INITIAL_ONLY, MAY_OVERRIDE, RunConfig, flatten, validate
+from gaternet_jax.config import INITIAL_ONLY, MAY_OVERRIDE, RunConfig, flatten, for_evaluation
 from gaternet_jax.data.batches import Split
 from gaternet_jax.data.splits import open_run_split
 from gaternet_jax.errors import UserError
@@ -135,7 +135,7 @@ def evaluate(workdir: str | Path, overrides: dict[str, Any] | None = None) -> di
             those in MAY_OVERRIDE.
 
     Returns:
-        Metrics as of `Evaluator.run`.
+        Metrics as of `Evaluator.run`; the same on any number of devices.
 
     Raises:
         UserError: no checkpoint there, its dataset is not prepared, or a field that evaluation cannot change.
@@ -149,7 +149,7 @@ def evaluate(workdir: str | Path, overrides: dict[str, Any] | None = None) -> di
     if refused:
         raise UserError(f"evaluation cannot change {', '.join(refused)}; it can change {', '.join(MAY_OVERRIDE)}")
     mesh = make_mesh()
-    validate(config, mesh.size)
+    config = for_evaluation(config, mesh.size)
     model = checkpoint.load_model(workdir, tell=True)
     split = open_run_split(load_dataset(workdir), config, config.data.eval_split, this_process(), device_memory(mesh))
     _, params, stats = split_model(model)

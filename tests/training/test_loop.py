@@ -267,7 +267,7 @@ def test_checkpoint_of_another_model_is_refused(finished, tmp_path):
 
 
 def test_evaluation_on_another_split(finished):
-    assert evaluate(finished[0], {"data.eval_split": "train[:100]", "train.eval_batch_size": 64})["images"] == 100
+    assert evaluate(finished[0], {"data.eval_split": "train[:100]", "train.eval_batch_size": 61})["images"] == 100
     with pytest.raises(UserError, match=r"evaluation cannot change seed; it can change data.data_dir, data.eval_split"):
         evaluate(finished[0], {"seed": 1})
 
