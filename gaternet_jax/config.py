@@ -336,11 +336,11 @@ def _combinations(config: RunConfig, num_devices: int) -> list[str]:
             )
     if config.data.train_crop == "random" and config.data.pipeline in ("memory", "device"):
         problems.append("data.train_crop=random needs data.pipeline=stream: a split in memory is cropped once")
-    for name in ("crop_padding", "cutout"):
-        if config.data[name] > config.data.image_size:
+    size = config.data.image_size
+    for name, pixels in (("crop_padding", config.data.crop_padding), ("cutout", config.data.cutout)):
+        if pixels > size:
             problems.append(
-                f"data.{name}={config.data[name]} must be at most data.image_size={config.data.image_size}: of many "
-                "images nothing would be left"
+                f"data.{name}={pixels} must be at most data.image_size={size}: nothing would be left of many images"
             )
     name, epochs = "train.epochs", config.train.epochs
     if config.optimizer.schedule_epochs:

@@ -28,7 +28,7 @@ from gaternet_jax.config import FIELDS
 from gaternet_jax.configs import card_names, find_card
 from gaternet_jax.errors import UserError
 from gaternet_jax.fields import describe
-from gaternet_jax.paths import expand_arguments
+from gaternet_jax.paths import expand_arguments, quote
 
 # All that computes is imported where it is used: --help and mistakes in flags are answered without JAX.
 
@@ -109,7 +109,8 @@ def run_training() -> None:
     if _DATA_DIR.value:
         config.data.data_dir = _DATA_DIR.value
     workdir = get_workdir()
-    print(f"Training {config.model.backbone} (gating: {config.model.gating}) on {config.data.name} in {workdir}")
+    images = config.data.name or config.data.root
+    print(f"Training {config.model.backbone} (gating: {config.model.gating}) on {images} in {workdir}")
     profile = parse_steps(_PROFILE.value) if _PROFILE.value else None
     metrics = train(config, workdir, profile=profile)
     print(summary(workdir, metrics))
@@ -167,8 +168,8 @@ def summary(workdir: Path, metrics: dict) -> str:
         f"  metrics      {workdir}/metrics.jsonl",
         f"  TensorBoard  {workdir}/tensorboard",
         "Next:",
-        f"  {python} -m gaternet_jax.main --workdir={workdir} --mode=evaluate",
-        f"  {python} -m gaternet_jax.tools.predict --workdir={workdir} IMAGE",
+        f"  {quote(python)} -m gaternet_jax.main --workdir={quote(workdir)} --mode=evaluate",
+        f"  {quote(python)} -m gaternet_jax.tools.predict --workdir={quote(workdir)} IMAGE",
         "",
     ]
     return "\n".join(lines)
@@ -214,6 +215,8 @@ def _user_error(error: BaseException | None) -> UserError | None:
 def _explain(error: Exception) -> str:
     """Says what is wrong with the flags or with the run card, in a sentence."""
     reason = str(error.__cause__ or error).strip().splitlines()[-1].strip() if str(error) else ""
+    if isinstance(error, flags.UnrecognizedFlagError) and error.flagname.startswith("config."):
+        return f"--{error.flagname} is a field of a run card: give --config=NAME, too; to evaluate, that of the run"
     if isinstance(error, flags.Error):
         return f"{reason}; --help lists the flags and the fields"
     if isinstance(error, (OSError, SyntaxError)):

@@ -1,6 +1,7 @@
 """Folders as people write them."""
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,11 @@ def expand_home(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise UserError(f"no home folder is known, which '{path}' lies in; give the whole path, or set $HOME") from None
+
+
+def quote(path: str | Path) -> str:
+    """Writes a path as a shell takes it, for commands that people copy."""
+    return shlex.quote(str(path))
 
 
 def expand_arguments(argv: Sequence[str] | None = None) -> list[str]:

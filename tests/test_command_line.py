@@ -141,6 +141,10 @@ DIGITS = "--config=configs/digits.py"
             "the config cannot be used: 'batchsize'. Did you mean",
         ),
         ([DIGITS, "--epochs=3"], "Unknown command line flag 'epochs'; --help lists the flags"),
+        (
+            ["--mode=evaluate", "--workdir=run", "--config.data.eval_split=train"],
+            r"^--config\.data\.eval_split is a field of a run card: give --config=NAME, too; to evaluate, that of",
+        ),
         ([DIGITS, "--mode=test"], r"flag --mode=test: value should be one of <train\|evaluate>"),
         ([DIGITS, "--debug_nans", "true"], "'true' is no flag; flags are --FLAG=VALUE"),
         (["configs/digits.py"], "'configs/digits.py' is no flag"),

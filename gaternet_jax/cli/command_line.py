@@ -45,7 +45,7 @@ def command_line(interrupted: str = "Interrupted.") -> Iterator[None]:
         if error.errno not in REFUSED:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        end(2, f"error: {where}{error.strerror}; mend that, after which the same command works, or choose another place")
+        end(2, f"error: {where}{error.strerror}; mend that, and the same command works, or choose another place")
     except (RuntimeError, AssertionError) as error:
         if explained := explain_missing_backend():
             end(2, f"error: {explained}")

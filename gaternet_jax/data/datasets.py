@@ -18,7 +18,7 @@ from gaternet_jax.data.reader import has_labels
 from gaternet_jax.data.record import DatasetRecord
 from gaternet_jax.errors import UserError
 from gaternet_jax.files import locked
-from gaternet_jax.paths import expand_home
+from gaternet_jax.paths import expand_home, quote
 
 
 def resolve_data_dir(data_dir: str) -> Path:
@@ -79,7 +79,7 @@ def open_dataset(folder: Path) -> tfds.core.DatasetBuilder:
     if file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         raise UserError(
             f"{folder} is stored as {file_format and file_format.value}, which cannot be read at random; convert it "
-            f"with `python -m gaternet_jax.tools.prepare convert --source={folder} --data_dir=OTHER_DIR`"
+            f"with `python -m gaternet_jax.tools.prepare convert --source={quote(folder)} --data_dir=OTHER_DIR`"
         )
     return builder
 
@@ -202,9 +202,9 @@ def _how_to_prepare(name: str, root: Path) -> str:
             f"unknown dataset '{name}': it is not in {root} (which has {', '.join(prepared)}) "
             "and TFDS has none of that name"
         )
-    command = f"python -m gaternet_jax.tools.prepare stock --name={name} --data_dir={root}"
+    command = f"python -m gaternet_jax.tools.prepare stock --name={quote(name)} --data_dir={quote(root)}"
     if name == "imagenet2012":
-        command = f"python -m gaternet_jax.tools.prepare imagenet --data_dir={root} (see its --help)"
+        command = f"python -m gaternet_jax.tools.prepare imagenet --data_dir={quote(root)} (see its --help)"
     return (
         f"dataset '{name}' is not prepared in {root}; prepare it with `{command}`, or say where it is with --data_dir"
     )

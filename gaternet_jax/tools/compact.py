@@ -17,7 +17,7 @@ import numpy as np
 
 from gaternet_jax.cli.command_line import command_line, positive
 from gaternet_jax.files import write_file
-from gaternet_jax.paths import expand_arguments
+from gaternet_jax.paths import expand_arguments, quote
 
 
 def compact(workdir: Path, out: Path, *, images: int, held_out: int, data_dir: str = "") -> dict:
@@ -141,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
         data_dir=arguments.data_dir,
     )
     print(describe(report))
-    print(f"Next: python -m gaternet_jax.main --workdir={arguments.out} --mode=evaluate")
+    print(f"Next: python -m gaternet_jax.main --workdir={quote(arguments.out)} --mode=evaluate")
 
 
 if __name__ == "__main__":

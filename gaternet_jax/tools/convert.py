@@ -14,7 +14,7 @@ from gaternet_jax.cli.command_line import command_line
 from gaternet_jax.config import RunConfig, default
 from gaternet_jax.data.record import number_classes
 from gaternet_jax.errors import UserError, not_installed
-from gaternet_jax.paths import expand_arguments
+from gaternet_jax.paths import expand_arguments, quote
 
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -77,10 +77,10 @@ def main(argv: list[str] | None = None) -> None:
     config = convert(arguments.checkpoint, arguments.out)
     print(f"Converted {config.model.backbone}-Gated ({config.model.num_classes} classes) into {arguments.out}")
     if config.data.name:
-        print(f"Next: python -m gaternet_jax.main --workdir={arguments.out} --mode=evaluate")
+        print(f"Next: python -m gaternet_jax.main --workdir={quote(arguments.out)} --mode=evaluate")
     else:
         print("Its dataset is not known: write data.name in config.json, and the classes in labels.txt")
-        print(f"Next: python -m gaternet_jax.tools.predict --workdir={arguments.out} IMAGE")
+        print(f"Next: python -m gaternet_jax.tools.predict --workdir={quote(arguments.out)} IMAGE")
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ import importlib.util
 from pathlib import Path
 
 from gaternet_jax.cli.command_line import command_line, positive
+from gaternet_jax.configs import card_names
 from gaternet_jax.errors import UserError, not_installed
-from gaternet_jax.paths import expand_arguments
+from gaternet_jax.paths import expand_arguments, quote
 
 
 def prepare_stock(name: str, data_dir: Path) -> Path:
@@ -49,13 +50,16 @@ def prepare_stock(name: str, data_dir: Path) -> Path:
     return Path(builder.data_dir)
 
 
-def describe(folder: Path) -> str:
-    """Describes what was prepared, in a line."""
+def describe(folder: Path, data_dir: Path) -> str:
+    """Describes what was prepared, in a line, and in another how to train on it."""
     import tensorflow_datasets as tfds
 
     info = tfds.builder_from_directory(str(folder)).info
     splits = ", ".join(f"{split.num_examples:,} {name}" for name, split in info.splits.items())
-    return f"{folder}: {splits} images"
+    card = info.name.removesuffix("2012")
+    if card not in card_names():
+        card = f"folder --config.data.name={info.full_name.rpartition('/')[0]}"
+    return f"{folder}: {splits} images\nNext: gaternet train --config={card} --data_dir={quote(data_dir)}"
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -105,8 +109,7 @@ def main(argv: list[str] | None = None) -> None:
     from gaternet_jax.data.datasets import resolve_data_dir
 
     data_dir = resolve_data_dir(arguments.data_dir)
-    print(describe(run(arguments, data_dir)))
-    print(f"Next: gaternet train --config=... --data_dir={data_dir}")
+    print(describe(run(arguments, data_dir), data_dir))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from gaternet_jax.errors import UserError
 from gaternet_jax.models.build import empty_model
 from gaternet_jax.models.functional import Tree, merge_model, split_model
 from gaternet_jax.models.gaternet import GaterNet
+from gaternet_jax.paths import quote
 from gaternet_jax.training.checkpoint_reader import (
     DamagedError,
     ReplacedError,
@@ -257,7 +258,7 @@ def load_model(workdir: str | Path, checkpoint: Which = "best", *, tell: bool = 
     check_not_narrow(workdir)
     graphdef, params, stats = split_model(model)
     if not has_checkpoint(Path(workdir)):
-        raise UserError(f"{workdir} has no checkpoint yet; train with --workdir={workdir}")
+        raise UserError(f"{workdir} has no checkpoint yet; train with --workdir={quote(workdir)}")
     with Checkpoints(workdir) as checkpoints:
         step, params, stats = checkpoints.restore_model(checkpoint, params, stats)
     if tell and is_primary():

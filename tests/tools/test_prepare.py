@@ -30,15 +30,18 @@ def fails(arguments, sentence):
 
 
 def test_folder(tmp_path, capfd):
-    root = make_folder(tmp_path / "My Pets")
+    root, data_dir = make_folder(tmp_path / "My Pets"), tmp_path / "my data"
     (root / "train/cat/.DS_Store").write_bytes(b"")
     (root / "train/cat/notes.txt").write_bytes(b"")
-    prepare.main(["folder", f"--root={root}", f"--data_dir={tmp_path}", "--workers=1"])
+    prepare.main(["folder", f"--root={root}", f"--data_dir={data_dir}", "--workers=1"])
     output = capfd.readouterr()
     assert "Ignored 2 files that are no images by their names, e.g. " in output.out
-    assert f"{tmp_path}/my_pets/1.0.0: 8 train, 4 test images\n" in output.out
+    assert output.out.endswith(
+        f"{data_dir}/my_pets/1.0.0: 8 train, 4 test images\n"
+        f"Next: gaternet train --config=folder --config.data.name=my_pets --data_dir='{data_dir}'\n"
+    )
     assert "Preparing my_pets: 100%" in output.err
-    assert len(read("my_pets", tmp_path, "train")) == 8
+    assert len(read("my_pets", data_dir, "train")) == 8
 
 
 def test_data_dir_comes_from_the_environment(tmp_path, monkeypatch):

@@ -26,7 +26,8 @@ def test_gates_that_hardly_depend_on_the_image(gates_on, input_dependent, note, 
     found = note_on_gates(gates_on, input_dependent)
     assert found.startswith(note) and bool(found) == bool(note)
     metrics = {"gates_on": gates_on, "gates_input_dependent": input_dependent, "top1": 0.5, "images": 8, "step": 3}
-    end = summary(tmp_path, metrics | {"finished": True})
+    end = summary(tmp_path / "my run", metrics | {"finished": True})
+    assert f"-m gaternet_jax.main --workdir='{tmp_path}/my run' --mode=evaluate\n" in end, "as a shell takes it"
     assert (f"  note         {found}" in end.splitlines()) == bool(note), "when a run ends"
 
 

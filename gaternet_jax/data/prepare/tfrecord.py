@@ -17,6 +17,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from gaternet_jax.data.prepare.building import Plan, build
 from gaternet_jax.data.prepare.shards import Written
 from gaternet_jax.errors import UserError
+from gaternet_jax.paths import quote
 from gaternet_jax.progress import progress_bar
 
 _protos: Any = tf_example_pb2  # made at run time, unknown to type checkers
@@ -142,7 +143,7 @@ def _read_info(source: Path) -> tuple[Any, dict]:
         raise UserError(f"the dataset_info.json of {source} tells of no splits; fetch or prepare that dataset again")
     file_format = builder.info.file_format
     if file_format is tfds.core.FileFormat.ARRAY_RECORD:
-        raise UserError(f"{source} is stored as array_record already; use it with --data_dir={source.parents[1]}")
+        raise UserError(f"{source} is array_record already; use it with --data_dir={quote(source.parents[1])}")
     if file_format is not tfds.core.FileFormat.TFRECORD:
         raise UserError(f"{source} is stored as {file_format and file_format.value}; only tfrecord can be converted")
     return builder.info.splits, info

@@ -175,7 +175,7 @@ def test_no_dataset(tmp_path):
 
 def test_formats_that_need_no_conversion_or_cannot_be_converted(source, tmp_path):
     done = convert_tfrecords(source, tmp_path / "new", workers=1)
-    with pytest.raises(UserError, match=f"stored as array_record already; use it with --data_dir={tmp_path}/new"):
+    with pytest.raises(UserError, match=f"is array_record already; use it with --data_dir={tmp_path}/new"):
         convert_tfrecords(done, tmp_path / "newer")
     info = json.loads((source / "dataset_info.json").read_text()) | {"fileFormat": "riegeli"}
     (source / "dataset_info.json").write_text(json.dumps(info))
