@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 
 
 class Interrupted(Exception):
@@ -43,6 +44,19 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+@contextlib.contextmanager
+def spared_children() -> Iterator[None]:
+    """Starts processes in this context that get neither SIGINT nor SIGHUP, which a terminal sends to all of its own."""
+    kept = (signal.SIGINT, signal.SIGHUP)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, kept)  # which children inherit from birth
+    try:
+        resource_tracker.ensure_running()  # itself a child, whose start lets SIGINT through again
+        signal.pthread_sigmask(signal.SIG_BLOCK, kept)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _leave_terminal() -> None:

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from gaternet_jax.signals import interruptible
+from gaternet_jax.signals import interruptible, spared_children
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -25,6 +25,15 @@ def test_second_interrupt_ends_at_once():
         signal.raise_signal(signal.SIGINT)
         assert interrupted()
         signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
+def test_children_do_not_get_what_a_terminal_sends_to_all(signum):
+    with spared_children():
+        child = subprocess.Popen(["sleep", "0.3"])
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    child.send_signal(signum)
+    assert child.wait() == (-signum if signum == signal.SIGTERM else 0)
 
 
 def test_repeated_sigterm_is_harmless(capfd):

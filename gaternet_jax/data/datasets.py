@@ -94,8 +94,8 @@ def find_run_dataset(
         run: what the run, if it goes on, remembers of it, see `find_dataset`.
 
     Returns:
-        The config, with what it left to the dataset filled in (data.name, data.eval_split, model.num_classes); the
-        dataset; and what identifies it.
+        The config, with what it left to the dataset filled in (data.name, data.eval_split, model.num_classes) and whole
+        paths; the dataset; and what identifies it.
 
     Raises:
         UserError: it is not there, or has another number of classes than the model.
@@ -119,6 +119,9 @@ def find_run_dataset(
     with resolved.unlocked():
         resolved.data.name, resolved.model.num_classes = record.name, num_classes
         resolved.data.eval_split = data.eval_split or _held_out_split(builder)
+        resolved.data.root, resolved.data.data_dir = (  # whole: a run is looked at from other folders, too
+            str(expand_home(path).absolute()) if path else "" for path in (data.root, data.data_dir)
+        )
     return resolved, builder, record
 
 

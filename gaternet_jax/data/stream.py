@@ -23,6 +23,7 @@ from gaternet_jax.data.batches import Batch, BatchShard, Split, train_batch_indi
 from gaternet_jax.data.images import BOX_NUMBERS
 from gaternet_jax.data.reader import LeftOut, Reader
 from gaternet_jax.errors import UserError
+from gaternet_jax.signals import spared_children
 
 CHUNK = 32  # images; keeps Grain's work per element small beside decoding, and all threads busy on one batch
 CROPS = 1  # sets the random numbers of crops apart from those of the order of images, [seed, epoch]
@@ -64,6 +65,9 @@ class StreamSplit(Split):
                 flags.FLAGS.mark_as_parsed()
             dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(self._workers, ahead))
         iterator, left_out = iter(dataset), LeftOut(self._reader)
+        with spared_children():  # workers start at the first chunk
+            first = next(iterator)
+        iterator = itertools.chain([first], iterator)
         while parts := list(itertools.islice(iterator, per_batch)):
             batch = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
             left_out.add(batch.pop("left_out"))

@@ -39,6 +39,15 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_a_run_keeps_whole_paths_for_who_looks_at_it_from_another_folder(tmp_path, monkeypatch):
+    make_folder(tmp_path / "pets")
+    monkeypatch.chdir(tmp_path)
+    config, _, _ = find_run_dataset(pets_config("data", **{"data.name": "", "data.root": "pets"}))
+    assert (config.data.root, config.data.data_dir) == (f"{tmp_path}/pets", f"{tmp_path}/data")
+    config, _, _ = find_run_dataset(digits_config())
+    assert (config.data.root, config.data.data_dir) == ("", "")
+
+
 def test_record_survives_its_file(tmp_path):
     dataset = DatasetRecord("flowers/small", "3.0.1", ("Rose", "Märzenbecher"), {"train": 3}, "abc")
     save_dataset(dataset, tmp_path)

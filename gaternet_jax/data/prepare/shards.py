@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import multiprocessing.connection
 import os
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -18,7 +17,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from gaternet_jax.errors import UserError
 from gaternet_jax.files import whole_file, write_file
 from gaternet_jax.progress import progress_bar
-from gaternet_jax.signals import interruptible
+from gaternet_jax.signals import interruptible, spared_children
 
 POLL_SECONDS = 0.2  # between looks at the workers' progress
 
@@ -98,7 +97,8 @@ def _write_in_workers(shards: list[Shard], workers: int, bar: Any, asked: Callab
     counter, stop = spawn.Value("q", 0), spawn.Event()
     pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_begin_worker, initargs=(counter, stop))
     try:
-        pending = {pool.submit(_write_in_worker, shard) for shard in shards}
+        with spared_children():  # the parent decides
+            pending = {pool.submit(_write_in_worker, shard) for shard in shards}
         while pending:
             finished, pending = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
             for future in finished:
@@ -126,7 +126,6 @@ class _Stopped(Exception):
 def _begin_worker(counter: Any, stop: Any) -> None:
     global _progress
     _progress = counter, stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches every process; the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
