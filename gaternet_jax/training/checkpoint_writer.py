@@ -44,6 +44,8 @@ class CheckpointWriter:
         self._folder, self._keep = folder, _Keep(keep_latest, dict(top1))
         self._orbax = _open_orbax(folder, self._keep)
         self._thread = ThreadPoolExecutor(1, "checkpoints") if jax.process_count() == 1 else None
+        if self._thread is not None:
+            self._thread.submit(bool).result()  # starts it: one that Ctrl-C meets as it starts is never waited for
         self._in_flight: deque[Future[None]] = deque()
         self._first = True
 

@@ -70,6 +70,19 @@ def test_only_so_many_saves_are_in_flight(disk, tmp_path):
     assert [step for step, _ in disk.written] == begun == list(range(IN_FLIGHT + 1))
 
 
+def test_a_save_starts_no_thread_which_an_interrupt_could_part_from_the_writer(disk, tmp_path, monkeypatch):
+    writer = CheckpointWriter(tmp_path, 1, {})
+
+    def interrupted(thread):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    writer.save(1, {"model": jnp.float32(4)}, {})
+    disk.go_on.set()
+    writer.close()
+    assert disk.written == [(1, 4.0)]
+
+
 def test_error_in_the_background_comes_up_at_the_next_save(disk, tmp_path):
     writer, disk.error = CheckpointWriter(tmp_path, 1, {}), OSError("No space left on device\nand so on")
     writer.save(1, {"model": jnp.float32(0)}, {})
