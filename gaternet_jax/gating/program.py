@@ -149,13 +149,16 @@ def split(program: Program, count: int) -> tuple[Callable[..., list[Any]], Calla
     memory, and may depend on the size of the batch.
     """
     ready = dict.fromkeys([*program.inputs[:count], *program.constants])  # in order
+    numbers: set[Ref] = set()  # depend on nothing
     ahead, late, cheap = [], [], []
     for step in program.steps:
         if not all(ref in ready or ref.literal is not None for ref in step.inputs):
             late.append(step)
             continue
         ahead.append(step)
-        if step.name == "broadcast_in_dim" or not any(ref in ready for ref in step.inputs):
+        if all(ref in numbers or ref.literal is not None for ref in step.inputs):
+            numbers.update(step.outputs)
+        if step.name == "broadcast_in_dim" or not numbers.isdisjoint(step.outputs):
             cheap.append(step)
         ready |= dict.fromkeys(step.outputs)
     late = [*needed(cheap, [*_read_by(late), *program.outputs]), *late]

@@ -202,6 +202,23 @@ def test_a_single_image_takes_what_was_prepared_for_several(change):
         np.testing.assert_allclose(program(prepared, x, own), function(kernel, x, own), rtol=1e-5)
 
 
+def test_numbers_of_the_size_of_the_batch_are_not_prepared():
+    """As RMSNorm's mean of zero, and a causal mask."""
+
+    def function(kernel, x, gates):
+        zeros = jnp.expand_dims(jnp.zeros(x.shape[:-1]), -1)
+        places = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:-1])
+        mask = places[:, :, None] >= places[:, None, :]
+        return jnp.where(mask, 1.0, 0.5) @ (gate(jax.nn.relu(x @ kernel), gates) - zeros)
+
+    kernel = jnp.arange(9.0).reshape(3, 3)
+    program = skip_closed(function, kernel, jnp.ones((1, 2, 3)), jnp.ones((1, 3)))
+    prepared = program.prepare(kernel, [np.array([2, 0])])
+    for batch in (1, 3):
+        x, gates = jnp.arange(6.0 * batch).reshape(batch, 2, 3), jnp.tile(jnp.array([[0.5, 0, 1]]), (batch, 1))
+        np.testing.assert_allclose(program(prepared, x, gates), function(kernel, x, gates), rtol=1e-5)
+
+
 def test_inputs_that_need_other_constants_are_refused():
     """The positional table of each image size is made of the parameters."""
 
