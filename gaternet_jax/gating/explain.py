@@ -1,9 +1,10 @@
 """What is left of each convolution and matrix product without closed channels: counted, and in words.
 
 Counted: convolutions and matrix products of what depends on the inputs, one multiply-accumulate per weight and output
-position, padding included. Not counted: additions, normalisation, activations, pooling, gates. A closed gate saves
-what `skip_closed` skips for it: the channel itself where it is computed for that gate only, and its share of every
-layer that reads it, also where it comes as a constant (through BatchNorm and ReLU, in a DenseNet).
+position, padding included; within `scan` for each turn, within `while_loop` for one, of `cond` the largest branch. Not
+counted: additions, normalisation, activations, pooling, gates. A closed gate saves what `skip_closed` skips for it: the
+channel itself where it is computed for that gate only, and its share of every layer that reads it, also where it comes
+as a constant (through BatchNorm and ReLU, in a DenseNet).
 """
 
 from collections.abc import Callable, Sequence
@@ -12,10 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 
 from gaternet_jax.gating.channels import ALL, Channels, Run
 from gaternet_jax.gating.gate import GateSite
-from gaternet_jax.gating.plan import WHOLE, Plan, plan_of, rule_of
+from gaternet_jax.gating.plan import RULES, WHOLE, Plan, plan_of, rule_of
 from gaternet_jax.gating.products import Product
 from gaternet_jax.gating.program import Ref, Step
 
@@ -39,11 +41,26 @@ def layers_of(plan: Plan) -> tuple[Layer, ...]:
     layers = []
     for step in plan.program.steps:
         rule = rule_of(step)
-        if isinstance(rule, Product) and not plan.is_known(step.outputs[0]):
+        if plan.is_known(step.outputs[0]):
+            continue
+        if isinstance(rule, Product):
             name = next((plan.names[ref] for ref in step.inputs[::-1] if ref in plan.names), "") or str(step)
             name = name.removesuffix(".value").removesuffix(".kernel")
             layers.append(Layer(name, rule.macs(step), *rule.cuts(step, plan)))
+        elif macs := _macs_within(step):
+            layers.append(Layer(str(step), macs, None, None))
     return tuple(layers)
+
+
+def _macs_within(step: Any) -> int:
+    """Counts a step of a program, or an equation of a jaxpr, with what its loops and branches compute."""
+    if isinstance(rule := RULES.get(step.primitive.name), Product):
+        inputs, outputs = ([Ref(end.aval) for end in ends] for ends in (step.invars, step.outvars))
+        return rule.macs(Step(step.primitive, step.params, tuple(inputs), tuple(outputs)))
+    bodies = [sum(map(_macs_within, jaxpr.eqns)) for jaxpr in core.jaxprs_in_params(step.params)]
+    if step.primitive.name == "cond":
+        return max(bodies)
+    return step.params.get("length", 1) * sum(bodies)
 
 
 class MacCount:

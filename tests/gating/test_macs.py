@@ -63,6 +63,18 @@ def test_a_gate_saves_its_own_work_and_its_share_of_what_reads_it():
     np.testing.assert_allclose(jax.grad(lambda gates: macs.count(gates).sum())(jnp.ones((1, 4))), np.full((1, 4), 8))
 
 
+def test_loops_and_branches_are_counted():
+    def function(kernels, x, gates):
+        x = lax.scan(lambda x, kernel: (gate(jax.nn.relu(x @ kernel), gates, "layer"), None), x, kernels)[0]
+        x = lax.cond(x.sum() > 0, lambda x: x @ kernels[0] @ kernels[1], lambda x: x @ kernels[0], x)
+        return lax.while_loop(lambda x: x.sum() > 1, lambda x: x @ kernels[0], x)
+
+    macs = count_macs(function, jnp.zeros((5, 4, 4)), jnp.zeros((1, 4)), jnp.zeros((1, 4)))
+    counted = [(layer.name.partition(" ")[0], layer.macs) for layer in macs.layers]
+    assert counted == [("scan", 5 * 16), ("cond", 2 * 16), ("while", 16)]
+    assert macs.dense == 8 * 16
+
+
 def test_a_network_of_parameters_only_counts_nothing():
     macs = count_macs(lambda kernel, x: x + (kernel @ kernel).sum(), jnp.zeros((3, 3)), jnp.zeros((1, 3)))
     assert macs.dense == 0
