@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from gaternet_jax.errors import UserError
 from gaternet_jax.gating.channels import ALL, Channels, Run
 from gaternet_jax.gating.gate import GateSite
 from gaternet_jax.gating.plan import RULES, WHOLE, Plan, plan_of, rule_of
@@ -81,11 +82,11 @@ class MacCount:
 
         `gates` are those of all sites, one behind the other, [B, G] in [0, 1]: an expected number of open gates counts.
         """
-        total = sum(site.size for site in self.sites)
+        total = max((site.gates.stop for site in self.sites), default=0)  # sites may share gates
         if gates.ndim != 2 or gates.shape[1] != total:
             expected = f"the network has {total} gates, so that gates are [batch, {total}]"
-            raise ValueError(f"{expected}; got {list(gates.shape)}")
-        if not total:
+            raise UserError(f"{expected}; got {list(gates.shape)}")
+        if not (total and self.dense):
             return jnp.ones(gates.shape[0], jnp.float32)
         cuts = [(layer.inputs, layer.outputs) for layer in self.layers]
         opened = jnp.stack([gates[:, site.gates].astype(jnp.float32).sum(-1) for site in self.sites], -1)
@@ -107,7 +108,11 @@ class MacCount:
         return float(self.dense) * self.fraction(gates)
 
     def left(self, widths: Sequence[float]) -> float:
-        """Gives the multiply-accumulates when site k keeps widths[k] channels; as `count`, of numbers."""
+        """Gives the multiply-accumulates when site k keeps widths[k] channels; as `count`, of numbers.
+
+        UserError: widths that its sites cannot have.
+        """
+        check_widths(self.sites, widths)
         return sum(layer.macs * layer.left(widths) for layer in self.layers)
 
 
@@ -128,6 +133,13 @@ def count_macs(function: Callable[..., Any], params: Any, *args: Any) -> MacCoun
     """
     plan = plan_of(function, params, *args)
     return MacCount(plan.program.sites, layers_of(plan))
+
+
+def check_widths(sites: Sequence[GateSite], widths: Sequence[float]) -> None:
+    """Raises UserError where these are not numbers of channels that each site keeps."""
+    sizes = [site.size for site in sites]
+    if len(widths) != len(sizes) or any(not 0 <= width <= size for width, size in zip(widths, sizes, strict=True)):
+        raise UserError(f"widths are the numbers of channels that the sites keep, of {sizes}; got {list(widths)}")
 
 
 class Explanation(NamedTuple):
@@ -154,6 +166,7 @@ class Explanation(NamedTuple):
 
 def explain(plan: Plan, widths: tuple[int, ...]) -> Explanation:
     """Explains a plan; see `Explanation`."""
+    check_widths(plan.program.sites, widths)
     layers, program = layers_of(plan), plan.program
     gated = [(step.site, step) for step in program.steps if step.site is not None]
     gates = [(program.sites[site].name, _of_gate(plan, step, layers)) for site, step in gated]

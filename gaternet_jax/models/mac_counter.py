@@ -34,7 +34,8 @@ class MacCounter:
         self.layers = count.layers
         self.gater = sum(layer.macs for layer in count.layers if layer.name.startswith("gater."))
         in_backbone = [layer for layer in count.layers if not layer.name.startswith("gater.")]
-        self._backbone = MacCount(count.sites, in_backbone)
+        numbered = {site.name: site for site in model.gate_sites}  # the model's own numbers, whatever comes first
+        self._backbone = MacCount([numbered[site.name] for site in count.sites], in_backbone)
         self.dense = self._backbone.dense
 
     @functools.cached_property

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from gaternet_jax.gating import count_macs, gate
+from gaternet_jax.errors import UserError
+from gaternet_jax.gating import count_macs, gate, skip_closed
 from tests.gating.foreign import foreign
 
 CONV = ("NHWC", "HWIO", "NHWC")
@@ -83,5 +84,15 @@ def test_a_network_of_parameters_only_counts_nothing():
 
 def test_gates_of_another_network_are_refused():
     macs = count_macs(lambda x, gates: gate(x, gates), jnp.zeros((1, 56)), jnp.zeros((1, 56)))
-    with pytest.raises(ValueError, match=r"56 gates, so that gates are \[batch, 56\]; got \[2, 55\]"):
+    with pytest.raises(UserError, match=r"56 gates, so that gates are \[batch, 56\]; got \[2, 55\]"):
         macs.fraction(jnp.ones((2, 55)))
+    np.testing.assert_array_equal(macs.fraction(jnp.ones((2, 56))), 1.0)  # of nothing
+
+
+@pytest.mark.parametrize("widths", [[], [2, 2], [5], [-1]])
+def test_widths_that_sites_cannot_have_are_refused(widths):
+    example = jnp.zeros((2, 4)), jnp.zeros((1, 2)), jnp.zeros((1, 4))
+    function = lambda kernel, x, gates: gate(x @ kernel, gates)  # noqa: E731
+    for refused in (count_macs(function, *example).left, skip_closed(function, *example).explain):
+        with pytest.raises(UserError, match=r"channels that the sites keep, of \[4\]; got \["):
+            refused(widths)

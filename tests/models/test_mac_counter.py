@@ -5,11 +5,14 @@ import pytest
 from flax import nnx
 
 from benchmarks.tpu_aot import share_off_padding
+from gaternet_jax.gating.sites import apply_gates
+from gaternet_jax.models import registry
+from gaternet_jax.models.backbone import Backbone, conv
 from gaternet_jax.models.build import abstract_model, build_model
 from gaternet_jax.models.functional import merge_model, split_model
 from gaternet_jax.models.mac_counter import MacCounter
 from gaternet_jax.models.registry import known_backbones
-from gaternet_jax.nn.layers import Conv
+from gaternet_jax.nn.layers import Conv, linear
 from tests.helpers import SMALL, image_size, model_config
 
 # Published multiply-accumulates of the plain networks: He et al. 2016 and common counts of CIFAR ResNets (convolutions
@@ -153,6 +156,34 @@ def test_closed_filters_are_spared_in_squeeze_and_excitation():
     for name in ("stage1.block1", "stage2.block1", "stage3.block1"):
         conv, fc1, fc2 = (layers[f"backbone.{name}.{part}"] for part in ("conv2", "squeeze.fc1", "squeeze.fc2"))
         assert conv.outputs == fc1.inputs == fc2.outputs and conv.outputs is not None
+
+
+class Twice(Backbone):
+    """A backbone that runs its layers in another order than it sets them in, and one of them twice."""
+
+    def __init__(self, options):
+        self.last = conv(4, 6, 1, options, gated=True)
+        self.shared = conv(4, 4, 1, options, gated=True)
+        self.channels, self.width, self.num_features = options.channels, 4, 6
+        self.stem, self.fc = conv(options.channels, 4, 1, options), linear(6, options.num_classes, rngs=options.rngs)
+
+    def features(self, images, gates=None, key=None):
+        x = self.stem(images)
+        for _ in range(2):
+            x = apply_gates(self.shared(x), gates, self.shared.site)
+        return apply_gates(self.last(x), gates, self.last.site).mean((1, 2))
+
+
+def test_gates_are_those_of_the_model_whatever_the_order_of_its_layers(monkeypatch):
+    monkeypatch.setattr(registry, "_FAMILIES", list(registry._FAMILIES))
+    registry.register("twice", ("twice",))(lambda match, options: Twice(options))
+    model = abstract_model(model_config(backbone="twice", gating="all"))
+    assert [(site.name, site.offset) for site in model.gate_sites] == [("last", 0), ("shared", 6)]
+    counter = MacCounter(model, 1)  # images of one pixel: a weight is a multiply-accumulate
+    gates = np.repeat(np.float32([[0, 1], [1, 0.5]]), [6, 4], axis=1)
+    whole = 12 + 16 + 16 + 24 + 60
+    np.testing.assert_allclose(counter.count(jnp.asarray(gates)), [whole - 84, whole - 8 - 12 - 12], rtol=1e-6)
+    assert counter.evenly(0.5) == 12 + 8 + 4 + 6 + 30
 
 
 def test_gater_is_counted_apart():
