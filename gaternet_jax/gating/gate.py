@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gaternet_jax.errors import UserError
+
 _MARK = re.compile(r"gate:(\d+):(.*)", re.DOTALL)
 
 
@@ -56,7 +58,7 @@ def gate(maps: jax.Array, gates: jax.Array, name: str | None = None) -> jax.Arra
 
     Args:
         maps: [B, ..., C], channels last; the result has this shape and type.
-        gates: [B, C]; converted to the type of `maps`. ValueError: they do not fit.
+        gates: [B, C]; converted to the type of `maps`. UserError: they do not fit.
         name: of this place in the network, for reports.
 
     Example:
@@ -66,12 +68,12 @@ def gate(maps: jax.Array, gates: jax.Array, name: str | None = None) -> jax.Arra
     maps, gates = jnp.asarray(maps), jnp.asarray(gates)
     where = "" if name is None else f" of '{name}'"
     if maps.ndim < 2:
-        raise ValueError(f"the maps{where} must have the shape [batch, ..., channels]; got {list(maps.shape)}")
+        raise UserError(f"the maps{where} must have the shape [batch, ..., channels]; got {list(maps.shape)}")
     wanted = (maps.shape[0], maps.shape[-1])
     if gates.shape != wanted:
-        raise ValueError(
-            f"maps {list(maps.shape)} need gates of shape {list(wanted)}, [batch, channels]; the gates{where} have "
-            f"{list(gates.shape)}: pass the slice of the gate vector that belongs to these channels"
+        raise UserError(
+            f"maps {list(maps.shape)}, channels last, need gates of shape {list(wanted)}, [batch, channels]; the "
+            f"gates{where} have {list(gates.shape)}: pass the slice of the gate vector that belongs to these channels"
         )
     return _marker(maps.ndim, name)(maps, gates)
 

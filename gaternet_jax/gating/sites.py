@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from gaternet_jax.errors import check_choice
+from gaternet_jax.errors import UserError, check_choice
 from gaternet_jax.gating.gate import GateSite, gate
 from gaternet_jax.gating.local import LocalHead, LocalPass
 
@@ -56,11 +56,11 @@ Gates = jax.Array | LocalPass | None
 def apply_gates(maps: jax.Array, gates: Gates, site: GateSite | None) -> jax.Array:
     """Computes O_i = maps_i * g_i, of maps [B, H, W, C] and those gates of this pass that `site` says.
 
-    Without a site the maps stay as they are. ValueError: there is one, and no gates were given.
+    Without a site the maps stay as they are. UserError: there is one, and no gates were given.
     """
     if site is None:
         return maps
     if gates is None:
-        raise ValueError(f"{site.name} is gated, but no gates were given; pass gates of shape [B, G]")
+        raise UserError(f"{site.name} is gated, but no gates were given; pass gates of shape [B, G]")
     of_site = gates.of(site) if isinstance(gates, LocalPass) else gates[:, site.gates]
     return gate(maps, of_site, site.name)

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+from gaternet_jax.errors import UserError
 from gaternet_jax.gating.execute import Execution
 from gaternet_jax.gating.explain import Explanation, explain
 from gaternet_jax.gating.gate import GateSite
@@ -58,14 +59,15 @@ class SkipClosed:
             always_open: names of sites whose kept channels are open for every image, so that they need no gates.
 
         Raises:
-            ValueError: channels that a site does not have, or parameters of another shape.
+            UserError: channels that a site does not have, a name that several have, or parameters of another shape.
         """
         indices, names = _check_keep(self.sites, keep), [site.name for site in self.sites]
         _check_names(always_open, names)
         trees = shaped(params), self._params
         given, traced = ({path: leaf.shape for path, leaf in leaves_of(tree).items()} for tree in trees)
-        if differing := [path for path in given | traced if given.get(path) != traced.get(path)]:
-            raise ValueError(f"parameters differ from those that were traced: {', '.join(differing[:3])}")
+        for path in [path for path in given | traced if given.get(path) != traced.get(path)]:
+            was = f"parameter '{path}' was traced with the shape {traced.get(path)}; got {given.get(path)}"
+            raise UserError(f"{was}: prepare what skip_closed was given, or call it again")
         return self._prepare(params, indices, tuple(i for i, name in enumerate(names) if name in always_open))
 
     def __call__(self, prepared: Prepared, *args: Any) -> Any:
@@ -75,6 +77,8 @@ class SkipClosed:
         than the example's are traced anew. A gate outside `keep` counts as closed, whatever it is: the caller must know
         that. A closed channel that is infinite or NaN is NaN times zero in the function and 0 here.
         """
+        if not isinstance(prepared, Prepared):
+            raise UserError(f"first comes what .prepare(params, keep) gave; got a {type(prepared).__name__}")
         return self._run(prepared, *args)
 
     def explain(self, widths: Sequence[int] | None = None) -> Explanation:
@@ -107,7 +111,7 @@ class SkipClosed:
             given = jax.tree.leaves((self._params, [jax.ShapeDtypeStruct((width,), np.int32) for width in choice[0]]))
             needed, own = (str(jax.make_jaxpr(each)(given)) for each in (prepare, self._split(self._args, *choice)[0]))
             if needed != own:
-                raise ValueError(
+                raise UserError(
                     f"for inputs of the shapes {[leaf.shape for leaf in shapes[0]]} other constants are needed than "
                     "were prepared; call skip_closed with an example of these shapes"
                 )
@@ -138,19 +142,22 @@ def skip_closed(function: Callable[..., Any], params: Any, *args: Any) -> SkipCl
 
 
 def _check_keep(sites: Sequence[GateSite], keep: Keep) -> list[Any]:
-    """Gives the kept channels of each site, as int32 arrays; ValueError where they are not channels of these sites."""
+    """Gives the kept channels of each site, as int32 arrays; UserError where they are not channels of these sites."""
     if isinstance(keep, Mapping):
-        _check_names(keep, [site.name for site in sites])
+        names = [site.name for site in sites]
+        _check_names(keep, names)
+        if several := [name for name in keep if names.count(name) > 1]:
+            raise UserError(f"several gates are named {several[:1]}; give `keep` as a list, in the order of {names}")
         keep = [keep.get(site.name) for site in sites]
     keep = [None] * len(sites) if keep is None else list(keep)
     if len(keep) != len(sites):
-        raise ValueError(f"the network has {len(sites)} gated sites, but the channels of {len(keep)} were given")
+        raise UserError(f"the network has {len(sites)} gated sites, but the channels of {len(keep)} were given")
     return [_check(site, index) for site, index in zip(sites, keep, strict=True)]
 
 
 def _check_names(given: Iterable[str], names: Sequence[str]) -> None:
     if unknown := set(given) - set(names):
-        raise ValueError(f"no gates are named {sorted(unknown)}; there are {list(names)}")
+        raise UserError(f"no gates are named {sorted(unknown)}; there are {list(names)}")
 
 
 def _check(site: GateSite, index: Any) -> Any:
@@ -160,9 +167,9 @@ def _check(site: GateSite, index: Any) -> Any:
     if not isinstance(index, Tracer):
         index = np.asarray(index)
         if index.size and (index.min() < 0 or index.max() >= site.size or np.unique(index).size != index.size):
-            raise ValueError(f"{wanted}; got {index.tolist()}")
+            raise UserError(f"{wanted}; got {index.tolist()}")
     if index.ndim != 1 or not 0 < index.size <= site.size or not np.issubdtype(index.dtype, np.integer):
-        raise ValueError(f"{wanted}; got {index.dtype} of shape {list(index.shape)}")
+        raise UserError(f"{wanted}; got {index.dtype} of shape {list(index.shape)}")
     return index.astype(np.int32)
 
 

@@ -79,7 +79,7 @@ class Network:
             kept[site.name] = filters if len(filters) else np.array([0])  # at least one
             if self._opened[site.gates][kept[site.name]].all():
                 opened.append(site.name)
-        return program.prepare(self._arrays, kept, opened)
+        return program.prepare(self._arrays, [kept[site.name] for site in program.sites], opened)
 
     def work(self, widths: Sequence[float]) -> float:
         """Gives the multiply-accumulates of the backbone with so many filters of each site, relative to all."""
@@ -103,7 +103,7 @@ class Network:
 
         def run(prepared: Prepared, images: jax.Array, gates: jax.Array) -> Any:
             keep = first_open((gates > 0).any(0), sites, widths)
-            return program(program.prepare(prepared, keep), images, gates)
+            return program(program.prepare(prepared, [keep[site.name] for site in program.sites]), images, gates)
 
         return XLA(by_rows(run), prepared)
 

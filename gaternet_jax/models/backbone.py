@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gaternet_jax.config import CHOICES
-from gaternet_jax.errors import check_choice
+from gaternet_jax.errors import UserError, check_choice
 from gaternet_jax.gating import GateSite
 from gaternet_jax.gating.sites import Gates
 from gaternet_jax.nn.keys import initial
@@ -87,7 +87,7 @@ class Backbone(nnx.Module):
     def __call__(self, images: jax.Array, gates: Gates = None, key: jax.Array | None = None) -> jax.Array:
         """Gives the logits, float32 [B, K]; arguments as of `features`."""
         if self.fc is None:
-            raise ValueError("this backbone was built without an output layer (num_classes=None); use features()")
+            raise UserError("this backbone was built without an output layer (num_classes=None); use features()")
         return self.fc(self.features(images, gates, key))
 
 

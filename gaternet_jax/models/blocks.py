@@ -5,6 +5,7 @@ import math
 import jax
 from flax import nnx
 
+from gaternet_jax.errors import UserError
 from gaternet_jax.gating.local import LocalHead, LocalPass
 from gaternet_jax.gating.sites import Gates, apply_gates, number_sites
 from gaternet_jax.models.backbone import BackboneOptions, conv
@@ -86,5 +87,5 @@ def decide_locally(head: LocalHead | None, x: jax.Array, gates: Gates) -> None:
     if head is None:
         return
     if not isinstance(gates, LocalPass):
-        raise ValueError("this backbone gates itself; call the model, or pass a LocalPass as gates")
+        raise UserError("this backbone gates itself; call the model, or pass a LocalPass as gates")
     gates.decide(head, x)

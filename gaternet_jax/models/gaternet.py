@@ -62,7 +62,7 @@ class GaterNet(nnx.Module):
             key: PRNG key of the gate noise; needed in training mode, ignored in evaluation mode.
 
         Raises:
-            ValueError: images of another shape or type, or training mode without a key.
+            UserError: images of another shape or type, or training mode without a key.
         """
         self._check_images(images)
         with layer_keys(None if self.deterministic else key):
@@ -73,7 +73,7 @@ class GaterNet(nnx.Module):
         if not self.deterministic and key is not None:
             noise_key, mix_key, backbone_key, extractor_key = jax.random.split(key, 4)
         elif not self.deterministic and (self.gate_sites or self.backbone.stochastic):
-            raise ValueError("in training mode gates are sampled: pass key=..., or call model.eval() first")
+            raise UserError("in training mode gates are sampled: pass key=..., or call model.eval() first")
 
         if not self.gate_sites:
             no_gates = jnp.zeros((images.shape[0], 0), jnp.float32)
@@ -113,9 +113,10 @@ class GaterNet(nnx.Module):
             self.gater.auxiliary = linear(self.gater.extractor.num_features, num_classes, rngs=keys)
 
     def _check_images(self, images: jax.Array) -> None:
-        channels = self.backbone.channels
-        if images.ndim != 4 or images.shape[-1] != channels or not jnp.issubdtype(images.dtype, jnp.floating):
-            raise ValueError(
-                f"images must be normalised floats of shape [batch, height, width, {channels}]; "
-                f"got {images.dtype} {list(images.shape)}"
+        channels, shape = self.backbone.channels, getattr(images, "shape", ())
+        if len(shape) != 4 or shape[-1] != channels or not jnp.issubdtype(images.dtype, jnp.floating):
+            given = f"{images.dtype} {list(shape)}" if shape else f"a {type(images).__name__}"
+            raise UserError(
+                f"images must be normalised floats of shape [batch, height, width, {channels}]; got {given}. "
+                "`load_run(workdir).preprocess` makes them of pixels and files"
             )

@@ -14,6 +14,8 @@ from typing import Any
 import jax
 from flax import nnx
 
+from gaternet_jax.errors import UserError
+
 AFTER_SPLIT = 4  # folded in; 0 to 3 are the keys that `GaterNet` splits off
 _call: contextvars.ContextVar[tuple[jax.Array | None, Counter[int]]] = contextvars.ContextVar("call")
 
@@ -43,11 +45,11 @@ class LayerStream(nnx.RngStream):
         """Gives the next key.
 
         Raises:
-            ValueError: the model was called without a key, or the layer runs outside of the model.
+            UserError: the model was called without a key, or the layer runs outside of the model.
         """
         key, draws = _call.get((None, Counter()))
         if key is None:
-            raise ValueError("in training mode a layer draws random numbers: pass key=..., or call model.eval() first")
+            raise UserError("in training mode a layer draws random numbers: pass key=..., or call model.eval() first")
         draws[self.number] += 1
         for number in (AFTER_SPLIT, self.number, draws[self.number]):
             key = jax.random.fold_in(key, number)

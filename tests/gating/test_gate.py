@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gaternet_jax.errors import UserError
 from gaternet_jax.gating import find_sites, gate
 
 
@@ -46,7 +47,7 @@ def test_gate_can_be_mapped_and_exported():
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(maps, gates, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         gate(jnp.zeros(maps), jnp.zeros(gates), "conv1")
 
 

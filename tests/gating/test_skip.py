@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gaternet_jax.errors import UserError
 from gaternet_jax.gating import GateSite, count_macs, gate, skip_closed
 from gaternet_jax.models.functional import merge_model, split_model
 from tests.gating.foreign import foreign
@@ -230,7 +231,7 @@ def test_inputs_that_need_other_constants_are_refused():
     prepared = program.prepare(params)
     x = jnp.ones((1, 4, 3))
     np.testing.assert_allclose(program(prepared, x, jnp.ones((1, 3))), function(params, x, jnp.ones((1, 3))))
-    with pytest.raises(ValueError, match=r"shapes \[\(2, 5, 3\), \(2, 3\)\] other constants are needed"):
+    with pytest.raises(UserError, match=r"shapes \[\(2, 5, 3\), \(2, 3\)\] other constants are needed"):
         program(prepared, jnp.ones((2, 5, 3)), jnp.ones((2, 3)))
 
 
@@ -311,15 +312,32 @@ def test_gradients_pass():
     ],
 )
 def test_channels_that_do_not_exist_are_refused(keep, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         small_program().prepare(AFFINE, keep)
 
 
 def test_other_parameters_are_refused():
-    with pytest.raises(ValueError, match="differ from those that were traced: out"):
+    with pytest.raises(UserError, match=r"'out' was traced with the shape \(3, 2\); got"):
         small_program().prepare(AFFINE | {"out": jnp.ones((3, 1))})
-    with pytest.raises(ValueError, match="no gates are named"):
+    with pytest.raises(UserError, match="no gates are named"):
         small_program().prepare(AFFINE, always_open=["other"])
+    with pytest.raises(UserError, match=r"what \.prepare\(params, keep\) gave; got a dict"):
+        small_program()(AFFINE, jnp.ones((1, 2)), jnp.ones((1, 3)))
+
+
+def test_a_name_that_several_gates_have_does_not_say_which_is_meant():
+    """As where one layer stands in two places."""
+
+    def function(kernel, x, gates):
+        for place in range(2):
+            x = gate(x @ kernel, gates[:, 2 * place : 2 * place + 2], "layer")
+        return x
+
+    kernel, x, gates = jnp.array([[1.0, 2], [3, 4]]), jnp.ones((1, 2)), jnp.array([[0.0, 1, 1, 0]])
+    program = skip_closed(function, kernel, x, gates)
+    with pytest.raises(UserError, match=r"several gates are named \['layer'\]; give `keep` as a list, in the order of"):
+        program.prepare(kernel, {"layer": [1]})
+    np.testing.assert_allclose(program(program.prepare(kernel, [[1], [0]]), x, gates), function(kernel, x, gates))
 
 
 def test_explain_says_where_one_gate_meets_another():

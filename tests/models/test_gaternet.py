@@ -11,6 +11,7 @@ from flax import nnx
 
 from gaternet_jax import build_model
 from gaternet_jax.config import CHOICES
+from gaternet_jax.errors import UserError
 from gaternet_jax.gating.semhash import saturating_sigmoid
 from tests.helpers import model_config, random_model
 
@@ -212,14 +213,16 @@ def test_bfloat16_computes_near_float32_with_float32_parameters():
 
 
 def test_training_mode_without_a_key_is_refused(model):
-    with pytest.raises(ValueError, match=r"key=.*model\.eval\(\)"):
+    with pytest.raises(UserError, match=r"key=.*model\.eval\(\)"):
         model(images())
 
 
-@pytest.mark.parametrize("bad", [jnp.zeros((4, 8, 8, 1)), jnp.zeros((8, 8, 3)), jnp.zeros((4, 8, 8, 3), jnp.uint8)])
+@pytest.mark.parametrize(
+    "bad", [jnp.zeros((4, 8, 8, 1)), jnp.zeros((8, 8, 3)), jnp.zeros((4, 8, 8, 3), jnp.uint8), ["cat.png"], "cat.png"]
+)
 def test_images_of_another_shape_or_type_are_refused(model, bad):
     model.eval()
-    with pytest.raises(ValueError, match=r"normalised floats of shape \[batch, height, width, 3\]"):
+    with pytest.raises(UserError, match=r"normalised floats of shape \[batch, height, width, 3\]"):
         model(bad)
 
 
