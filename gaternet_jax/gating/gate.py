@@ -44,8 +44,8 @@ class GateSite(NamedTuple):
 
     @property
     def unit(self) -> str:
-        """Names its block: "stage2.block1" of "stage2.block1.conv2" and of "stage2.block1.branch1.conv2"."""
-        return ".".join(self.name.split(".")[:-1][:2])
+        """Names its block, or itself: "stage2.block1" of "stage2.block1.conv2" and of "stage2.block1.branch1.conv2"."""
+        return ".".join(self.name.split(".")[:-1][:2]) or self.name
 
     @property
     def stage(self) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from gaternet_jax.errors import UserError
 from gaternet_jax.nn.keys import Keys
 from gaternet_jax.nn.layers import BatchNorm, linear
 
@@ -44,6 +45,9 @@ class Gater(nnx.Module):
             in the image while it learns which gates to open; None: there is none. It has no part in prediction.
         rngs: source of the initial parameters.
 
+    Raises:
+        UserError: no gates, or no bottleneck.
+
     Example:
         >>> class Extractor(nnx.Module):
         ...     num_features = 2
@@ -66,6 +70,8 @@ class Gater(nnx.Module):
         num_classes: int | None = None,
         rngs: Keys,
     ):
+        if num_gates < 1 or bottleneck < 1:
+            raise UserError(f"num_gates={num_gates} and bottleneck={bottleneck} must be at least 1; see find_sites")
         self.extractor = extractor
         self.head = GaterHead(
             extractor.num_features, bottleneck, num_gates, batch_norm=batch_norm, initial_bias=initial_bias, rngs=rngs

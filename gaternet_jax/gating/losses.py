@@ -6,15 +6,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gaternet_jax.errors import UserError
+
 
 def gate_l1(gates: jax.Array) -> jax.Array:
-    """Gives the mean gate, ||G(x)||_1 / c (GaterNet eq. 7), of gates [B, G] in [0, 1].
+    """Gives the mean gate, ||G(x)||_1 / c (GaterNet eq. 7), of gates [B, G] in [0, 1]; 0 of a model without gates.
 
     Example:
         >>> gx.losses.gate_l1(jnp.array([[1.0, 0.0, 0.0, 1.0]]))
         Array(0.5, dtype=float32)
     """
-    return gates.mean()
+    return gates.sum() / max(gates.size, 1)
 
 
 def gate_target(gates: jax.Array, target: float, sites: Sequence[slice] | None = None) -> jax.Array:
@@ -23,8 +25,11 @@ def gate_target(gates: jax.Array, target: float, sites: Sequence[slice] | None =
     Args:
         gates: [B, G] in [0, 1].
         target: fraction of open gates, 0 to 1.
-        sites: the gates of each site, all of which have the target, and the mean distance counts; None: all gates
-            together have it.
+        sites: the gates of each site (its `GateSite.gates`), all of which have the target, and the mean distance
+            counts; None: all gates together have it.
+
+    Raises:
+        UserError: a site that none of the gates belong to.
 
     Example:
         >>> gates = jnp.array([[1.0, 1.0, 0.0, 0.0]])
@@ -32,7 +37,9 @@ def gate_target(gates: jax.Array, target: float, sites: Sequence[slice] | None =
         (Array(0., dtype=float32), Array(0.25, dtype=float32))
     """
     if sites is None:
-        return (gates.mean() - target) ** 2
+        return (gate_l1(gates) - target) ** 2
+    if outside := [site for site in sites if not gates[:, site].size]:
+        raise UserError(f"there are no gates {outside[0]} among the {gates.shape[1]} of gates {list(gates.shape)}")
     fractions = jnp.stack([gates[:, site].mean() for site in sites])
     return ((fractions - target) ** 2).mean()
 

@@ -12,6 +12,8 @@ Source: GaterNet section 3.2 and released code; Kaiser and Bengio, "Discrete Aut
 import jax
 import jax.numpy as jnp
 
+from gaternet_jax.nn.layers import at_least_float32
+
 # Released code. The sigmoid is stretched to (-0.1, 1.1) before the clip, so that gates reach exactly 0 and 1.
 STRETCH = 1.2
 SHIFT = 0.1
@@ -42,13 +44,13 @@ def binary_gates(scores: jax.Array) -> jax.Array:
 
 
 def sampled_gates(scores: jax.Array, noise_key: jax.Array, mix_key: jax.Array) -> jax.Array:
-    """Makes gates of scores float32 [B, G], in training: noisy; of each sample all binary or all real-valued in [0, 1].
+    """Makes gates of scores float32 [..., G], in training: noisy; of a sample all binary or all real-valued in [0, 1].
 
     The typed PRNG keys are those of the noise, and of the choice between binary and real-valued.
     """
     noisy = scores + jax.random.normal(noise_key, scores.shape, scores.dtype)
     values = saturating_sigmoid(noisy)
-    take_binary = jax.random.bernoulli(mix_key, 0.5, (scores.shape[0], 1))
+    take_binary = jax.random.bernoulli(mix_key, 0.5, (*scores.shape[:-1], 1))
     return jnp.where(take_binary, straight_through_threshold(values), values)
 
 
@@ -56,11 +58,12 @@ def sem_hash(scores: jax.Array, key: jax.Array | None = None) -> jax.Array:
     """Makes gates of scores: noisy ones with a key, for training; 0 or 1 without one, for evaluation.
 
     Args:
-        scores: float32 [B, G], as are the gates, in [0, 1].
+        scores: [B, G], or of one sample [G]; gates of this shape are float32, in [0, 1].
         key: typed PRNG key; see `sampled_gates`. None: see `binary_gates`.
 
     Example:
         >>> gx.sem_hash(jnp.array([[-1.0, 0.0, 2.0]]))
         Array([[0., 1., 1.]], dtype=float32)
     """
+    scores = at_least_float32(jnp.asarray(scores))  # in bfloat16 the threshold is 1/2, which a score of 0 only reaches
     return binary_gates(scores) if key is None else sampled_gates(scores, *jax.random.split(key))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gaternet_jax.errors import UserError
-from gaternet_jax.gating import find_sites, gate
+from gaternet_jax.gating import GateSite, find_sites, gate
 
 
 def plain(maps, gates):
@@ -63,6 +63,11 @@ def test_sites_are_found_by_tracing_in_their_order():
     assert [tuple(site) for site in sites] == [("first", 0, 3), ("gate1", 3, 3), ("last", 6, 2)]
     assert sites[1].gates == slice(3, 6)
     assert find_sites(lambda x: x + 1, shapes[0]) == ()
+
+
+def test_a_site_that_is_in_no_block_is_its_own():
+    names = [GateSite(name, 0, 1).unit for name in ("stage2.block1.conv2", "stage2.block1.branch1.conv2", "last")]
+    assert names == ["stage2.block1", "stage2.block1", "last"]
 
 
 def test_gates_that_are_mapped_or_looped_are_no_sites():

@@ -68,3 +68,9 @@ def test_its_loss_teaches_the_extractor():
     gater = gx.Gater(Learned(), 5, num_classes=3, rngs=nnx.Rngs(0))
     gradients = nnx.grad(loss)(gater)
     np.testing.assert_allclose(gradients["extractor"]["weight"].get_value(), gater.auxiliary.kernel[:, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("num_gates", "bottleneck"), [(0, 8), (-1, 8), (5, 0)])
+def test_a_head_without_units_is_refused(num_gates, bottleneck):
+    with pytest.raises(gx.UserError, match=f"num_gates={num_gates} and bottleneck={bottleneck} must be at least 1"):
+        gx.Gater(Extractor(), num_gates, bottleneck=bottleneck, rngs=nnx.Rngs(0))

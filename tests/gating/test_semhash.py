@@ -78,3 +78,17 @@ def test_sem_hash_samples_with_a_key_only():
     sampled = semhash.sampled_gates(scores, *jax.random.split(key))
     np.testing.assert_array_equal(semhash.sem_hash(scores, key), sampled)
     assert not np.array_equal(sampled, semhash.binary_gates(scores))
+
+
+def test_sem_hash_takes_one_sample_as_a_batch_of_one():
+    scores, keys = jnp.linspace(-2, 2, 12).reshape(4, 3), jax.random.split(jax.random.key(3), 4)
+    for gates in (jax.vmap(semhash.sem_hash)(scores, keys), jnp.stack(list(map(semhash.sem_hash, scores, keys)))):
+        expected = [semhash.sem_hash(row[None], key)[0] for row, key in zip(scores, keys, strict=True)]
+        np.testing.assert_array_equal(gates, jnp.stack(expected))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.int32])
+def test_a_score_of_zero_opens_the_gate_in_any_type(dtype):
+    gates = semhash.sem_hash(jnp.array([[-1, 0, 2]], dtype))
+    np.testing.assert_array_equal(gates, [[0, 1, 1]])
+    assert gates.dtype == jnp.float32
