@@ -189,7 +189,7 @@ def _before(plan: Plan, ref: Ref) -> str:
     while (step := plan.makers.get(ref)) is not None:
         if ref in plan.have:
             return "what is gated has the channels that another gate leaves"
-        if plan.layout(ref) is None or rule_of(step) is WHOLE:
+        if plan.layout(ref) is None or not any(rule_of(step).want(step, plan)):
             return f"what is gated comes from {step}" + (f", {plan.reasons[ref]}" if ref in plan.reasons else "")
         ref = next((operand for operand in step.inputs if not plan.is_known(operand)), step.inputs[0])
     return "what is gated is an input" if plan.layout(ref) is None or ref not in plan.makers else ""
@@ -200,7 +200,9 @@ def _after(plan: Plan, ref: Ref) -> str:
     held = {ref}
     for step in plan.program.steps:
         if held.intersection(step.inputs):
-            if not any(plan.layout(output) for output in step.outputs):
+            if step.site is not None:
+                return f"then gate {plan.program.sites[step.site].name} decides"
+            if not any(output in plan.have for output in step.outputs):
                 return f"whole again at {step}"
             held.update(step.outputs)
     return ""

@@ -118,9 +118,11 @@ def test_grouped_convolution_is_whole():
     program = skip_closed(keep_both, (k := weights(3, 3, 3, C)), jnp.zeros(MAPS), jnp.zeros((B, C)))
     x, gates = weights(*MAPS), jnp.zeros((B, C)).at[:, KEEP].set(1)
     assert_close(program(program.prepare(k, [KEEP, KEEP]), x, gates), keep_both(k, x, gates))
-    layer = program.explain().layers[0]
+    layer, (before, after) = program.explain().layers[0], program.explain().gates
     assert layer.inputs is None and layer.outputs is None
     assert layer.macs == B * 25 * 9 * 3 * C
+    assert "whole again at conv_general_dilated" in before[1]
+    assert "what is gated comes from conv_general_dilated" in after[1]
 
 
 @pytest.mark.parametrize("activation", [jax.nn.relu, jnp.cos], ids=["zeros", "constants"])

@@ -343,7 +343,7 @@ def test_a_name_that_several_gates_have_does_not_say_which_is_meant():
 def test_explain_says_where_one_gate_meets_another():
     function, state, num_gates = foreign()
     text = str(skip_closed(function, state, jnp.zeros((1, SIZE, SIZE, 3)), jnp.zeros((1, num_gates))).explain())
-    assert "gate stem: skips outputs of stem, depthwise; whole again at dot_general (foreign.py" in text
+    assert "gate stem: skips outputs of stem, depthwise; then gate depthwise decides" in text
     assert "gate depthwise: what is gated has the channels that another gate leaves; skips inputs of project" in text
     assert "gate gate3: skips outputs of left; whole again at conv_general_dilated (foreign.py" in text
 
