@@ -37,14 +37,17 @@ def _draw_map(column: Any, subject: Subject) -> list[Any]:
     x, y = of.points.T
     style = dict(s=13, linewidths=0, alpha=0.85)
     known = labels >= 0
-    axes.scatter(x[~known], y[~known], color=OFF, **style, label=None if known.any() else "class not known")
+    unknown = axes.scatter(x[~known], y[~known], color=OFF, **style)
     if len(names) <= MAX_LEGEND:
+        entries = [] if known.any() else [(unknown, "class not known")]
         for label in np.unique(labels[known]):
             colour = CLASS_COLOURS[label % len(CLASS_COLOURS)]
             marker = CLASS_MARKERS[(label + label // len(CLASS_COLOURS)) % len(CLASS_MARKERS)]
             of_class = labels == label
-            axes.scatter(x[of_class], y[of_class], color=colour, marker=marker, **style, label=names[label])
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2, handletextpad=0.2, title="class")
+            points = axes.scatter(x[of_class], y[of_class], color=colour, marker=marker, **style)
+            entries.append((points, names[label]))  # given by themselves, names may begin with "_"
+        where = dict(loc="center left", bbox_to_anchor=(1, 0.5))
+        axes.legend(*zip(*entries, strict=True), **where, markerscale=2, handletextpad=0.2, title="class")
     else:
         points = axes.scatter(x[known], y[known], c=labels[known], cmap="viridis", **style)
         column.colorbar(points, ax=axes, label="class (number)")
@@ -125,7 +128,7 @@ def _draw_information(column: Any, subject: Subject) -> list[Any]:
     axes.set(title=f"A single gate tells up to {top:.2f} bits about the class", ylabel="mutual information (bits)")
     axes.set_xlabel(UNITS_LABEL)
     name_units(axes, list(units))
-    axes.set_ylim(0, max(top, statistics.chance_information) * 1.18)
+    axes.set_ylim(0, max(top, statistics.chance_information) * 1.18 or 1)  # of a single class, 0
     axes.legend(ncols=3, loc="upper left")
     return [axes]
 

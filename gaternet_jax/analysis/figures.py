@@ -29,6 +29,8 @@ STYLE: Any = {  # typed by Matplotlib with a literal of all keys
     "legend.frameon": False,
     "legend.fontsize": 9,
     "savefig.dpi": 144,
+    "text.parse_math": False,  # names of classes may have a $
+    "svg.fonttype": "none",  # as text, for which a browser finds letters of any script
     "svg.hashsalt": "gaternet",  # the same numbers give the same file
 }
 

@@ -1,7 +1,12 @@
+import dataclasses
+from xml.etree import ElementTree
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from gaternet_jax.analysis import figures
+from gaternet_jax.analysis.class_plots import CLASS_PLOTS
 from gaternet_jax.analysis.embedding import map_images, probe_gates
 from gaternet_jax.analysis.figures import draw_figures, read_training
 from gaternet_jax.analysis.plot import Subject
@@ -49,6 +54,25 @@ def test_figures_of_two_runs_side_by_side(tmp_path, full, bare):
     assert f"right for {full.probe.accuracy:.1%} of 10 held-out images" in captions["gate_map"]
     assert "shuffled" in captions["gate_map"]
     assert captions["training"].endswith("At the end 40.0% on the evaluation split.")
+
+
+def test_names_of_classes_are_shown_as_they_are(tmp_path, full, monkeypatch):
+    monkeypatch.setattr(figures, "GATE_PLOTS", ())
+    monkeypatch.setattr(figures, "CLASS_PLOTS", figures.CLASS_PLOTS[:2])
+    names = ("_background", "$\\frac$ a", "<b> & c")
+    observations = dataclasses.replace(full.observations, class_names=names, labels=np.arange(40, dtype=np.int32) % 3)
+    drawn = {figure.svg.stem: figure.svg for figure in draw_figures(tmp_path, [subject(observations, {})])}
+    for name in ("gate_map", "class_overlap"):
+        texts = {element.text for element in ElementTree.parse(drawn[name]).iter("{http://www.w3.org/2000/svg}text")}
+        assert texts >= set(names)
+
+
+def test_a_single_class_is_drawn(tmp_path, full, monkeypatch):
+    monkeypatch.setattr(figures, "GATE_PLOTS", ())
+    monkeypatch.setattr(figures, "CLASS_PLOTS", [plot for plot in CLASS_PLOTS if plot.name == "information_by_depth"])
+    observations = dataclasses.replace(full.observations, class_names=("a",), labels=np.zeros(40, np.int32))
+    single = Subject("a run", observations, compute_statistics(observations), None, None, {})
+    assert "0.00 bits" in draw_figures(tmp_path, [single])[0].svg.read_text()
 
 
 def test_what_a_run_has_nothing_for_is_not_drawn(tmp_path, bare):
