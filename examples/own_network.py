@@ -66,7 +66,7 @@ def main(steps=600):
     model = nnx.Dict(gater=Gater(nnx.Rngs(0)), network=Network(nnx.Rngs(1)))
     model.network.eval()
     graphdef, arrays = nnx.split(model.network)
-    network = lambda arrays, images, gates: nnx.merge(graphdef, arrays)(images, gates)  # noqa: E731
+    network = lambda arrays, images, gates: nnx.merge(graphdef, arrays, copy=True)(images, gates)  # noqa: E731
     example = images[:1], np.ones((1, 160), np.float32)
     macs = gx.count_macs(network, arrays, *example)
     print("gates:", ", ".join(f"{site.name} ({site.size})" for site in gx.find_sites(network, arrays, *example)))
