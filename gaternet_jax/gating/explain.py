@@ -59,9 +59,7 @@ def _macs_within(step: Any) -> int:
         inputs, outputs = ([Ref(end.aval) for end in ends] for ends in (step.invars, step.outvars))
         return rule.macs(Step(step.primitive, step.params, tuple(inputs), tuple(outputs)))
     bodies = [sum(map(_macs_within, jaxpr.eqns)) for jaxpr in core.jaxprs_in_params(step.params)]
-    if step.primitive.name == "cond":
-        return max(bodies)
-    return step.params.get("length", 1) * sum(bodies)
+    return max(bodies) if step.primitive.name == "cond" else step.params.get("length", 1) * sum(bodies)
 
 
 class MacCount:
@@ -108,10 +106,7 @@ class MacCount:
         return float(self.dense) * self.fraction(gates)
 
     def left(self, widths: Sequence[float]) -> float:
-        """Gives the multiply-accumulates when site k keeps widths[k] channels; as `count`, of numbers.
-
-        UserError: widths that its sites cannot have.
-        """
+        """Gives the multiply-accumulates when site k keeps widths[k] of its channels; as `count`, of numbers."""
         check_widths(self.sites, widths)
         return sum(layer.macs * layer.left(widths) for layer in self.layers)
 

@@ -37,16 +37,13 @@ class Gater(nnx.Module):
     Args:
         extractor: a module with `num_features` and `features(images, key=key)`, float32 [B, num_features], as the
             backbones of this package are.
-        num_gates: of the network, see `find_sites`.
-        bottleneck: units between features and scores.
+        num_gates: of the network, see `find_sites`; UserError: none.
+        bottleneck: units between features and scores, at least one.
         batch_norm: before the bottleneck's ReLU.
         initial_bias: of the scores, before training; 3.0 opens all gates.
         num_classes: of an auxiliary classifier, a linear layer on the features; its loss teaches the extractor what is
             in the image while it learns which gates to open; None: there is none. It has no part in prediction.
         rngs: source of the initial parameters.
-
-    Raises:
-        UserError: no gates, or no bottleneck.
 
     Example:
         >>> class Extractor(nnx.Module):

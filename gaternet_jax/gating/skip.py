@@ -65,9 +65,11 @@ class SkipClosed:
         _check_names(always_open, names)
         trees = shaped(params), self._params
         given, traced = ({path: leaf.shape for path, leaf in leaves_of(tree).items()} for tree in trees)
-        for path in [path for path in given | traced if given.get(path) != traced.get(path)]:
-            was = f"parameter '{path}' was traced with the shape {traced.get(path)}; got {given.get(path)}"
-            raise UserError(f"{was}: prepare what skip_closed was given, or call it again")
+        if differing := [path for path in given | traced if given.get(path) != traced.get(path)]:
+            shapes = f"the shape {traced.get(differing[0])}; got {given.get(differing[0])}"
+            raise UserError(
+                f"parameter '{differing[0]}' was traced with {shapes}: call skip_closed with these parameters"
+            )
         return self._prepare(params, indices, tuple(i for i, name in enumerate(names) if name in always_open))
 
     def __call__(self, prepared: Prepared, *args: Any) -> Any:

@@ -37,8 +37,6 @@ def test_gradients_pull_towards_the_target(counter):
 def test_gates_of_another_network_are_refused(counter):
     with pytest.raises(ValueError, match=r"the network has 3 gates, so that gates are \[batch, 3\]; got \[2, 4\]"):
         gx.losses.gate_macs(jnp.ones((2, 4)), counter, 0.5)
-    with pytest.raises(gx.UserError, match=r"no gates slice\(2, 4, None\) among the 2 of gates \[3, 2\]"):
-        gx.losses.gate_target(jnp.ones((3, 2)), 0.5, [slice(0, 2), slice(2, 4)])
 
 
 def test_without_gates_losses_are_numbers():
