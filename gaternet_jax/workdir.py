@@ -175,7 +175,7 @@ def load_config(workdir: str | Path) -> RunConfig:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         saved = dict(flatten(ConfigDict(content))) if isinstance(content, dict) else {}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{workdir} is not a run: it has no config.json. Give the --workdir of a training run or the --out of "
             "a conversion"

@@ -74,8 +74,10 @@ def test_calibration_comes_from_the_run(workdir, monkeypatch):
 
 
 def test_folders_without_a_run(tmp_path):
-    with pytest.raises(UserError, match=r"is not a run: it has no config.json"):
-        load_run(tmp_path)
+    (tmp_path / "a file").touch()
+    for path in (tmp_path, tmp_path / "a file", tmp_path / "nothing"):
+        with pytest.raises(UserError, match=r"is not a run: it has no config.json"):
+            load_run(path)
 
 
 def test_checkpoint_can_be_chosen(workdir):
