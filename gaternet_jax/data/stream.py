@@ -66,8 +66,8 @@ class StreamSplit(Split):
             dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(self._workers, ahead))
         iterator, left_out = iter(dataset), LeftOut(self._reader)
         with spared_children():  # workers start at the first chunk
-            first = next(iterator)
-        iterator = itertools.chain([first], iterator)
+            first = list(itertools.islice(iterator, 1))
+        iterator = itertools.chain(first, iterator)
         while parts := list(itertools.islice(iterator, per_batch)):
             batch = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
             left_out.add(batch.pop("left_out"))

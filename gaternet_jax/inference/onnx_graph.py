@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from onnx import helper, numpy_helper
 
@@ -88,5 +90,6 @@ class Graph:
 
 
 def known(array: Any) -> Value:
-    """Makes the value of an array that does not depend on the inputs."""
-    return Value(np.asarray(array), np.shape(array))
+    """Makes the value of an array that does not depend on the inputs; PRNG keys, which NumPy has not, stay JAX's."""
+    array = array if jnp.issubdtype(array.dtype, jax.dtypes.prng_key) else np.asarray(array)
+    return Value(array, array.shape)

@@ -111,6 +111,8 @@ def create_model(
         >>> sum(site.size for site in model.gate_sites)
         112
     """
+    if "backbone" in fields:
+        raise UserError(f"backbone='{fields['backbone']}' contradicts the name '{name}', which says the backbone")
     given = {"gating": gating, "num_classes": num_classes}
     return build_model(model_config(name, fields | {k: v for k, v in given.items() if v is not None}), seed)
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from flax import nnx
 from jax import lax
 
 from gaternet_jax.errors import UserError
@@ -113,6 +114,15 @@ def test_networks_without_their_closed_channels(network):
     serialized = write_onnx(lambda *args: program(prepared, *args), shapes_of(x=x, gates=gates), ["logits"])
     (out,) = run(serialized, x=x, gates=gates)
     assert_close(out, jax.jit(function)(params, x, gates), 1e-4)
+
+
+def test_a_key_of_random_numbers_may_be_captured():
+    """As of a network with Dropout; numbers drawn with it, whatever the images, are those of JAX."""
+    key, x = jax.random.key(0), weights(2, 3)
+    (unused,) = run(write_onnx(lambda x: (jax.random.split(key), nnx.relu(x))[1], shapes_of(x=x), ["y"]), x=x)
+    (drawn,) = run(write_onnx(lambda x: x + jax.random.normal(key, (1, 3)), shapes_of(x=x), ["y"]), x=x)
+    np.testing.assert_array_equal(unused, nnx.relu(x))
+    assert_close(drawn, x + jax.random.normal(key, (1, 3)))
 
 
 def test_channels_are_added_to_wide_maps_without_a_constant_beside():

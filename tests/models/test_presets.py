@@ -53,6 +53,7 @@ def test_unknown_names_are_refused_with_near_ones(name, message):
         ({"width": "8"}, "model.width='8' must be a whole number"),
         ({"gating": "some"}, "model.gating='some' must be one of none, last, all"),
         ({"num_classes": 0}, "num_classes=0"),
+        ({"backbone": "resnet20"}, "backbone='resnet20' contradicts the name 'cifar10_resnet8'"),
     ],
 )
 def test_unknown_fields_and_values_are_refused(fields, message):
