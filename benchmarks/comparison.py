@@ -19,9 +19,9 @@ import jax
 from benchmarks.ledger import FOLDER, run_and_enter
 from benchmarks.runs import Run, parse_settings
 from gaternet_jax.cli.command_line import command_line, positive
-from gaternet_jax.config import validate
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.build import abstract_model
+from gaternet_jax.validation import validate
 
 VARIANTS = ("plain", "wider", "se", "local", "gated")
 COLOURS = dict(zip(VARIANTS, ("#8da0cb", "#66a61e", "#e6ab02", "#7570b3", "#d95f02"), strict=True))

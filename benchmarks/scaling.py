@@ -36,12 +36,13 @@ import jax
 from benchmarks.hlo import find_collectives
 from benchmarks.train_step import images
 from gaternet_jax.cli.command_line import command_line, positive
-from gaternet_jax.config import default, validate
+from gaternet_jax.config import default
 from gaternet_jax.progress import progress_bar
 from gaternet_jax.training import processes as distributed
 from gaternet_jax.training.mesh import make_mesh, replicate, replicated, split_by_batch, stop_flags, to_devices
 from gaternet_jax.training.setup import make_training
 from gaternet_jax.training.step import jit_step
+from gaternet_jax.validation import validate
 
 ROOT = Path(__file__).parents[1]
 LAYOUTS = ((1, 1), (1, 2), (1, 4), (2, 1), (2, 2))  # processes, devices of each

@@ -31,7 +31,7 @@ from flax import nnx
 from benchmarks.hlo import Array, Collective, find_collectives, hbm_traffic
 from benchmarks.tpu import CHIPS, Chip, check_memory, find_chip, find_config, find_devices, memory_of, table
 from gaternet_jax.cli.command_line import command_line
-from gaternet_jax.config import RunConfig, validate
+from gaternet_jax.config import RunConfig
 from gaternet_jax.gating.program import shaped
 from gaternet_jax.models.build import abstract_model
 from gaternet_jax.models.gaternet import GaterNet
@@ -43,6 +43,7 @@ from gaternet_jax.training.mesh import make_mesh
 from gaternet_jax.training.optimizer import learning_rate_schedule
 from gaternet_jax.training.setup import make_training
 from gaternet_jax.training.step import jit_step
+from gaternet_jax.validation import validate
 
 TRAIN_IMAGES = 1_281_167  # of ImageNet; only the learning rate's schedule depends on it
 CIFAR_IMAGES = 50_000

@@ -22,11 +22,12 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from gaternet_jax.config import INITIAL_ONLY, MAY_CHANGE, RunConfig, check_fields, default, flatten, identify
+from gaternet_jax.config import INITIAL_ONLY, MAY_CHANGE, RunConfig, default, flatten, identify
 from gaternet_jax.data.record import DatasetRecord, number_classes
 from gaternet_jax.errors import UserError
 from gaternet_jax.files import locked, write_file
 from gaternet_jax.older import bring_up_to_date
+from gaternet_jax.validation import check_fields
 
 REPLACED = ".replaced"  # ends the name of a checkpoint that gives way to a new one of its step, until that is written
 BUCKETS = (("gs",), ("s3",), ("az",), ("hf",))  # folders of / that etils.epath, which Orbax uses, takes for buckets

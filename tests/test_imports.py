@@ -10,7 +10,7 @@ import pytest
 import gaternet_jax
 
 ROOT = Path(gaternet_jax.__file__).parent
-BASE = ("errors", "files", "paths", "progress", "signals", "fields", "config", "older")
+BASE = ("errors", "files", "paths", "progress", "signals", "fields", "config", "validation", "older")
 # Each imports from itself and from those before it.
 ORDER = (
     "base",

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from gaternet_jax import load_model
+from gaternet_jax.configs import cifar10
 from gaternet_jax.errors import UserError
 from gaternet_jax.tools import analyze, compact, convert, export, predict
 from gaternet_jax.training.checkpoint import Checkpoints
 from gaternet_jax.training.evaluate import evaluate
 from gaternet_jax.training.loop import train
-from gaternet_jax.workdir import check_new_folder, check_place, in_use, load_config, save_config
+from gaternet_jax.workdir import check_new_folder, check_place, in_use, load_config, load_labels, save_config
 from tests.helpers import digits_config
 
 BUCKETS = ["gs://bucket/run", "s3://bucket/run", "GS://bucket/run", "https://storage.googleapis.com/bucket/run"]
@@ -120,3 +121,28 @@ def test_checkpoints_that_are_a_file(tmp_path):
     (tmp_path / "checkpoints").write_text("")
     with pytest.raises(UserError, match="checkpoints is not a folder; choose another --workdir"):
         train(digits_config(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a\nb\n", "has 2 lines, but the model has 10 classes; write one name a line"),
+        (b"", "has 0 lines"),
+        ("\n".join("äbcdefghij").encode("latin-1"), "cannot be read as text in UTF-8: .*; write the classes again"),
+        ("\n".join("äbcdefghij").encode("utf-16"), "cannot be read as text in UTF-8"),
+    ],
+)
+def test_class_names_that_do_not_fit(tmp_path, content, message):
+    save_config(cifar10.get_config(), [], tmp_path)
+    (tmp_path / "labels.txt").write_bytes(content)
+    with pytest.raises(UserError, match=f"labels.txt {message}"):
+        load_labels(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["\n".join("äbcdefghij"), "\ufeff" + "\r\n".join("äbcdefghij") + "\r\n"])
+def test_class_names_that_an_editor_wrote(tmp_path, content):
+    save_config(cifar10.get_config(), [], tmp_path)
+    (tmp_path / "labels.txt").write_bytes(content.encode())
+    assert load_labels(tmp_path) == list("äbcdefghij")
+    save_config(cifar10.get_config(), ["\u2028", *"bcdefghi", ""], tmp_path)
+    assert load_labels(tmp_path) == ["\u2028", *"bcdefghi", ""]

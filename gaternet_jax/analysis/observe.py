@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from gaternet_jax.analysis.image_source import Source, split_source
-from gaternet_jax.config import RunConfig, validate
+from gaternet_jax.config import RunConfig
 from gaternet_jax.data.preprocess import normalize
 from gaternet_jax.errors import UserError
 from gaternet_jax.gating import GateSite
@@ -22,6 +22,7 @@ from gaternet_jax.models.mac_counter import MacCounter
 from gaternet_jax.progress import progress_bar
 from gaternet_jax.training.checkpoint import load_model
 from gaternet_jax.training.mesh import make_mesh, replicate, split_by_batch
+from gaternet_jax.validation import validate
 from gaternet_jax.workdir import load_config, load_labels, local_folder
 
 MAX_SIDE = 96  # pixels of a thumbnail

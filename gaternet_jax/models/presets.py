@@ -9,11 +9,12 @@ import difflib
 import fnmatch
 from typing import Any
 
-from gaternet_jax.config import ModelConfig, check_fields, default
+from gaternet_jax.config import ModelConfig, default
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.build import build_model
 from gaternet_jax.models.gaternet import GaterNet
 from gaternet_jax.models.registry import family_of, is_backbone, known_backbones
+from gaternet_jax.validation import check_fields
 
 _RESNET18 = {"extractor": "resnet18", "bottleneck": 256}  # the paper's extractor; 256 follows from its parameters
 

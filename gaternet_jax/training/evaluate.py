@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gaternet_jax.config import INITIAL_ONLY, MAY_OVERRIDE, RunConfig, flatten, for_evaluation
+from gaternet_jax.config import INITIAL_ONLY, MAY_OVERRIDE, RunConfig, flatten
 from gaternet_jax.data.batches import Split
 from gaternet_jax.data.splits import open_run_split
 from gaternet_jax.errors import UserError
@@ -29,6 +29,7 @@ from gaternet_jax.training.mesh import (
     to_devices,
 )
 from gaternet_jax.training.step import make_eval_step, with_images
+from gaternet_jax.validation import for_evaluation
 from gaternet_jax.workdir import load_config, load_dataset
 
 HARDLY_ANY = 0.01  # of the gates; assumed

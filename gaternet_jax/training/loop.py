@@ -3,12 +3,13 @@
 import contextlib
 from pathlib import Path
 
-from gaternet_jax.config import RunConfig, validate
+from gaternet_jax.config import RunConfig
 from gaternet_jax.signals import Interrupted
 from gaternet_jax.training.mesh import make_mesh, require_jit
 from gaternet_jax.training.processes import is_primary
 from gaternet_jax.training.session import Session
 from gaternet_jax.training.setup import open_session
+from gaternet_jax.validation import validate
 from gaternet_jax.workdir import check_place, mark_finished
 
 

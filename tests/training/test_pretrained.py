@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.ledger import difference
-from gaternet_jax.config import default, validate
+from gaternet_jax.config import default
 from gaternet_jax.errors import UserError
 from gaternet_jax.models.functional import split_model
 from gaternet_jax.models.mac_counter import MacCounter
@@ -15,6 +15,7 @@ from gaternet_jax.training.optimizer import make_optimizer
 from gaternet_jax.training.pretrained import freeze_gater, initialize, load_extractor, load_parts
 from gaternet_jax.training.state import init_state
 from gaternet_jax.training.step import make_train_step
+from gaternet_jax.validation import validate
 from gaternet_jax.workdir import check_workdir, load_config, save_config
 from tests.helpers import digits_config, random_model, save_random_model
 
