@@ -89,7 +89,7 @@ class MacCount:
         cuts = [(layer.inputs, layer.outputs) for layer in self.layers]
         opened = jnp.stack([gates[:, site.gates].astype(jnp.float32).sum(-1) for site in self.sites], -1)
         inputs, outputs = (self._present(own, opened) for own in zip(*cuts, strict=True))
-        share = np.array([[layer.macs / self.dense for layer in self.layers]], np.float32)
+        share = jnp.array([[layer.macs / self.dense for layer in self.layers]], jnp.float32)
         return 1 - (share * (1 - inputs * outputs)).sum(-1)
 
     @staticmethod

@@ -218,7 +218,7 @@ def _scatter(graph: Graph, step: Step, wide: Ref, index: Ref, narrow: Ref) -> Te
     if step.name == "scatter":
         if isinstance(before, str):
             _refuse(step, "maps that are not known")
-        before = np.where(np.expand_dims(ones.any(0), [order[0], *order[2:]]), 0, before)
+        before = np.where(np.expand_dims(ones.any(0), (order[0], *order[2:])), 0, before)
         if not before.any():
             return tensor
     return graph.node("Add", before, tensor)
